@@ -1,0 +1,19 @@
+"""Fetch the data set, check it and decode it."""
+
+from pathlib import Path
+
+from convae.datasets.download import download
+from convae.params import Params
+from convae.tracking.runs import Run
+from convae.tracking.stage import run_stage
+
+
+def main(params: Params, run: Run) -> None:
+    """data/raw/<dataset>: decoded arrays, or for a folder of images the list of its files."""
+    source = download(params.data, Path("data/raw") / params.data.dataset, Path("data/downloads"))
+    run.log_tags({"source": source})
+    print(f"{params.data.dataset} from {source}")
+
+
+if __name__ == "__main__":
+    run_stage("download", main)

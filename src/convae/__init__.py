@@ -1,0 +1,17 @@
+"""Convolutional autoencoders: learn filters from images without labels, then reuse them."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convae.encoder import Encoder, load_encoder
+
+__all__ = ["Encoder", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that `import convae` does not wait for torch.
+    if name in __all__:
+        from convae import encoder
+
+        return getattr(encoder, name)
+    raise AttributeError(f"module 'convae' has no attribute {name!r}")

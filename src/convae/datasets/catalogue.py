@@ -1,0 +1,162 @@
+"""What is known about each data set before anything is downloaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from convae.params import DataParams
+
+SPLITS = ("train", "test", "unlabelled")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A public data set of small images.
+
+    Attributes:
+        reader: which function of `convae.datasets.readers` decodes the archives.
+        shape: channels, height and width of every image.
+        classes: names of the labels 0, 1, ...
+        images: number of images in each split.
+        archives: MD5 of each file that the mirrors offer, as torchvision publishes it.
+        mirrors: addresses to which a file's name is appended, in the order in which they are tried.
+        system_folder, package: where Debian installs the files, and with which package.
+        sha256: `convae.files.array_sha256` of the decoded arrays, such as `train_images`.
+    """
+
+    reader: Literal["idx", "cifar10", "cifar100", "svhn", "stl10", "digits"]
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    images: Mapping[str, int]
+    archives: Mapping[str, str] = field(default_factory=dict)
+    mirrors: tuple[str, ...] = ()
+    system_folder: str | None = None
+    package: str | None = None
+    # Empty where the archives could not be had when this was written: there their MD5 is the only check.
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+_DIGITS = tuple("0123456789")
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+CATALOGUE: Mapping[str, Dataset] = {
+    "fashion_mnist": Dataset(
+        reader="idx",
+        shape=(1, 28, 28),
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        images={"train": 60_000, "test": 10_000},
+        archives={
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+        mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        system_folder="/usr/share/datasets/fashion-mnist",
+        package="dataset-fashion-mnist",
+        sha256={
+            "train_images": "3dbeb60b0f7b70ce3ca1b55f3fec5937708c25b90946a4367dcafc355ab6fc65",
+            "train_labels": "360b383018792831520c7d2fd5b0144cf724933ddf4ed2b8ca90f0895998d38f",
+            "test_images": "c8d929f04cc5b986db9fde49c8c4083820e5ff1046eec1d5349a91cf82484144",
+            "test_labels": "ae0afadfdcca7255b6c3143fb81841cba2fd58668dae7fd71cb83aa3c406b824",
+        },
+    ),
+    "mnist": Dataset(
+        reader="idx",
+        shape=(1, 28, 28),
+        classes=_DIGITS,
+        images={"train": 60_000, "test": 10_000},
+        archives={
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+    ),
+    "kmnist": Dataset(
+        reader="idx",
+        shape=(1, 28, 28),
+        classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        images={"train": 60_000, "test": 10_000},
+        archives={
+            "train-images-idx3-ubyte.gz": "bdb82020997e1d708af4cf47b453dcf7",
+            "train-labels-idx1-ubyte.gz": "e144d726b3acfaa3e44228e80efcd344",
+            "t10k-images-idx3-ubyte.gz": "5c965bf0a639b31b8f53240b1b52f4d7",
+            "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
+        },
+        mirrors=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
+    ),
+    "cifar10": Dataset(
+        reader="cifar10",
+        shape=(3, 32, 32),
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        images={"train": 50_000, "test": 10_000},
+        archives={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+        mirrors=("https://www.cs.toronto.edu/~kriz/",),
+    ),
+    "cifar100": Dataset(
+        reader="cifar100",
+        shape=(3, 32, 32),
+        classes=tuple(_CIFAR100.split()),
+        images={"train": 50_000, "test": 10_000},
+        archives={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
+        mirrors=("https://www.cs.toronto.edu/~kriz/",),
+    ),
+    "svhn": Dataset(
+        reader="svhn",
+        shape=(3, 32, 32),
+        classes=_DIGITS,
+        images={"train": 73_257, "test": 26_032},
+        archives={
+            "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+            "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+        },
+        mirrors=("http://ufldl.stanford.edu/housenumbers/",),
+    ),
+    "stl10": Dataset(
+        reader="stl10",
+        shape=(3, 96, 96),
+        classes=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
+        images={"train": 5_000, "test": 8_000, "unlabelled": 100_000},
+        archives={"stl10_binary.tar.gz": "91f7769df0f17e558f3565bffb0c7dfb"},
+        mirrors=("http://ai.stanford.edu/~acoates/stl10/",),
+    ),
+    "digits": Dataset(
+        reader="digits",
+        shape=(1, 8, 8),
+        classes=_DIGITS,
+        images={"train": 1_797},
+        sha256={
+            "train_images": "444f8f02117050d768476852fc9f33c597364446af0ab5136a8d524045a84bc4",
+            "train_labels": "76bff3ae86fcdf6a3fe449398992fead9d3d4f3edacc86308efa76a8a5db1e2b",
+        },
+    ),
+}
+
+
+def image_shape(data: DataParams) -> tuple[int, int, int]:
+    """Channels, height and width of the images that `prepare` writes."""
+    if data.dataset == "image_folder":
+        assert data.image_size is not None  # DataParams refuses an image folder without a size
+        return (1 if data.color == "grey" else 3, *data.image_size)
+    return CATALOGUE[data.dataset].shape

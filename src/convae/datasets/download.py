@@ -1,0 +1,87 @@
+"""The first stage: images come here, whichever way, and leave the same bytes."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from convae.datasets.catalogue import CATALOGUE, Dataset
+from convae.datasets.image_folder import list_images
+from convae.datasets.listing import write_listing
+from convae.datasets.readers import read
+from convae.datasets.sources import Files, sources
+from convae.errors import ConvaeError
+from convae.files import array_sha256, new_folder, row_chunks
+from convae.params import DataParams
+
+
+def download(data: DataParams, output: Path, downloads: Path) -> str:
+    """Write the folder `output`, from the first source that serves.
+
+    A data set of the catalogue becomes `{train,test,unlabelled}_{images,labels}.npy`, as far as it has them:
+    images `uint8 [N, C, H, W]` and labels `int64 [N]`. Of an image folder, whose files stay where they are,
+    `files.csv` lists the pictures (part, class, path relative to the root, bytes, SHA-256) and `rejected.csv`
+    the other files with their reason.
+
+    Args:
+        data: which images.
+        output: `data/raw/<dataset>`; replaced as a whole, or left as it was where an error occurs.
+        downloads: `data/downloads`, where archives are kept for the next time.
+
+    Returns:
+        The source that served. It is for the log: the output does not depend on it.
+
+    Raises:
+        ConvaeError: no source serves, or the image folder cannot be used.
+    """
+    root = Path(data.root)
+    with new_folder(output) as folder:
+        if data.dataset == "image_folder":
+            write_listing(folder, *list_images(root))
+            return f"data.root = {root}"
+        return _from_first_source(data.dataset, CATALOGUE[data.dataset], root, downloads / data.dataset, folder)
+
+
+def _from_first_source(name: str, dataset: Dataset, root: Path, downloads: Path, folder: Path) -> str:
+    scratch = folder / "unpacked"
+    scratch.mkdir()
+    failures = []
+    for source, find in sources(name, dataset, root, downloads, scratch).items():
+        try:
+            _write_arrays(dataset, find(), scratch, folder)
+        except (ConvaeError, OSError) as error:
+            failures.append(f"{source}: {error}")
+            print(failures[-1], file=sys.stderr, flush=True)
+        else:
+            shutil.rmtree(scratch)
+            return source
+    remedies = [f"put {', '.join(dataset.archives)} into {root} or set data.root to their folder"]
+    if dataset.package:
+        remedies.append(f"apt-get install {dataset.package}")
+    remedies.append("set data.dataset to digits, which needs no download")
+    lines = [
+        f"data.dataset = {name}: no source could serve it",
+        *failures,
+        f"What helps: {'; or '.join(remedies)}",
+    ]
+    raise ConvaeError("\n  ".join(lines))
+
+
+def _write_arrays(dataset: Dataset, files: Files, scratch: Path, folder: Path) -> None:
+    for split, images, labels in read(dataset, files, scratch):
+        _write_array(folder, f"{split}_images", images, dataset.sha256)
+        if labels is not None:
+            _write_array(folder, f"{split}_labels", labels, dataset.sha256)
+
+
+def _write_array(folder: Path, name: str, array: np.ndarray, sha256: Mapping[str, str]) -> None:
+    """Check `array` against the catalogue's hash, where it has one, and copy it in pieces."""
+    if sha256 and array_sha256(array) != sha256[name]:
+        raise ConvaeError(f"{name.replace('_', ' ')} are not those that the catalogue knows (SHA-256 differs)")
+    target = open_memmap(folder / f"{name}.npy", mode="w+", dtype=array.dtype, shape=array.shape)
+    for rows in row_chunks(array):
+        target[rows] = array[rows]
+    target.flush()

@@ -1,0 +1,178 @@
+"""A folder of somebody's pictures: which files belong to it, in which part and class, and which do not.
+
+    train/<class>/<image>         or, without labels, train/<image>
+    validation/<class>/<image>    optional
+    test/<class>/<image>          optional
+
+Without `train/`, the folder itself is the training part, less `validation/` and `test/`. Hidden files are
+ignored.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from convae.errors import ConvaeError
+
+PARTS = ("train", "validation", "test")
+LAYOUT = "expected are train/<class>/<image> or, without labels, train/<image>; likewise validation/ and test/"
+MOST_BYTES = 1 << 30  # a file is read whole, so that its hash and its pixels are surely of the same bytes
+
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+Place = tuple[str, str]
+"""Part and class; the class is '' for a picture without a label."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One picture: its part, class ('' without labels), path relative to the root, size and SHA-256."""
+
+    part: str
+    label: str
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that is not used, and why; `path` has unprintable characters escaped."""
+
+    path: str
+    reason: str
+
+
+class UnusableError(Exception):
+    """Why one file is rejected."""
+
+
+def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
+    """List the pictures under `root` by part, class and name, sorted bytewise, and the files that are none.
+
+    A picture is recognised by its first bytes; whether it can be decoded shows in `prepare`.
+
+    Raises:
+        ConvaeError: there is no picture, or the layout leaves open which part or class a picture belongs to.
+    """
+    if not root.is_dir():
+        raise ConvaeError(f"data.root = {root}: no such folder; {LAYOUT}")
+    files, rejected = [], []
+    candidates, places = _candidates(root)
+    for place, path in tqdm(candidates, desc="hash", unit="file"):
+        try:
+            files.append(_image_file(root, place, path))
+        except UnusableError as error:
+            rejected.append(Rejected(printable(path), str(error)))
+    _check_layout(root, places, files)
+    return files, rejected
+
+
+def classes_of(files: Sequence[ImageFile]) -> tuple[str, ...]:
+    """Class names of the training part, sorted bytewise; none where there are no labels."""
+    return tuple(sorted({file.label for file in files if file.part == "train" and file.label}))
+
+
+def printable(text: str) -> str:
+    """`text` on one line of valid UTF-8: control characters and undecodable bytes are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
+    """All files by place with their relative paths, and the places for which there is a folder."""
+    candidates, places = [], []
+    for part, folder in _part_folders(root).items():
+        places.append((part, ""))
+        for entry in _entries(folder):
+            path = Path(entry.path).relative_to(root).as_posix()
+            if not entry.is_dir(follow_symlinks=False):
+                candidates.append(((part, ""), path))
+            elif folder != root or entry.name not in PARTS:
+                if not _is_clean(entry.name):
+                    raise ConvaeError(f"{printable(entry.path)}: class names must be UTF-8 without control characters")
+                places.append((part, entry.name))
+                candidates += [((part, entry.name), f"{path}/{inner.name}") for inner in _entries(Path(entry.path))]
+    return candidates, places
+
+
+def _part_folders(root: Path) -> dict[str, Path]:
+    folders = {part: root / part for part in PARTS if (root / part).is_dir()}
+    for folder in folders.values():
+        if folder.is_symlink():
+            raise ConvaeError(f"{folder}: links to folders are not followed; set data.root to the real folder")
+    if "train" in folders:
+        for entry in _entries(root):
+            if entry.is_dir() and entry.name not in PARTS:
+                raise ConvaeError(f"{printable(entry.path)}: only validation/ and test/ may stand beside train/")
+    return {"train": root} | folders
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
+
+
+def _is_clean(name: str) -> bool:
+    """Valid UTF-8 (what is not arrives as lone surrogates) and no control characters."""
+    return not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name)
+
+
+def _image_file(root: Path, place: Place, path: str) -> ImageFile:
+    """Look at one candidate without following it out of `root` and without opening what is not a file."""
+    if not _is_clean(path):
+        raise UnusableError("the name is not UTF-8 or holds control characters")
+    file = root / path
+    try:
+        if not file.resolve(strict=True).is_relative_to(root.resolve()):
+            raise UnusableError("a symbolic link that leads out of data.root")
+        status = file.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UnusableError(
+                "a link to a folder, not followed" if file.is_symlink() else "a folder inside a class folder"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise UnusableError("not a regular file")
+        return ImageFile(*place, path, status.st_size, _image_sha256(file, status.st_size))
+    except (OSError, RuntimeError) as error:  # RuntimeError: Python 3.11 and 3.12 on links in a circle
+        reason = error.strerror if isinstance(error, OSError) else "a symbolic link in a circle"
+        raise UnusableError(f"cannot be read: {reason}") from None
+
+
+def _image_sha256(file: Path, size: int) -> str:
+    if size == 0:
+        raise UnusableError("empty file")
+    if size > MOST_BYTES:
+        raise UnusableError(f"{size} bytes; at most {MOST_BYTES} are read")
+    with file.open("rb") as stream:
+        head = stream.read(16)
+        if not (head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")):
+            raise UnusableError("not a PNG, JPEG, WebP, BMP or TIFF image")
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_layout(root: Path, places: Sequence[Place], files: Sequence[ImageFile]) -> None:
+    labels: dict[str, set[str]] = {part: set() for part, _ in places}
+    for file in files:
+        labels[file.part].add(file.label)
+    for part, label in places:
+        if not labels[part]:
+            raise ConvaeError(f"data.root = {root}: no image in the {part} part; {LAYOUT}")
+        if label and label not in labels[part]:
+            raise ConvaeError(f"data.root = {root}: class folder '{label}' of the {part} part has no image in it")
+        if "" in labels[part] and len(labels[part]) > 1:
+            raise ConvaeError(f"data.root = {root}: the {part} part has images both inside and beside class folders")
+    for part, found in labels.items():
+        unknown = sorted(found - labels["train"])
+        if unknown:
+            what = f"class '{unknown[0]}'" if unknown[0] else "images without class folders"
+            known = ", ".join(sorted(labels["train"] - {""})) or "no class folders"
+            raise ConvaeError(f"data.root = {root}: the {part} part has {what}, the training part {known}")
+    if len(labels["train"] - {""}) == 1:
+        only = next(iter(labels["train"]))
+        raise ConvaeError(f"data.root = {root}: '{only}' is the only class; two are needed, or no class folders at all")

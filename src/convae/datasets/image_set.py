@@ -1,0 +1,99 @@
+"""The image set: images, labels and a description in one folder of memory-mapped files."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from convae.errors import ConvaeError
+from convae.files import array_sha256, read_json, row_chunks, write_json
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images `uint8 [N, C, H, W]` and, where known, labels `int64 [N]` that index `classes`."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ImageSet":
+        """Open the image set in `folder` without reading its images into memory.
+
+        Raises:
+            ConvaeError: something is missing, or images, labels and description do not belong together.
+        """
+        try:
+            description = read_json(folder / "description.json")
+            # Copy on write: torch refuses read-only memory, and nothing written here reaches the disk.
+            images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
+            labels_file = folder / "labels.npy"
+            labels = np.load(labels_file, allow_pickle=False) if labels_file.exists() else None
+        except (OSError, ValueError) as error:
+            raise ConvaeError(f"{folder}: not a readable image set ({error}); rerun `dvc repro prepare`") from None
+        if list(images.shape) != description["shape"] or (labels is not None and len(labels) != len(images)):
+            raise ConvaeError(f"{folder}: images, labels and description differ in size; rerun `dvc repro prepare`")
+        return cls(images, labels, tuple(description["classes"]), description["sha256"])
+
+
+def write_image_set(
+    folder: Path,
+    shape: tuple[int, int, int, int],
+    chunks: Iterable[np.ndarray],
+    labels: np.ndarray | None,
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """Write `chunks` of images (`uint8 [n, C, H, W]`, in all `shape`) one by one; memory stays flat in N.
+
+    Returns:
+        The description: shape, classes, images per class, mean and standard deviation per channel in [0, 1],
+        SHA-256 of images and labels, and one over both.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    start = 0
+    for chunk in chunks:
+        images[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    assert start == len(images), f"{start} images came, {len(images)} were announced"
+    images.flush()
+    if labels is not None:
+        np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
+    description = describe(images, labels, classes)
+    write_json(folder / "description.json", description)
+    return description
+
+
+def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:
+    """What `write_image_set` returns."""
+    # How often each value occurs: exact, and without large temporaries.
+    histogram = np.zeros((images.shape[1], 256), np.int64)
+    for rows in row_chunks(images, 1 << 20):
+        for channel, values in enumerate(images[rows].swapaxes(0, 1)):
+            histogram[channel] += np.bincount(values.ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    pixels = max(1, images.size // images.shape[1])
+    mean = histogram @ levels / pixels
+    deviation = np.sqrt(np.maximum(histogram @ levels**2 / pixels - mean**2, 0))
+    hashes = {"images": array_sha256(images)}
+    counts = None
+    if labels is not None:
+        hashes["labels"] = array_sha256(labels.astype(np.int64))
+        counts = dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True))
+    return {
+        "shape": list(images.shape),
+        "classes": list(classes),
+        "images_per_class": counts,
+        "mean": [round(float(value), 6) for value in mean],
+        "standard_deviation": [round(float(value), 6) for value in deviation],
+        "hashes": hashes,
+        "sha256": array_sha256(np.frombuffer("".join(hashes.values()).encode(), np.uint8)),
+    }

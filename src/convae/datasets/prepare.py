@@ -1,0 +1,154 @@
+"""The second stage: raw images become image sets for training, validation and test."""
+
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from convae.datasets.catalogue import CATALOGUE, Dataset, image_shape
+from convae.datasets.decoding import decode_files
+from convae.datasets.duplicates import find_duplicates
+from convae.datasets.image_folder import PARTS, Rejected, classes_of, printable
+from convae.datasets.image_set import write_image_set
+from convae.datasets.listing import read_listing
+from convae.datasets.splits import Part, hold_out
+from convae.errors import ConvaeError
+from convae.files import CHUNK_BYTES, new_folder, write_json
+from convae.params import DataParams
+
+
+def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, Any]:
+    """Write the image sets `train`, `validation`, `test` and `unlabelled` (maybe of no images) into `output`.
+
+    What the data set does not divide itself is held out of its training images, stratified, drawn by `seed`.
+    In the image sets of an image folder, `paths.txt` has the images' paths relative to its root, one a line.
+
+    Args:
+        data: which images, and how they are divided.
+        seed: determines the draw.
+        raw: what `download` wrote.
+        output: `data/prepared`; replaced as a whole, or left as it was where an error occurs.
+
+    Returns:
+        What `output/description.json` says: see `_summary`.
+
+    Raises:
+        ConvaeError: the images cannot be divided as asked, or too many files are unreadable.
+    """
+    with new_folder(output) as folder:
+        rejected: list[Rejected] = []
+        if data.dataset == "image_folder":
+            given, classes, rejected = _from_folder(data, raw, folder / "decoded")
+        else:
+            given, classes = _from_arrays(CATALOGUE[data.dataset], raw), CATALOGUE[data.dataset].classes
+        parts = _divide(given, classes, data, seed)
+        descriptions = {name: _write_part(folder / name, part, classes) for name, part in parts.items()}
+        shutil.rmtree(folder / "decoded", ignore_errors=True)
+        images = {name: np.load(folder / name / "images.npy", mmap_mode="r") for name in parts}
+        summary = {
+            "dataset": data.dataset,
+            "shape": list(image_shape(data)),
+            "classes": list(classes),
+            "parts": _summary(descriptions, given),
+            "rejected": [asdict(file) for file in rejected],
+            "duplicates": find_duplicates(images.pop("test"), images),
+        }
+        write_json(folder / "description.json", summary)
+    return summary
+
+
+def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[str]) -> dict[str, Any]:
+    """Of each part: number of images, whether it was given, and the essentials of its description."""
+    kept = ("images_per_class", "mean", "standard_deviation", "sha256")
+    return {
+        name: {
+            "images": description["shape"][0],
+            "origin": "given" if name in given else "held out" if description["shape"][0] else "none",
+            **{key: description[key] for key in kept},
+        }
+        for name, description in descriptions.items()
+    }
+
+
+def _from_arrays(dataset: Dataset, raw: Path) -> dict[str, Part]:
+    parts = {}
+    for split, count in dataset.images.items():
+        try:
+            images = np.load(raw / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
+            unlabelled = split == "unlabelled"
+            labels = None if unlabelled else np.load(raw / f"{split}_labels.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ConvaeError(f"{raw}: not what download writes ({error}); rerun `dvc repro download`") from None
+        parts[split] = Part(images, labels, np.arange(count))
+    return parts
+
+
+def _from_folder(data: DataParams, raw: Path, scratch: Path) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected]]:
+    """Decode what `raw` lists into arrays in `scratch`."""
+    files, rejected = read_listing(raw)
+    classes = classes_of(files)
+    scratch.mkdir()
+    parts = {}
+    for name in PARTS:
+        chosen = [file for file in files if file.part == name]
+        if not chosen:
+            continue
+        shape = (len(chosen), *image_shape(data))
+        images = open_memmap(scratch / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
+        refused = decode_files(Path(data.root), chosen, images)
+        rejected += [Rejected(printable(chosen[row].path), reason) for row, reason in refused.items()]
+        labels = np.array([classes.index(file.label) for file in chosen]) if classes else None
+        index = np.setdiff1d(np.arange(len(chosen)), list(refused))
+        parts[name] = Part(images, labels, index, [file.path for file in chosen])
+    _check_folder(data, parts, classes, rejected)
+    return parts, classes, rejected
+
+
+def _check_folder(
+    data: DataParams, parts: Mapping[str, Part], classes: Sequence[str], rejected: Sequence[Rejected]
+) -> None:
+    """Not too many files were rejected, and no class or part with them."""
+    if len(rejected) > data.max_rejected:
+        first = [f"{file.path} ({file.reason})" for file in rejected[:3]] + ["..."] * (len(rejected) > 3)
+        raise ConvaeError(
+            f"data.max_rejected = {data.max_rejected}: {len(rejected)} files in {data.root} cannot be used: "
+            + "; ".join(first)
+        )
+    for name, part in parts.items():
+        if not len(part.index):
+            raise ConvaeError(f"data.root = {data.root}: no image of the {name} part can be read")
+        if part.labels is not None:
+            for label in np.setdiff1d(part.labels, part.labels[part.index]):
+                what = f"class '{classes[label]}' in the {name} part"
+                raise ConvaeError(f"data.root = {data.root}: no image of {what} can be read")
+
+
+def _divide(given: Mapping[str, Part], classes: Sequence[str], data: DataParams, seed: int) -> dict[str, Part]:
+    """Hold out of the training images the test and validation parts that are not given."""
+    parts = dict(given)
+    for name, size in (("test", data.test_size), ("validation", data.validation_size)):
+        if name not in parts:
+            parts["train"], parts[name] = hold_out(parts["train"], classes, size, seed, f"data.{name}_size")
+    nothing = Part(np.empty((0, *image_shape(data)), np.uint8), None, np.empty(0, np.int64))
+    return {name: parts.get(name, nothing) for name in (*PARTS, "unlabelled")}
+
+
+def _write_part(folder: Path, part: Part, classes: Sequence[str]) -> dict[str, Any]:
+    labels = None if part.labels is None else part.labels[part.index]
+    shape = (len(part.index), *part.images.shape[1:])
+    description = write_image_set(folder, shape, _chunks(part), labels, () if labels is None else classes)
+    if part.paths:
+        lines = "".join(f"{part.paths[row]}\n" for row in part.index)
+        (folder / "paths.txt").write_text(lines, "utf-8", newline="\n")
+    return description
+
+
+def _chunks(part: Part) -> Iterator[np.ndarray]:
+    """The images of a part, a few at a time."""
+    step = max(1, CHUNK_BYTES // max(1, part.images[:1].nbytes))
+    for start in range(0, len(part.index), step):
+        yield part.images[part.index[start : start + step]]

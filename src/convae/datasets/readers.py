@@ -1,0 +1,185 @@
+"""Archives decoded to arrays, split by split: images `uint8 [N, C, H, W]` and labels `int64 [N]`."""
+
+import gzip
+import hashlib
+import math
+import shutil
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from convae.datasets.catalogue import Dataset
+from convae.errors import ConvaeError
+
+Split = tuple[str, np.ndarray, np.ndarray | None]
+_UINT8 = 0x08  # IDX type code
+_IDX_PREFIX = {"train": "train", "test": "t10k"}
+
+
+def read(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
+    """Decode the archives of `dataset`, given by name in `files`.
+
+    `scratch` is an empty folder for what has to be unpacked; the arrays may be memory-mapped from there.
+
+    Yields:
+        Name of the split, images and labels (None for unlabelled images).
+
+    Raises:
+        ConvaeError: an archive is damaged, or is not the one that the catalogue describes.
+    """
+    if not dataset.sha256:
+        for name, path in files.items():
+            check_md5(path, dataset.archives[name])
+    for split, images, labels in _decode(dataset, files, scratch):
+        expected = (dataset.images[split], *dataset.shape)
+        if images.dtype != np.uint8 or images.shape != expected:
+            raise ConvaeError(f"the {split} images are {images.dtype} {images.shape}, expected uint8 {expected}")
+        if labels is not None:
+            _check_labels(split, labels, expected[0], len(dataset.classes))
+        yield split, images, labels
+
+
+def check_md5(path: Path, expected: str) -> None:
+    """Compare a file with its published MD5.
+
+    Raises:
+        ConvaeError: they differ.
+    """
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "md5").hexdigest()
+    if found != expected:
+        raise ConvaeError(f"{path.name} has MD5 {found}, published is {expected}")
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an IDX file, gzipped or not, that must hold `uint8` of `shape`.
+
+    The format: http://yann.lecun.com/exdb/mnist/. Never more than the expected size is decompressed.
+
+    Raises:
+        ConvaeError: damaged, not IDX, or of another type, shape or length.
+    """
+    with path.open("rb") as plain:
+        compressed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        try:
+            with gzip.open(plain) if compressed else plain as stream:
+                found = stream.read(4 + 4 * len(shape))
+                _check_idx_header(path, found, shape)
+                content = stream.read(math.prod(shape) + 1)
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise ConvaeError(f"{path.name}: damaged gzip file ({error})") from None
+    if len(content) != math.prod(shape):
+        size = "more" if len(content) > math.prod(shape) else f"only {len(content)}"
+        raise ConvaeError(f"{path.name}: {math.prod(shape)} bytes should follow the IDX header, {size} do")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _check_idx_header(path: Path, header: bytes, shape: tuple[int, ...]) -> None:
+    magic = bytes([0, 0, _UINT8, len(shape)])
+    if header[:4] != magic:
+        raise ConvaeError(
+            f"{path.name}: begins with 0x{header[:4].hex()}, an IDX file of this kind with 0x{magic.hex()}"
+        )
+    if header[4:] != struct.pack(f">{len(shape)}I", *shape):
+        sizes = struct.unpack(f">{len(header[4:]) // 4}I", header[4 : len(header) // 4 * 4])
+        raise ConvaeError(f"{path.name}: the IDX header says {sizes}, expected {shape}")
+
+
+def _check_labels(split: str, labels: np.ndarray, count: int, classes: int) -> None:
+    if labels.dtype != np.int64 or labels.shape != (count,):
+        raise ConvaeError(f"the {split} labels are {labels.dtype} {labels.shape}, expected int64 ({count},)")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ConvaeError(f"the {split} labels are {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+
+
+def _decode(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
+    match dataset.reader:
+        case "idx":
+            return _idx(dataset, files)
+        case "cifar10" | "cifar100":
+            return _cifar(dataset, files, scratch)
+        case "svhn":
+            return _svhn(files)
+        case "stl10":
+            return _stl10(dataset, files, scratch)
+        case "digits":
+            return _digits()
+
+
+def _idx(dataset: Dataset, files: Mapping[str, Path]) -> Iterator[Split]:
+    for split, count in dataset.images.items():
+        prefix = _IDX_PREFIX[split]
+        images = read_idx(files[f"{prefix}-images-idx3-ubyte.gz"], (count, *dataset.shape[1:]))
+        labels = read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"], (count,))
+        yield split, images[:, None], labels.astype(np.int64)
+
+
+def _cifar(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
+    from torchvision import datasets
+
+    kind = datasets.CIFAR10 if dataset.reader == "cifar10" else datasets.CIFAR100
+    names = [name for name, _ in kind.train_list + kind.test_list] + [kind.meta["filename"]]
+    (archive,) = files.values()
+    _unpack(archive, (f"{kind.base_folder}/{name}" for name in names), scratch)
+    for split in dataset.images:
+        content = kind(scratch, train=split == "train", download=False)
+        if tuple(content.classes) != dataset.classes:
+            raise ConvaeError(f"the archive's classes are {content.classes}, expected {list(dataset.classes)}")
+        yield split, content.data.transpose(0, 3, 1, 2), np.asarray(content.targets, np.int64)
+
+
+def _svhn(files: Mapping[str, Path]) -> Iterator[Split]:
+    from torchvision.datasets import SVHN
+
+    for name, path in files.items():
+        split = name.partition("_")[0]
+        content = SVHN(path.parent, split=split, download=False)
+        yield split, content.data, content.labels
+
+
+def _stl10(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
+    """Not through torchvision, which reads all 2.8 GB into memory."""
+    prefixes = {"train": "train", "test": "test", "unlabelled": "unlabeled"}
+    members = {
+        split: [f"stl10_binary/{prefixes[split]}_{kind}.bin" for kind in ("Xy" if split != "unlabelled" else "X")]
+        for split in dataset.images
+    }
+    (archive,) = files.values()
+    _unpack(archive, (name for names in members.values() for name in names), scratch)
+    for split, names in members.items():
+        columns_first = np.memmap(scratch / names[0], np.uint8, mode="r").reshape(-1, *dataset.shape)
+        # The file's labels begin at 1.
+        labels = np.fromfile(scratch / names[1], np.uint8).astype(np.int64) - 1 if names[1:] else None
+        yield split, columns_first.transpose(0, 1, 3, 2), labels
+
+
+def _digits() -> Iterator[Split]:
+    from sklearn.datasets import load_digits
+
+    content = load_digits()
+    images = np.rint(content.images * 255 / 16).astype(np.uint8)  # 0 to 16 in the original
+    yield "train", images[:, None], content.target.astype(np.int64)
+
+
+def _unpack(archive: Path, members: Iterable[str], folder: Path) -> None:
+    """Unpack the named regular files of a tar archive; other paths, and links, get nowhere."""
+    wanted = set(members)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isreg() and member.name in wanted else None
+                if content is not None:
+                    target = folder / member.name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as stream:
+                        shutil.copyfileobj(content, stream)
+                    wanted.discard(member.name)
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise ConvaeError(f"{archive.name}: damaged archive ({error})") from None
+    if wanted:
+        raise ConvaeError(f"{archive.name}: lacks {', '.join(sorted(wanted))}")

@@ -1,0 +1,193 @@
+"""The saved encoder: a folder with `config.json` and `model.safetensors` that anybody can load and use.
+
+Needs torch, NumPy and safetensors alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from convae.errors import ConvaeError
+from convae.features.readout import Readout
+from convae.files import new_folder, write_json
+from convae.models.autoencoder import Autoencoder
+from convae.models.geometry import input_sizes
+
+FORMAT = 1
+BATCH = 256
+
+
+class Encoder:
+    """A frozen encoder: preprocessing, convolutional layers, and where there are any a decoder and a readout.
+
+    Args:
+        autoencoder: the network; it is put into evaluation mode and its parameters no longer take gradients.
+        readout: how activation maps become features, or None.
+        config: what `config.json` holds: `channels`, `image_size`, `preprocessing`, `layers`, `tied_weights`, `decoder`
+            (whether the decoder was trained) and `trained_on`.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any]) -> None:
+        # The fastest layout of convolutions on CPUs and GPUs alike.
+        self.autoencoder = autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.readout = readout
+        self.config = config
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether images can be reconstructed."""
+        return bool(self.config["decoder"])
+
+    @property
+    def filters(self) -> np.ndarray:
+        """Filters of the first layer, `float32 [n, C, k_h, k_w]`."""
+        filters: np.ndarray = self.autoencoder.layers[0].convolution.weight.cpu().numpy()
+        return filters
+
+    @property
+    def parameter_count(self) -> int:
+        """Learned parameters of the encoder's layers: weights, biases and batch normalisation."""
+        return sum(parameter.numel() for parameter in self.autoencoder.layers.parameters())
+
+    @property
+    def map_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each layer's activation maps for images of the size trained on."""
+        height, width = self.config["image_size"]
+        return input_sizes((height, width), self.autoencoder.geometry)[1:]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(self.autoencoder.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Encoder":
+        """Move to `device`; returns self."""
+        self.autoencoder.to(device)
+        if self.readout:
+            self.readout.to(device)
+        return self
+
+    def preprocess(self, images: np.ndarray) -> np.ndarray:
+        """What the first layer sees: `float32 [N, C, H, W]` of images `uint8 [N, C, H, W]`."""
+        return np.concatenate(list(self.batches(self.autoencoder.preprocessing, images)))
+
+    def activation_maps(self, images: np.ndarray) -> list[np.ndarray]:
+        """Each layer's activation maps, `float32 [N, n, H', W']`, of images `uint8 [N, C, H, W]`."""
+
+        def maps_of(layer: int) -> np.ndarray:
+            return np.concatenate(list(self.batches(lambda batch: self._encode(batch)[layer], images)))
+
+        return [maps_of(layer) for layer in range(len(self.autoencoder.layers))]
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features `float32 [N, D]` of images `uint8 [N, C, H, W]`.
+
+        Raises:
+            ConvaeError: the encoder was saved without a readout.
+        """
+        return np.concatenate(list(self.feature_batches(images)))
+
+    def feature_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """The rows of `features`, a batch at a time, so that memory stays flat in N."""
+        readout = self.readout
+        if readout is None:
+            raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
+        return self.batches(lambda batch: readout(self._encode(batch)), images)
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images, from `uint8 [N, C, H, W]`.
+
+        Raises:
+            ConvaeError: there is no trained decoder.
+        """
+        if not self.has_decoder:
+            raise ConvaeError("this encoder has no trained decoder, so it can't reconstruct images")
+        autoencoder = self.autoencoder
+        return np.concatenate(list(self.batches(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images)))
+
+    def batches(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> Iterator[np.ndarray]:
+        """`function` of one batch of images after the other, on the encoder's device, without gradients.
+
+        Raises:
+            ConvaeError: the images are not `uint8 [N, C, H, W]` with the channels the encoder was trained on.
+        """
+        channels = self.config["channels"]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels:
+            raise ConvaeError(f"images are {images.dtype} {list(images.shape)}; uint8 [N, {channels}, H, W] is needed")
+        for start in range(0, len(images), BATCH):
+            with torch.inference_mode():
+                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
+                yield function(batch.to(self.device)).float().cpu().numpy()
+
+    def _encode(self, batch: Tensor) -> list[Tensor]:
+        return self.autoencoder.encode(self.autoencoder.preprocessing(batch))
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors`; the same encoder gives the same bytes."""
+        state = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
+        if self.config["tied_weights"]:  # a tensor is stored once
+            for index in range(len(self.autoencoder.layers)):
+                del state[f"autoencoder.decoder.{index}.weight"]
+        if self.readout:
+            state |= {f"readout.{name}": value for name, value in self.readout.state_dict().items()}
+        weights = save_tensors({name: value.cpu().contiguous() for name, value in state.items()})
+        config = {"format": FORMAT, **self.config, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+        with new_folder(folder) as scratch:
+            (scratch / "model.safetensors").write_bytes(weights)
+            write_json(scratch / "config.json", config)
+
+
+def build_autoencoder(config: dict[str, Any]) -> Autoencoder:
+    """The network that `config.json` describes, its weights not yet set."""
+    names = ("channels", "preprocessing", "layers", "tied_weights", "sparsity")
+    return Autoencoder(**{name: config[name] for name in names})
+
+
+def load_encoder(folder: str | Path) -> Encoder:
+    """Load a saved encoder, on the CPU and ready to use.
+
+    Raises:
+        ConvaeError: the folder is not an encoder, is of a newer format, or its weights are not those it was saved with.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        weights = (folder / "model.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConvaeError(f"{folder}: not an encoder: {error}") from None
+    found = config.pop("format", None) if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise ConvaeError(f"{folder}/config.json: format {found!r}; this version of convae reads format {FORMAT}")
+    if hashlib.sha256(weights).hexdigest() != config.pop("weights_sha256", None):
+        raise ConvaeError(f"{folder}/model.safetensors: damaged: its SHA-256 is not the one in config.json")
+    try:
+        encoder = Encoder(
+            build_autoencoder(config), Readout(**config["readout"]) if config["readout"] else None, config
+        )
+        _load_state(encoder, load_tensors(weights))
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConvaeError(f"{folder}: config.json and model.safetensors do not belong together: {reason}") from None
+    return encoder
+
+
+def _load_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
+    autoencoder, readout = (
+        {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
+        for part in ("autoencoder.", "readout.")
+    )
+    if encoder.config["tied_weights"]:
+        for index in range(len(encoder.autoencoder.layers)):
+            autoencoder[f"decoder.{index}.weight"] = autoencoder[f"layers.{index}.convolution.weight"]
+    encoder.autoencoder.load_state_dict(autoencoder)
+    if encoder.readout:
+        encoder.readout.mean, encoder.readout.scale = readout["mean"], readout["scale"]

@@ -1,0 +1,157 @@
+"""The scikit-learn classifiers that read features, and the choice of their settings on validation images."""
+
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.model_selection import ParameterGrid
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.svm import SVC, LinearSVC
+
+from convae.errors import ConvaeError
+from convae.files import row_chunks
+from convae.params import ClassifierParams
+
+CLASSIFIERS: dict[str, type[BaseEstimator]] = {
+    "logistic_regression": LogisticRegression,
+    "linear_svm": LinearSVC,
+    "ridge": RidgeClassifier,
+    "k_nearest_neighbors": KNeighborsClassifier,
+    "rbf_svm": SVC,
+    "mlp": MLPClassifier,
+    "gradient_boosting": HistGradientBoostingClassifier,
+}
+
+# What the parameters leave open, set for tens of thousands of images with thousands of features. The early
+# stopping of MLP and gradient boosting holds out a tenth of the training images.
+FIXED: dict[str, dict[str, Any]] = {
+    "logistic_regression": {"max_iter": 200, "tol": 3e-4, "warm_start": True},
+    "linear_svm": {"dual": "auto"},
+    "k_nearest_neighbors": {"algorithm": "brute"},
+    "rbf_svm": {"break_ties": True, "cache_size": 1000},  # ties are broken by the scores
+    "mlp": {"early_stopping": True},
+}
+
+
+def fit_best(
+    params: ClassifierParams,
+    train: np.ndarray,
+    y: np.ndarray,
+    validation: np.ndarray,
+    y_validation: np.ndarray,
+    seed: int,
+) -> tuple[BaseEstimator, pd.DataFrame]:
+    """Fit every candidate and keep the most accurate on validation images, the first among equals.
+
+    Args:
+        params: which classifier, and the candidates of its settings.
+        train: features `float32 [N, D]`.
+        y: labels `int64 [N]`.
+        validation: features `float32 [M, D]`.
+        y_validation: labels `int64 [M]`.
+        seed: of the initial weights and of whatever else a classifier draws.
+
+    Returns:
+        The fitted classifier, and a row for each candidate: its settings, `validation_accuracy`, and
+        `converged`, which is false where the solver stopped at its limit of iterations.
+
+    Raises:
+        ConvaeError: features are not finite or all alike, labels are all alike, or a setting does not suit.
+    """
+    _check(train, y, validation)
+    best, best_accuracy, previous, tried = None, -1.0, None, []
+    for settings in _grid(params):
+        estimator = make_classifier(params.kind, seed).set_params(**settings)
+        if params.kind == "logistic_regression" and previous is not None:
+            # A warm start from the optimum of the smaller C.
+            estimator.coef_, estimator.intercept_ = previous.coef_, previous.intercept_
+        name = ", ".join([params.kind, *(f"{key} = {value}" for key, value in settings.items())])
+        try:
+            converged = _fit(estimator, train, y)
+            scores = class_scores(estimator, validation, int(y.max()) + 1)
+        except ValueError as error:  # such as more neighbours than there are training images
+            raise ConvaeError(f"classifier {name}: {str(error).splitlines()[0]}") from None
+        accuracy = float(np.mean(scores.argmax(axis=1) == y_validation))
+        print(f"{name}: validation accuracy {100 * accuracy:.2f} %", file=sys.stderr, flush=True)
+        tried.append({**settings, "validation_accuracy": round(accuracy, 6), "converged": converged})
+        previous = estimator
+        if accuracy > best_accuracy:
+            best, best_accuracy = estimator, accuracy
+    return best, pd.DataFrame(tried)
+
+
+def make_classifier(kind: str, seed: int) -> BaseEstimator:
+    """A classifier of one of the seven kinds, not yet fitted."""
+    estimator = CLASSIFIERS[kind](**FIXED.get(kind, {}))
+    if "random_state" in estimator.get_params():
+        estimator.set_params(random_state=seed)
+    return estimator
+
+
+def class_scores(estimator: BaseEstimator, features: np.ndarray, classes: int) -> np.ndarray:
+    """The score of each class, `[N, classes]`, for features `float32 [N, D]`; the highest is the prediction.
+
+    Scores are probabilities where `has_probabilities`, or else decision values; of two classes scikit-learn
+    gives the second alone a value, and the first stands at zero. A class without training images has
+    probability zero, or minus infinity.
+    """
+    if has_probabilities(estimator):
+        found, missing = estimator.predict_proba(features), 0.0
+    else:
+        found, missing = estimator.decision_function(features), -np.inf
+        if found.ndim == 1:
+            found = np.column_stack([np.zeros_like(found), found])
+    scores = np.full((len(features), classes), missing, found.dtype)
+    scores[:, estimator.classes_] = found
+    return scores
+
+
+def has_probabilities(estimator: BaseEstimator) -> bool:
+    """Whether `class_scores` are probabilities."""
+    return hasattr(estimator, "predict_proba")
+
+
+def check_finite(features: np.ndarray, part: str) -> None:
+    """Refuse features `[N, D]` with a NaN or an infinity, reading them in pieces.
+
+    Raises:
+        ConvaeError: names the part and the first image.
+    """
+    for rows in row_chunks(features):
+        bad = ~np.isfinite(features[rows]).all(axis=1)
+        if bad.any():
+            raise ConvaeError(
+                f"the features of {part} image {rows.start + int(bad.argmax())} hold NaN or infinity; "
+                "training may have diverged, try a smaller train.learning_rate"
+            )
+
+
+def _check(train: np.ndarray, y: np.ndarray, validation: np.ndarray) -> None:
+    check_finite(train, "training")
+    check_finite(validation, "validation")
+    if all((train[rows] == train[0]).all() for rows in row_chunks(train)):
+        raise ConvaeError("all training images have the same features: all filters are dead; change train or model")
+    if len(np.unique(y)) < 2:
+        raise ConvaeError("all training images are of one class; a classifier needs at least two")
+
+
+def _grid(params: ClassifierParams) -> list[dict[str, Any]]:
+    grid = list(ParameterGrid(params.candidates))
+    if params.kind == "logistic_regression":  # increasing, for the warm starts
+        grid.sort(key=lambda settings: settings["C"])
+    return grid
+
+
+def _fit(estimator: BaseEstimator, train: np.ndarray, y: np.ndarray) -> bool:
+    """Fit, and say whether the solver converged: a column in the table of candidates instead of warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        estimator.fit(train, y)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)

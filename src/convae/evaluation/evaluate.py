@@ -1,0 +1,191 @@
+"""The evaluation: choose the classifier on validation images, then look at the test images, once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+
+from convae.datasets.image_set import ImageSet
+from convae.encoder import Encoder
+from convae.errors import ConvaeError
+from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
+from convae.evaluation.metrics import (
+    classification_metrics,
+    confusion_table,
+    per_class_table,
+    predictions_table,
+    reconstruction_mse,
+    wilson_interval,
+)
+from convae.evaluation.saving import save_classifier
+from convae.files import write_json
+from convae.params import Params
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Features `float32 [N, D]` of an image set, and the image set."""
+
+    features: np.ndarray
+    image_set: ImageSet
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels `int64 [N]` of images that have them."""
+        assert self.image_set.labels is not None
+        return self.image_set.labels
+
+
+Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]  # per class, confusion, predictions
+
+
+def evaluate(
+    params: Params,
+    encoder: Encoder,
+    features: Path,
+    prepared: Path,
+    *,
+    classifier: Path,
+    predictions: Path,
+    reports: Path,
+) -> dict[str, Any]:
+    """Fit the classifier on training images, choose settings on validation images, measure on test images.
+
+    Args:
+        params: the experiment.
+        encoder: the encoder that the features come from.
+        features: folder with `{train,validation,test}.npy` and, where there are labels, `{part}_labels.npy`.
+        prepared: folder with the image sets of the same names.
+        classifier: folder that takes the fitted classifier.
+        predictions: Parquet file that takes a row for each test image, see `predictions_table`.
+        reports: folder that takes `metrics.json`, `per_class.csv` and `confusion_matrix.csv`.
+
+    Returns:
+        What `metrics.json` holds. Without labels there is no classifier, and the tables are empty.
+
+    Raises:
+        ConvaeError: features, labels and image sets do not belong together, or the classifier can't be fit.
+    """
+    parts = {part: load_part(part, features, prepared) for part in PARTS}
+    metrics: dict[str, Any] = {
+        "test": {},
+        "validation": {},
+        "features": {"dimension": parts["train"].features.shape[1]},
+        "encoder": {"parameters": encoder.parameter_count},
+    }
+    if _labelled(parts, prepared):
+        estimator, description = _choose(params, parts["train"], parts["validation"])
+        tables = _measure(estimator, parts["validation"], parts["test"], metrics)
+        metrics["classifier"] = {"kind": description["kind"], **description["settings"]}
+    else:
+        estimator, description = None, {"kind": None, "reason": "the images have no labels"}
+        tables = _empty_tables(len(parts["test"].image_set))
+    for part in ("test", "validation"):
+        error = reconstruction_mse(encoder, parts[part].image_set.images)
+        if error is not None:
+            metrics[part]["reconstruction_mse"] = error
+    save_classifier(classifier, estimator, description)
+    _write(tables, predictions, reports)
+    write_json(reports / "metrics.json", metrics)
+    return metrics
+
+
+def load_part(part: str, features: Path, prepared: Path) -> Part:
+    """Open features and image set of `train`, `validation` or `test`, memory-mapped.
+
+    Raises:
+        ConvaeError: a file is missing, or the two differ in length or labels.
+    """
+    image_set = ImageSet.load(prepared / part)
+    path = features / f"{part}.npy"
+    labels_path = features / f"{part}_labels.npy"
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
+    except (OSError, ValueError) as error:
+        raise ConvaeError(f"{path}: not readable features ({error}); rerun `dvc repro features`") from None
+    if rows.ndim != 2 or len(rows) != len(image_set):
+        raise ConvaeError(f"{path}: shape {list(rows.shape)} for {len(image_set)} images; rerun `dvc repro features`")
+    if not _same(labels, image_set.labels):
+        raise ConvaeError(f"{labels_path}: not the labels of {prepared / part}; rerun `dvc repro features`")
+    return Part(rows, image_set)
+
+
+def _same(labels: np.ndarray | None, others: np.ndarray | None) -> bool:
+    return labels is others if labels is None or others is None else np.array_equal(labels, others)
+
+
+def _labelled(parts: dict[str, Part], prepared: Path) -> bool:
+    without = [part for part in PARTS if parts[part].image_set.labels is None]
+    if without and len(without) < len(PARTS):
+        raise ConvaeError(f"{prepared / without[0]}: has no labels, but other parts have; give all or none")
+    return not without
+
+
+def _choose(params: Params, train: Part, validation: Part) -> tuple[BaseEstimator, dict[str, Any]]:
+    """The best candidate and its description."""
+    estimator, candidates = fit_best(
+        params.classifier, train.features, train.labels, validation.features, validation.labels, params.seed
+    )
+    settings = estimator.get_params()
+    description = {
+        "kind": params.classifier.kind,
+        "settings": {name: settings[name] for name in params.classifier.candidates},
+        "classes": list(train.image_set.classes),
+        "dimension": train.features.shape[1],
+        "candidates": candidates.to_dict("records"),
+    }
+    return estimator, description
+
+
+def _measure(estimator: BaseEstimator, validation: Part, test: Part, metrics: dict[str, Any]) -> Tables:
+    """Fill in the metrics of validation and test images; the one place that predicts test images."""
+    classes = test.image_set.classes
+    probabilities = has_probabilities(estimator)
+    for name, part in (("validation", validation), ("test", test)):
+        check_finite(part.features, name)
+        scores = class_scores(estimator, part.features, len(classes))
+        prediction = scores.argmax(axis=1)
+        metrics[name] = classification_metrics(part.labels, prediction, scores if probabilities else None)
+    low, high = wilson_interval(int(np.sum(test.labels == prediction)), len(prediction))
+    metrics["test"] |= {"accuracy_low": low, "accuracy_high": high}
+    return (
+        per_class_table(test.labels, prediction, classes),
+        confusion_table(test.labels, prediction, classes),
+        predictions_table(test.labels, scores, probabilities, classes),
+    )
+
+
+def _empty_tables(images: int) -> Tables:
+    return (
+        pd.DataFrame(columns=["class", "precision", "recall", "f1", "support"]),
+        pd.DataFrame(index=pd.Index([], name="truth")),
+        pd.DataFrame({"index": np.arange(images)}),
+    )
+
+
+def _write(tables: Tables, predictions: Path, reports: Path) -> None:
+    per_class, confusion, rows = tables
+    reports.mkdir(parents=True, exist_ok=True)
+    predictions.parent.mkdir(parents=True, exist_ok=True)
+    with complete_file(reports / "per_class.csv") as scratch:
+        per_class.to_csv(scratch, index=False, lineterminator="\n")
+    with complete_file(reports / "confusion_matrix.csv") as scratch:
+        confusion.to_csv(scratch, lineterminator="\n")
+    with complete_file(predictions) as scratch:
+        rows.to_parquet(scratch, engine="pyarrow", index=False)
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Yield a scratch name that takes the place of `path` when the block ends without an error."""
+    scratch = path.with_name(path.name + ".partial")
+    yield scratch
+    scratch.rename(path)

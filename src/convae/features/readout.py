@@ -1,0 +1,74 @@
+"""The readout: how activation maps become one vector. Nothing here is learned by gradient."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Readout(nn.Module):
+    """Rectify the maps, pool them over a grid, raise to a power, join the layers, standardise.
+
+    Args:
+        layers: which layers' maps are read, -1 the last.
+        rectification: `none`, `positive` max(a - t, 0), or `both`: that and max(-a - t, 0), as in Coates & Ng (2011),
+            "The importance of encoding versus training with sparse coding and vector quantization", section 3.2.
+        threshold: t, in units of the maps.
+        pooling: `mean` or `max` over each cell.
+        grid: rows and columns of cells; images of any size give the same number of features.
+        power: exponent on the magnitudes of the pooled values; 0.5 is the signed square root.
+        standardize: zero mean and unit variance once `mean` and `scale` are set; they have no entries before.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        rectification: str,
+        threshold: float,
+        pooling: str,
+        grid: tuple[int, int],
+        power: float,
+        standardize: bool,
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.rectification = rectification
+        self.threshold = threshold
+        self.pooling = pooling
+        self.grid = (grid[0], grid[1])
+        self.power = power
+        self.standardize = standardize
+        self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("scale", torch.empty(0))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Activation maps of every layer, `[N, n, H, W]` each, to features `float32 [N, D]`."""
+        pooled = [self._pool(part) for layer in self.layers for part in self._rectify(maps[layer])]
+        features = torch.cat([part.flatten(1) for part in pooled], 1)
+        if self.power != 1:
+            magnitudes = features.abs().pow_(self.power)
+            features = magnitudes if self.rectification != "none" else magnitudes.copysign_(features)
+        if len(self.mean):
+            features = (features - self.mean) / self.scale
+        return features.float()
+
+    def _rectify(self, maps: Tensor) -> Iterator[Tensor]:
+        if self.rectification == "none":
+            yield maps
+            return
+        yield (maps - self.threshold).relu_()
+        if self.rectification == "both":
+            yield (-self.threshold - maps).relu_()
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        height, width = maps.shape[2:]
+        if height % self.grid[0] == 0 and width % self.grid[1] == 0:  # the same cells, much faster than adaptive ones
+            cell = (height // self.grid[0], width // self.grid[1])
+            return F.avg_pool2d(maps, cell) if self.pooling == "mean" else F.max_pool2d(maps, cell)
+        if self.pooling == "mean":
+            return F.adaptive_avg_pool2d(maps, self.grid)
+        return F.adaptive_max_pool2d(maps, self.grid)

@@ -1,0 +1,64 @@
+"""Writing results so that nobody ever sees half of one."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHUNK_BYTES = 1 << 24
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty scratch folder that takes the place of `path` when the block ends without an error."""
+    scratch = path.with_name(path.name + ".partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    scratch.rename(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` the same way every time: keys in the order given, no NaN, a newline at the end."""
+    scratch = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    scratch.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def row_chunks(array: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> Iterator[slice]:
+    """Slices over the first axis of `array`, each of about `chunk_bytes`, so that memory stays flat in N."""
+    row_bytes = max(1, array.nbytes // max(1, len(array)))
+    rows = max(1, chunk_bytes // row_bytes)
+    for start in range(0, len(array), rows):
+        yield slice(start, min(start + rows, len(array)))
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """SHA-256 over dtype, shape and C-ordered bytes of `array`, read in pieces."""
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    for rows in row_chunks(array):
+        digest.update(np.ascontiguousarray(array[rows]).data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

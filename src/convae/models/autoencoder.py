@@ -1,0 +1,132 @@
+"""The convolutional autoencoder: an encoder of any number of layers and the decoder that mirrors it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convae.models.geometry import LayerGeometry, Size, input_sizes
+from convae.models.preprocessing import Preprocessing
+from convae.models.sparsity import WinnerTakeAll
+
+ACTIVATIONS = {
+    "linear": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+POOLINGS = {"max": nn.MaxPool2d, "mean": nn.AvgPool2d}
+
+
+class EncoderLayer(nn.Module):
+    """Convolution, batch normalisation where asked for, activation, pooling where asked for."""
+
+    def __init__(self, channels: int, layer: dict[str, Any]) -> None:
+        super().__init__()
+        self.geometry = LayerGeometry.of(layer)
+        kernel, stride, zeros = self.geometry.kernel, self.geometry.stride, self.geometry.zeros
+        self.convolution = nn.Conv2d(channels, layer["filters"], kernel, stride, zeros)
+        self.norm = nn.BatchNorm2d(layer["filters"]) if layer["batch_norm"] else nn.Identity()
+        self.activation = ACTIVATIONS[layer["activation"]]()
+        self.pool = POOLINGS[layer["pool"]["kind"]](self.geometry.pool) if layer["pool"] else nn.Identity()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`[N, D, H, W]` to activation maps `[N, n, H', W']`."""
+        result: Tensor = self.pool(self.activation(self.norm(self.convolution(maps))))
+        return result
+
+
+class DecoderLayer(nn.Module):
+    """The transpose of an encoder layer's geometry: it gives back the size that came in, whatever it was.
+
+    At stride 1 and padding `full` this is the valid convolution with D filters of the seed CAE, filters turned by 180
+    degrees. Pooling is undone by repeating each value over its window.
+    """
+
+    def __init__(self, layer: EncoderLayer, tied: bool) -> None:
+        super().__init__()
+        self.geometry = layer.geometry
+        convolution = layer.convolution
+        self.weight = convolution.weight if tied else nn.Parameter(torch.empty_like(convolution.weight))
+        self.bias = nn.Parameter(torch.zeros(convolution.in_channels))
+
+    def forward(self, maps: Tensor, size: Size) -> Tensor:
+        """Activation maps `[N, n, H', W']` to `[N, D, *size]`."""
+        geometry = self.geometry
+        if geometry.pool != (1, 1):
+            maps = F.interpolate(maps, size=geometry.convolved(size), mode="nearest")
+        return F.conv_transpose2d(
+            maps, self.weight, self.bias, geometry.stride, geometry.zeros, geometry.output_padding(size)
+        )
+
+
+class Autoencoder(nn.Module):
+    """Preprocessing, encoder layers and the mirrored decoder.
+
+    Hidden layers of the decoder end in the activation of the encoder layer whose input they imitate; the last is
+    linear. Filters start as in the seed CAE: normal with a standard deviation of 1 / sqrt(fan-in), biases at zero.
+
+    Args:
+        channels: of the images.
+        preprocessing: `local_contrast` and `whitening`, see `Preprocessing`.
+        layers: entries of `model.layers`.
+        tied_weights: the decoder uses the encoder's filters.
+        sparsity: `block` and `lifetime` of `WinnerTakeAll`, through which the code passes to the decoder, or None.
+    """
+
+    layers: Any  # nn.ModuleList of EncoderLayer, which type checkers can't be told
+    decoder: Any  # nn.ModuleList of DecoderLayer
+
+    def __init__(
+        self,
+        channels: int,
+        preprocessing: dict[str, Any],
+        layers: Sequence[dict[str, Any]],
+        tied_weights: bool,
+        sparsity: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.preprocessing = Preprocessing(channels, **preprocessing)
+        depths = [channels, *(layer["filters"] for layer in layers)]
+        encoder = [EncoderLayer(depth, layer) for depth, layer in zip(depths, layers, strict=False)]
+        self.geometry = [layer.geometry for layer in encoder]
+        self.layers = nn.ModuleList(encoder)
+        self.decoder = nn.ModuleList([DecoderLayer(layer, tied_weights) for layer in encoder])
+        self.sparsity = WinnerTakeAll(depths[-1], **sparsity) if sparsity else None
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw all filters anew and set the biases to zero."""
+        for layer, decoder in zip(self.layers, self.decoder, strict=True):
+            filters: Tensor = layer.convolution.weight
+            nn.init.normal_(filters, std=filters[0].numel() ** -0.5, generator=generator)
+            nn.init.zeros_(layer.convolution.bias)
+            if decoder.weight is not filters:  # transposed: its fan-in is that of the convolution it undoes
+                nn.init.normal_(decoder.weight, std=decoder.weight[:, 0].numel() ** -0.5, generator=generator)
+
+    def encode(self, preprocessed: Tensor) -> list[Tensor]:
+        """Activation maps of every layer, `[N, n, H', W']` each."""
+        maps = []
+        for layer in self.layers:
+            preprocessed = layer(preprocessed)
+            maps.append(preprocessed)
+        return maps
+
+    def decode(self, code: Tensor, size: Size) -> Tensor:
+        """The last layer's activation maps back to images `[N, C, *size]`."""
+        sizes = input_sizes(size, self.geometry)
+        for index in reversed(range(len(self.layers))):
+            code = self.decoder[index](code, sizes[index])
+            if index:
+                code = self.layers[index - 1].activation(code)
+        return code
+
+    def forward(self, preprocessed: Tensor) -> Tensor:
+        """Reconstruct preprocessed images `[N, C, H, W]` from their code, sparse where asked for."""
+        code = self.encode(preprocessed)[-1]
+        if self.sparsity:
+            code = self.sparsity(code)
+        height, width = preprocessed.shape[2:]
+        return self.decode(code, (height, width))

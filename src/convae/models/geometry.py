@@ -1,0 +1,115 @@
+"""The sizes of convolutional layers: the one place where they are computed.
+
+Sizes are `(height, width)` in pixels. A layer is a convolution followed, where it has one, by pooling over windows that
+do not overlap. With a side, kernel, stride and `padding` zeros on either side, a convolution gives
+
+    floor((side - kernel + 2 * padding) / stride) + 1
+
+and the transposed convolution of the same geometry gives the side back once `output_padding` more pixels are appended.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convae.errors import ConvaeError
+
+Size = tuple[int, int]
+
+
+class GeometryError(ConvaeError):
+    """A layer whose input is too small for it, or whose padding cannot be had."""
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """Kernel, stride, padding (`full`, `same` or `valid`) and pooling window of one layer, each as height and width."""
+
+    kernel: Size
+    stride: Size = (1, 1)
+    padding: str = "same"
+    pool: Size = (1, 1)
+
+    @classmethod
+    def of(cls, layer: Mapping[str, Any]) -> "LayerGeometry":
+        """The geometry of one entry of `model.layers`."""
+        pool = layer["pool"]["size"] if layer["pool"] else (1, 1)
+        return cls(tuple(layer["kernel"]), tuple(layer["stride"]), layer["padding"], tuple(pool))
+
+    @property
+    def zeros(self) -> Size:
+        """Zeros added on either side: k-1 for `full`, (k-1)/2 for `same`, none for `valid`."""
+        if self.padding == "full":
+            return (self.kernel[0] - 1, self.kernel[1] - 1)
+        if self.padding == "same":
+            if not (self.kernel[0] % 2 and self.kernel[1] % 2):
+                raise GeometryError(
+                    f"padding 'same' needs an odd kernel, found {show(self.kernel)}; use an odd one, 'full' or 'valid'"
+                )
+            return (self.kernel[0] // 2, self.kernel[1] // 2)
+        return (0, 0)
+
+    def convolved(self, size: Size) -> Size:
+        """Size of the activation maps before pooling.
+
+        Raises:
+            GeometryError: the maps would have no pixel.
+        """
+        height, width = (
+            (side - kernel + 2 * zeros) // stride + 1
+            for side, kernel, zeros, stride in zip(size, self.kernel, self.zeros, self.stride, strict=True)
+        )
+        if min(height, width) < 1:
+            raise GeometryError(
+                f"a {show(self.kernel)} kernel with padding '{self.padding}' turns {show(size)} into "
+                f"{show((height, width))}; a smaller kernel or more padding is needed"
+            )
+        return height, width
+
+    def output(self, size: Size) -> Size:
+        """Size of the activation maps after pooling.
+
+        Raises:
+            GeometryError: the maps would have no pixel.
+        """
+        convolved = self.convolved(size)
+        pooled = (convolved[0] // self.pool[0], convolved[1] // self.pool[1])
+        if min(pooled) < 1:
+            raise GeometryError(
+                f"pooling over {show(self.pool)} turns {show(convolved)} into {show(pooled)}; "
+                f"at most {show(convolved)} is possible"
+            )
+        return pooled
+
+    def output_padding(self, size: Size) -> Size:
+        """Pixels that a transposed convolution must append to give `size` back (0 to stride - 1)."""
+        height, width = (
+            (side - kernel + 2 * zeros) % stride
+            for side, kernel, zeros, stride in zip(size, self.kernel, self.zeros, self.stride, strict=True)
+        )
+        return height, width
+
+
+def input_sizes(size: Size, layers: Iterable[LayerGeometry]) -> list[Size]:
+    """Sizes that come into each layer, and last the size that comes out.
+
+    Raises:
+        GeometryError: names the first layer that does not fit, the size that came in and what would come out.
+    """
+    sizes = [size]
+    for index, layer in enumerate(layers):
+        try:
+            sizes.append(layer.output(sizes[-1]))
+        except GeometryError as error:
+            raise GeometryError(f"model.layers[{index}]: {error}") from None
+    return sizes
+
+
+def convolution_parameters(channels: int, filters: int, kernel: Size) -> int:
+    """Weights and biases of a convolutional layer: n (k_h k_w D + 1), whatever the image size."""
+    return filters * (kernel[0] * kernel[1] * channels + 1)
+
+
+def show(size: Size) -> str:
+    """`28×28`."""
+    return f"{size[0]}×{size[1]}"

@@ -1,0 +1,103 @@
+"""Maps between an image and the first learned filter: scaling, local contrast normalisation, whitening."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FIT_IMAGES = 2000
+FIT_BATCH = 100
+
+
+class Preprocessing(nn.Module):
+    """Scale `uint8 [N, C, H, W]` to `float32` in [0, 1], then normalise local contrast and whiten, where asked to.
+
+    Args:
+        channels: C.
+        local_contrast: `window` (pixels, odd) and `floor` (least divisor), or None.
+        whitening: `window` (pixels, odd) and `epsilon` (added to the variances), or None; needs `fit`.
+    """
+
+    whitening_filters: Tensor
+    whitening_bias: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        local_contrast: dict[str, Any] | None = None,
+        whitening: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.local_contrast = local_contrast
+        self.whitening = whitening
+        if whitening:
+            window = whitening["window"]
+            self.register_buffer("whitening_filters", torch.zeros(channels, channels, window, window))
+            self.register_buffer("whitening_bias", torch.zeros(channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Preprocessed images, `float32` of the same shape."""
+        images = self._normalize(images)
+        if self.whitening:
+            images = F.conv2d(images, self.whitening_filters, self.whitening_bias, padding="same")
+        return images
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255)
+        if self.local_contrast:
+            images = normalize_local_contrast(images, **self.local_contrast)
+        return images
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, generator: torch.Generator) -> None:
+        """Fit the whitening on patches of up to 2000 training images, `uint8 [N, C, H, W]`, drawn by `generator`."""
+        if not self.whitening:
+            return
+        window = self.whitening["window"]
+        chosen = torch.randperm(len(images), generator=generator)[:FIT_IMAGES].sort().values
+        count, total, products = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for batch in chosen.split(FIT_BATCH):
+            patches = _patches(self._normalize(images[batch]), window).double()
+            count += len(patches)
+            total = total + patches.sum(0)
+            products = products + patches.T @ patches
+        mean = total / count
+        covariance = products / count - mean.outer(mean)
+        variances, directions = torch.linalg.eigh(covariance)
+        scales = (variances.clamp(min=0) + self.whitening["epsilon"]).rsqrt()
+        zca = directions * scales @ directions.T
+        center = torch.arange(images.shape[1]) * window**2 + window**2 // 2
+        self.whitening_filters.copy_(zca[center].view_as(self.whitening_filters))
+        self.whitening_bias.copy_(-zca[center] @ mean)
+
+
+def normalize_local_contrast(images: Tensor, window: int, floor: float) -> Tensor:
+    """Subtract the local mean and divide by the local standard deviation, or by `floor` where that is larger.
+
+    Mean and deviation are taken over all channels and a square window, cut off at the image's border, as in Jarrett et
+    al. (2009), "What is the best multi-stage architecture for object recognition?", section 2.2, with a uniform window.
+
+    Args:
+        images: `float32 [N, C, H, W]`.
+        window: side in pixels, odd.
+        floor: in units of the pixels.
+    """
+
+    def local_mean(values: Tensor) -> Tensor:
+        values = values.mean(1, keepdim=True)
+        return F.avg_pool2d(values, window, stride=1, padding=window // 2, count_include_pad=False)
+
+    centered = images - local_mean(images)
+    return centered / local_mean(centered.square()).sqrt().clamp(min=floor)
+
+
+def _patches(images: Tensor, window: int) -> Tensor:
+    """All `window × window` patches inside the images, flattened: `[patches, C * window * window]`.
+
+    An image smaller than the window is surrounded by zeros, as in the convolution that applies the whitening.
+    """
+    height, width = images.shape[2:]
+    padding = (max(0, window - height + 1) // 2, max(0, window - width + 1) // 2)
+    return F.unfold(images, window, padding=padding).transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,60 @@
+"""Sparsity of the code: winners take all (Makhzani & Frey 2015)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MOMENTUM = 0.02
+
+
+class WinnerTakeAll(nn.Module):
+    """Keep the activations that win their block and, of these, the strongest of each map over the batch.
+
+    "Winner-take-all autoencoders" (NIPS 2015), section 3: spatial sparsity keeps the largest activation of a map, here
+    one in every block; lifetime sparsity keeps the largest part of a map's winners over the batch. Strength is
+    the magnitude, so that activations of either sign compete. Gradients reach the winners alone.
+
+    One image should not depend on those beside it, so in evaluation mode a winner stays where it exceeds the
+    map's weakest winner of the training batches, averaged with a momentum of 0.02.
+
+    Args:
+        filters: n.
+        block: height and width in pixels; None keeps all activations.
+        lifetime: part of the winners kept, in (0, 1]; None keeps all.
+    """
+
+    weakest_winner: Tensor
+
+    def __init__(self, filters: int, block: tuple[int, int] | None, lifetime: float | None) -> None:
+        super().__init__()
+        self.block = block
+        self.lifetime = lifetime
+        self.register_buffer("weakest_winner", torch.zeros(filters))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Activation maps `[N, n, H, W]` with zeros for all but the winners."""
+        magnitudes = maps.detach().abs()
+        winners = self._spatial_winners(magnitudes)
+        if self.lifetime is not None:
+            if self.training:
+                weakest = self._weakest_winner(torch.where(winners, magnitudes, 0))
+                self.weakest_winner.lerp_(weakest, MOMENTUM if self.weakest_winner.any() else 1.0)
+            else:
+                weakest = self.weakest_winner
+            winners &= magnitudes >= weakest.view(1, -1, 1, 1)
+        return maps * winners
+
+    def _spatial_winners(self, magnitudes: Tensor) -> Tensor:
+        if self.block is None:
+            return torch.ones_like(magnitudes, dtype=torch.bool)
+        window = (min(self.block[0], magnitudes.shape[2]), min(self.block[1], magnitudes.shape[3]))
+        _, places = F.max_pool2d(magnitudes, window, ceil_mode=True, return_indices=True)
+        losers = torch.zeros_like(magnitudes, dtype=torch.bool)
+        return losers.flatten(2).scatter(2, places.flatten(2), True).view_as(magnitudes)
+
+    def _weakest_winner(self, strengths: Tensor) -> Tensor:
+        """Of each map the least strength that is among the largest `lifetime` of its winners over the batch, `[n]`."""
+        assert self.lifetime is not None
+        by_map = strengths.transpose(0, 1).flatten(1)
+        winners = int((by_map > 0).sum(1).max())
+        return by_map.topk(max(1, round(self.lifetime * winners)), dim=1).values[:, -1]

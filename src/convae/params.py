@@ -1,0 +1,331 @@
+"""`params.yaml` as typed, documented, validated models.
+
+One file describes one experiment, whole. Every key must be there or have a default here; an unknown key, a wrong
+type or an impossible value stops every stage before it computes.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from convae.errors import ConvaeError
+
+PARAMS_FILE = Path("params.yaml")
+
+
+def _as_pair(value: Any) -> Any:
+    """One number stands for height and width; a list gives both."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"{value} is not a positive number")
+        return (value, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Positive = Annotated[int, Field(gt=0)]
+Pair = Annotated[tuple[Positive, Positive], BeforeValidator(_as_pair)]
+Part = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_key(cls, content: Any) -> Any:
+        for key in content if isinstance(content, Mapping) else ():
+            if key not in cls.model_fields:
+                nearest = get_close_matches(str(key), cls.model_fields, n=1, cutoff=0)
+                raise ValueError(f"unknown key '{key}'; the nearest known key is '{nearest[0]}'")
+        return content
+
+
+DatasetName = Literal[
+    "fashion_mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "digits", "image_folder"
+]
+
+
+class DataParams(_Section):
+    """Which images, and how they are divided."""
+
+    dataset: DatasetName
+    root: str = Field(min_length=1)
+    image_size: Pair | None
+    color: Literal["rgb", "grey"]
+    validation_size: Part
+    test_size: Part
+    max_rejected: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _size_goes_with_folder(self) -> "DataParams":
+        if self.dataset == "image_folder" and self.image_size is None:
+            raise ValueError("image_size is needed for image_folder: one number, or [height, width] in pixels")
+        if self.dataset != "image_folder" and self.image_size is not None:
+            raise ValueError(f"image_size must be null for {self.dataset}, whose images have one size already")
+        return self
+
+
+class LocalContrastParams(_Section):
+    """Local contrast normalisation (Jarrett et al. 2009, section 2.2)."""
+
+    window: int = Field(ge=3)
+    floor: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _odd(self) -> "LocalContrastParams":
+        if self.window % 2 == 0:
+            raise ValueError(f"window must be odd, {self.window} is even")
+        return self
+
+
+class WhiteningParams(_Section):
+    """ZCA whitening of patches, applied as a convolution (Coates, Lee & Ng 2011, section 3.1)."""
+
+    window: int = Field(ge=3, le=15)
+    epsilon: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _odd(self) -> "WhiteningParams":
+        if self.window % 2 == 0:
+            raise ValueError(f"window must be odd, {self.window} is even")
+        return self
+
+
+class PreprocessingParams(_Section):
+    """What happens to an image in [0, 1] before the first learned filter."""
+
+    local_contrast: LocalContrastParams | None
+    whitening: WhiteningParams | None
+
+
+class PoolParams(_Section):
+    """Pooling of a layer's activation maps over windows that do not overlap."""
+
+    kind: Literal["max", "mean"]
+    size: Pair
+
+
+class LayerParams(_Section):
+    """One convolutional layer of the encoder."""
+
+    filters: Positive
+    kernel: Pair = (3, 3)
+    stride: Pair = (1, 1)
+    padding: Literal["full", "same", "valid"] = "same"
+    activation: Literal["linear", "relu", "leaky_relu", "tanh", "sigmoid"] = "relu"
+    batch_norm: bool = False
+    pool: PoolParams | None = None
+
+
+class ModelParams(_Section):
+    """The encoder's layers; the decoder mirrors them."""
+
+    layers: list[LayerParams] = Field(min_length=1)
+    tied_weights: bool
+
+
+class SparsityParams(_Section):
+    """Winner-take-all sparsity (Makhzani & Frey 2015)."""
+
+    block: Pair | None
+    lifetime: float | None = Field(gt=0, le=1)
+
+
+class ObjectiveParams(_Section):
+    """What training minimises."""
+
+    kind: Literal["reconstruct", "none"]
+    sparsity: SparsityParams | None
+
+
+class TrainParams(_Section):
+    """How the objective is minimised, and on what."""
+
+    epochs: Positive
+    batch_size: Positive
+    optimizer: Literal["adam", "adamw", "sgd"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    schedule: Literal["constant", "cosine", "one_cycle"]
+    gradient_clip: float | None = Field(gt=0)
+    patience: Positive | None
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"]
+    threads: Positive
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    devices: Positive | Literal["auto"]
+
+
+class FeaturesParams(_Section):
+    """The readout: how activation maps become one vector."""
+
+    layers: list[int] = Field(min_length=1)
+    rectification: Literal["none", "positive", "both"]
+    threshold: float = Field(ge=0)
+    pooling: Literal["mean", "max"]
+    grid: Pair
+    power: float = Field(gt=0, le=1)
+    standardize: bool
+
+
+Candidates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+Counts = Annotated[list[Positive], Field(min_length=1)]
+
+
+class InverseRegularization(_Section):
+    """Candidates of scikit-learn's `C`."""
+
+    C: Candidates
+
+
+class RidgeSettings(_Section):
+    """Candidates of the ridge classifier's `alpha`."""
+
+    alpha: Candidates
+
+
+class NeighborsSettings(_Section):
+    """Candidates of the number of neighbours."""
+
+    n_neighbors: Counts
+
+
+class MLPSettings(_Section):
+    """Candidates of the width of one hidden layer and of the L2 penalty."""
+
+    hidden_layer_sizes: Counts
+    alpha: Candidates
+
+
+class BoostingSettings(_Section):
+    """Candidates of the number of boosting rounds and of the learning rate."""
+
+    max_iter: Counts
+    learning_rate: Candidates
+
+
+class ClassifierParams(_Section):
+    """Which scikit-learn classifier reads the features; the best candidate on validation images is kept."""
+
+    kind: Literal[
+        "logistic_regression",
+        "linear_svm",
+        "ridge",
+        "k_nearest_neighbors",
+        "rbf_svm",
+        "mlp",
+        "gradient_boosting",
+    ]
+    logistic_regression: InverseRegularization
+    linear_svm: InverseRegularization
+    ridge: RidgeSettings
+    k_nearest_neighbors: NeighborsSettings
+    rbf_svm: InverseRegularization
+    mlp: MLPSettings
+    gradient_boosting: BoostingSettings
+
+    @property
+    def candidates(self) -> dict[str, list[float]]:
+        """Values to try for each scikit-learn parameter of the chosen classifier."""
+        settings: _Section = getattr(self, self.kind)
+        return settings.model_dump()
+
+
+class TrackingParams(_Section):
+    """Where runs are recorded; nothing that a stage writes depends on it."""
+
+    enabled: bool
+    uri: str | None
+    experiment: str = Field(min_length=1)
+
+
+class Params(_Section):
+    """One experiment."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    data: DataParams
+    preprocessing: PreprocessingParams
+    model: ModelParams
+    objective: ObjectiveParams
+    train: TrainParams
+    features: FeaturesParams
+    classifier: ClassifierParams
+    tracking: TrackingParams
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Params":
+        count = len(self.model.layers)
+        for layer in self.features.layers:
+            if not -count <= layer < count:
+                raise ValueError(
+                    f"features.layers = {layer}: model.layers has {count}, so {-count} to {count - 1} are allowed"
+                )
+        return self
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and validate an experiment.
+
+    Raises:
+        ConvaeError: one line for each mistake: the key, the value found and what is allowed.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConvaeError(f"{path}: no such file; run from the repository's top folder") from None
+    except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ConvaeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConvaeError(f"{path}: must hold the sections {', '.join(Params.model_fields)}")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise ConvaeError("\n".join(_lines(path, error))) from None
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """All parameters under their dotted names, as `dvc params` and MLflow show them."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            items = [(str(key), item) for key, item in value.items()]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            items = [(str(index), item) for index, item in enumerate(value)]
+        else:
+            return {prefix: value}
+        return {k: v for key, item in items for k, v in walk(f"{prefix}.{key}" if prefix else key, item).items()}
+
+    return walk("", params.model_dump(mode="json"))
+
+
+def _lines(path: Path, error: ValidationError) -> list[str]:
+    lines: dict[str, list[str]] = {}  # a union reports each of its branches: the key is named once
+    for item in error.errors(include_url=False):
+        known = [part for part in item["loc"] if isinstance(part, int) or not _is_branch(part)]
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in known).lstrip(".")
+        allowed = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        if item["type"] == "value_error":
+            line = f"{key}: {allowed}" if key else allowed
+        elif item["type"] == "missing":
+            line = f"{key}: missing"
+        else:
+            line = f"{key} = {_shorten(item['input'])}: must be {allowed}"
+        lines.setdefault(key, []).append(line)
+    return [
+        f"{path}: {' or '.join([same[0], *(line.partition(': must be ')[2] for line in same[1:])])}"
+        for same in lines.values()
+    ]
+
+
+def _is_branch(part: str) -> bool:
+    """Whether pydantic put the name of a union's branch, not a key, into the location of an error."""
+    return any(character in part for character in "[(-") or part in {"int", "float", "str"}
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,104 @@
+"""Charts of training and test: learning curves, the confusion matrix, the most confident mistakes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from convae.reporting.drawing import BLUE, GREY, ORANGE, label_columns, short, to_rgb
+
+FEW_CLASSES = 20
+MISTAKES, MISTAKE_COLUMNS = 24, 8
+
+
+def learning_curves_figure(history: pd.DataFrame) -> Figure:
+    """Loss over epochs, with the epoch of the lowest validation loss marked.
+
+    Args:
+        history: rows of reports/training.csv: epoch, train_loss, validation_loss, learning_rate.
+    """
+    figure = Figure(figsize=(6.5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    marker = "o" if len(history) <= 30 else None
+    for column, name, colour in (("train_loss", "training", GREY), ("validation_loss", "validation", BLUE)):
+        axes.plot(history["epoch"], history[column], marker=marker, markersize=4, color=colour, label=name)
+    best = int(history["validation_loss"].to_numpy().argmin())
+    axes.plot(
+        history["epoch"][best],
+        history["validation_loss"][best],
+        "o",
+        ms=10,
+        mfc="none",
+        mec=ORANGE,
+        label="epoch kept",
+    )
+    losses = history[["train_loss", "validation_loss"]].to_numpy()
+    if losses.min() > 0 and losses.max() > 10 * losses.min():
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend()
+    return figure
+
+
+def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """The confusion matrix: colour is the part of the row (its square root), few classes have counts as well.
+
+    Args:
+        counts: `[K, K]`, rows are true classes, columns predicted ones.
+        classes: K names.
+    """
+    few = len(classes) <= FEW_CLASSES
+    side = max(3.0, (0.5 if few else 0.105) * len(classes))
+    size = 8.0 if few else max(3.5, min(8.0, 450 / len(classes)))
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(parts, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    positions = range(len(classes))
+    axes.set_yticks(positions, map(short, classes), fontsize=size)
+    axes.xaxis.tick_top()
+    axes.set_xticks(positions)
+    label_columns(axes, classes, slanted=few and max(map(len, classes)) > 3)
+    axes.tick_params(length=0, labelsize=size)
+    if not few:
+        axes.tick_params(axis="x", labelrotation=90)
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("prediction", labelpad=8)
+    axes.set_ylabel("truth", labelpad=8)
+    axes.spines[:].set_visible(False)
+    for row, column in np.argwhere(counts > 0) if few else ():
+        colour = "white" if parts[row, column] > 0.3 else "#52606d"
+        axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=7.5)
+    return figure
+
+
+def mistakes_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure | None:
+    """The mistakes that the classifier was surest of, or None where it made none.
+
+    Args:
+        images: the test images, `uint8 [N, C, H, W]`.
+        predictions: index, truth, prediction and confidence or margin.
+    """
+    wrong = predictions[predictions["truth"].astype(str) != predictions["prediction"].astype(str)]
+    certainty = "confidence" if "confidence" in predictions else "margin"
+    worst = wrong.sort_values([certainty, "index"], ascending=[False, True]).head(MISTAKES)
+    if worst.empty:
+        return None
+    rows = -(-len(worst) // MISTAKE_COLUMNS)
+    figure = Figure(figsize=(1.25 * MISTAKE_COLUMNS, 1.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, MISTAKE_COLUMNS, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, row in zip(grid, worst.to_dict("records"), strict=False):
+        axes.imshow(to_rgb(images[row["index"]] / 255), interpolation="nearest")
+        value = f"{100 * row[certainty]:.1f} %" if certainty == "confidence" else f"+{row[certainty]:.2f}"
+        axes.set_title(f"{short(row['prediction'])}\n{value}", fontsize=8, color=ORANGE, pad=3)
+        axes.text(0.5, -0.04, short(row["truth"]), ha="center", va="top", fontsize=8, transform=axes.transAxes)
+    return figure

@@ -1,0 +1,108 @@
+"""The one style of all figures, pictures laid out in a grid, and PNG files with the same bytes every time."""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, GREY, BLUE, ORANGE = "#1f2933", "#7b8794", "#2166ac", "#d6604d"
+DPI = 150
+STYLE = {
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.08,
+}
+TILE_PIXELS, GAP = 96, 9
+LONGEST_NAME = 22
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of every figure, whatever the user's own settings of matplotlib are."""
+    with matplotlib.style.context(["default", STYLE]):
+        yield
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG file without date and version; the same figure gives the same bytes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a class name in a script that the font lacks
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def short(name: str) -> str:
+    """A class name that fits beside a picture, on one line."""
+    line = " ".join(name.split())
+    return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Images `[..., C, H, W]` in [0, 1] as `[..., H, W, 3]`; what is not colour becomes grey."""
+    if images.shape[-3] != 3:
+        images = np.repeat(images.mean(axis=-3, keepdims=True), 3, axis=-3)
+    return np.moveaxis(np.clip(images, 0, 1), -3, -1)
+
+
+def signed_to_rgb(values: np.ndarray) -> np.ndarray:
+    """Values `[..., H, W]` in [-1, 1] as `[..., H, W, 3]`: zero white, positive blue, negative red."""
+    colours: np.ndarray = matplotlib.colormaps["RdBu"]((np.clip(values, -1, 1) + 1) / 2)
+    return colours[..., :3]
+
+
+def tile(
+    rows: Sequence[np.ndarray],
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    inches: float = 0.8,
+) -> Figure:
+    """Pictures in a grid, their pixels not smoothed.
+
+    Args:
+        rows: of each row its pictures, `[n, H, W, 3]` in [0, 1]; a row may be shorter than the first.
+        row_labels: shown on the left, or nothing.
+        column_labels: shown on top, or nothing; slanted where they are long.
+        inches: width of a picture.
+    """
+    _, height, width, _ = rows[0].shape
+    scale = math.ceil(TILE_PIXELS / max(height, width))
+    step_y, step_x = height * scale + GAP, width * scale + GAP
+    canvas = np.ones((step_y * len(rows) - GAP, step_x * len(rows[0]) - GAP, 3))
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+            canvas[i * step_y :, j * step_x :][: large.shape[0], : large.shape[1]] = large
+    figure = Figure(figsize=(inches * canvas.shape[1] / step_x, inches * canvas.shape[0] / step_x))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(canvas, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_yticks([i * step_y + (step_y - GAP) / 2 for i in range(len(row_labels))], map(short, row_labels))
+    axes.xaxis.tick_top()
+    axes.set_xticks([j * step_x + (step_x - GAP) / 2 for j in range(len(column_labels))])
+    label_columns(axes, column_labels, slanted=max(map(len, column_labels), default=0) > 9)
+    return figure
+
+
+def label_columns(axes: Axes, names: Sequence[str], slanted: bool) -> None:
+    """Names above the columns of a picture."""
+    labels = axes.set_xticklabels(list(map(short, names)))
+    for label in labels if slanted else ():
+        label.set(rotation=40, horizontalalignment="left", rotation_mode="anchor")

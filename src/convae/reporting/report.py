@@ -1,0 +1,188 @@
+"""The report: one HTML file that needs neither server nor internet, and its figures as PNG files."""
+
+import base64
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from convae.datasets.image_set import ImageSet
+from convae.encoder import Encoder
+from convae.files import new_folder, read_json
+from convae.params import Params, flatten
+from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
+from convae.reporting.drawing import DPI, save_figure, style
+from convae.reporting.figures import (
+    MOST_FILTERS,
+    activation_figures,
+    example_images,
+    filters_figure,
+    reconstructions_figure,
+)
+
+LIBRARIES = ("torch", "pytorch-lightning", "scikit-learn", "numpy", "scipy", "skops", "pandas", "matplotlib")
+# What has no part in the results: where images lie, on what and under which address it ran.
+LEFT_OUT = ("data.root", "tracking.", "train.accelerator", "train.devices")
+
+
+class Picture(NamedTuple):
+    """A figure, the name of its file without `.png`, and what one sees."""
+
+    name: str
+    figure: Figure
+    title: str
+    caption: str
+
+
+def write_report(
+    params: Params,
+    encoder: Encoder,
+    prepared: Path,
+    *,
+    classifier: Path,
+    predictions: Path,
+    reports: Path,
+) -> list[Path]:
+    """Draw the figures and write the report.
+
+    Args:
+        params: the experiment.
+        encoder: the trained encoder.
+        prepared: folder with the image sets and their `description.json`.
+        classifier: folder of the fitted classifier, of which `classifier.json` alone is read.
+        predictions: Parquet file with a row for each test image.
+        reports: folder with `training.csv`, `metrics.json`, `per_class.csv` and `confusion_matrix.csv`; it
+            takes `report.html` and `figures/*.png`.
+
+    Returns:
+        The files of the figures.
+    """
+    with style(), new_folder(reports / "figures") as scratch:
+        pictures = [
+            *_encoder_pictures(encoder, prepared, reports),
+            *_test_pictures(prepared, predictions, reports),
+        ]
+        for picture in pictures:
+            save_figure(picture.figure, scratch / f"{picture.name}.png")
+    files = [reports / "figures" / f"{picture.name}.png" for picture in pictures]
+    environment = Environment(
+        loader=PackageLoader("convae", "reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        description=read_json(prepared / "description.json"),
+        metrics=read_json(reports / "metrics.json"),
+        classifier=read_json(classifier / "classifier.json"),
+        per_class=_read_table(reports / "per_class.csv").to_dict("records"),
+        epochs=len(pd.read_csv(reports / "training.csv")),
+        trained=params.objective.kind != "none",
+        parameters=_parameters(params),
+        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        pictures=[(picture, *_embed(file)) for picture, file in zip(pictures, files, strict=True)],
+    )
+    scratch_page = reports / "report.html.partial"
+    scratch_page.write_text(page, "utf-8", newline="\n")
+    scratch_page.rename(reports / "report.html")
+    return files
+
+
+def _embed(file: Path) -> tuple[str, int]:
+    """A PNG file in base64, and the width in CSS pixels at which its text has the size of the page's."""
+    content = file.read_bytes()
+    width = int.from_bytes(content[16:20], "big")  # in the header, which stands first
+    return base64.b64encode(content).decode(), round(width * 96 / DPI)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """A table of which the first column holds class names, whatever they look like."""
+    first = path.read_text("utf-8").split(",", 1)[0].strip()
+    return pd.read_csv(path, dtype={first: str}, keep_default_na=False)
+
+
+def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[Picture]:
+    """What the encoder is and does, on validation images."""
+    validation = ImageSet.load(prepared / "validation")
+    images, names = example_images(validation)
+    filters = encoder.filters
+    shown = f"The first {MOST_FILTERS} of {len(filters)}" if len(filters) > MOST_FILTERS else f"All {len(filters)}"
+    colours = "mid-grey is zero" if filters.shape[1] == 3 else "white is zero, blue positive, red negative"
+    pictures = [
+        Picture(
+            "filters",
+            filters_figure(filters),
+            "Filters",
+            f"{shown} filters of the first layer, each scaled by its own largest weight; {colours}.",
+        )
+    ]
+    figures = activation_figures(encoder, images, names)
+    for layer, figure in enumerate(figures, start=1):
+        several = len(figures) > 1
+        pictures.append(
+            Picture(
+                f"activation_maps_{layer}" if several else "activation_maps",
+                figure,
+                f"Activation maps, layer {layer}" if several else "Activation maps",
+                "What some of the filters answer to validation images, one image a row. White is zero, blue "
+                "positive, red negative; each column has its own scale.",
+            )
+        )
+    caption = "Validation images as they are, and after preprocessing as the first layer sees them."
+    if encoder.has_decoder:
+        caption = (
+            "Validation images as they are, after preprocessing, and as the decoder gives them back. It is "
+            "the preprocessed image that is reconstructed; where there is no preprocessing, it has no row."
+        )
+    pictures.append(Picture("reconstructions", reconstructions_figure(encoder, images, names), "Images", caption))
+    history = pd.read_csv(reports / "training.csv")
+    if len(history):
+        caption = "Loss on training and validation images after each epoch; the encoder is that of the marked one."
+        pictures.append(Picture("learning_curves", learning_curves_figure(history), "Learning curves", caption))
+    return pictures
+
+
+def _test_pictures(prepared: Path, predictions: Path, reports: Path) -> list[Picture]:
+    """Where the classifier is right and wrong; nothing where there were no labels."""
+    rows = pd.read_parquet(predictions)
+    if "prediction" not in rows:
+        return []
+    test = ImageSet.load(prepared / "test")
+    counts = _read_table(reports / "confusion_matrix.csv").iloc[:, 1:].to_numpy()
+    pictures = [
+        Picture(
+            "confusion_matrix",
+            confusion_figure(counts, test.classes),
+            "Confusion matrix",
+            "Test images: a row for each true class, a column for each prediction. The larger a part of its "
+            "row, the darker the field (by the square root, so that small parts are seen).",
+        )
+    ]
+    mistakes = mistakes_figure(test.images, rows)
+    if mistakes is not None:
+        certainty = "its probability" if "confidence" in rows else "by how much its score exceeds the second"
+        caption = f"Above each test image the wrong prediction and {certainty}, below it the true class."
+        pictures.append(Picture("mistakes", mistakes, "The most confident mistakes", caption))
+    return pictures
+
+
+def _parameters(params: Params) -> dict[str, dict[str, Any]]:
+    """Parameters by section and dotted name; of the classifiers the chosen one."""
+    others = {f"classifier.{name}." for name in type(params.classifier).model_fields} - {
+        f"classifier.{params.classifier.kind}."
+    }
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in flatten(params).items():
+        if name.startswith((*LEFT_OUT, *others)):
+            continue
+        section, _, key = name.replace(f"classifier.{params.classifier.kind}.", "classifier.").partition(".")
+        shown = "none" if value is None else str(value).lower() if isinstance(value, bool) else value
+        if isinstance(value, list):
+            shown = ", ".join(map(str, value))
+        sections.setdefault(section, {})[key or section] = shown
+    return sections

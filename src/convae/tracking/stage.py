@@ -1,0 +1,90 @@
+"""How every script in pipeline/ runs its stage."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from threadpoolctl import threadpool_limits
+
+from convae.errors import ConvaeError
+from convae.experiment import load_experiment
+from convae.params import Params
+from convae.tracking.runs import Run, start_run
+
+LOCK_FOLDER = Path(".convae")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def run_stage(name: str, body: Callable[[Params, Run], None]) -> None:
+    """Run `body` with the parameters of params.yaml and a run in MLflow.
+
+    A ConvaeError ends the process with code 1 and its lines on stderr, Ctrl-C with 130, SIGTERM with 143. Any
+    other exception is a bug of ours and keeps its traceback.
+    """
+    _end_with_dvc()
+    # Lightning runs the script once more for each further device; these share the first one's lock and run.
+    is_helper = os.environ.get("LOCAL_RANK", "0") != "0"
+    if is_helper:
+        os.environ["CONVAE_TRACKING"] = "off"
+    try:
+        params = load_experiment()
+        with (
+            nullcontext() if is_helper else _alone(name),
+            _threads(params.train.threads),
+            start_run(name, params) as run,
+        ):
+            start = time.monotonic()
+            try:
+                body(params, run)
+            finally:
+                run.log_metrics({"duration_seconds": time.monotonic() - start})
+    except ConvaeError as error:
+        sys.exit("\n".join(f"{name}: {line}" for line in str(error).splitlines()))
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C into exit code 1, and SIGTERM at times into none, which would mean success.
+        interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
+        print(f"{name}: {'interrupted' if interrupted else 'terminated'}", file=sys.stderr)
+        sys.exit(130 if interrupted else 143)
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Keep a second stage out of this workspace; it and the first would destroy each other's outputs.
+
+    Raises:
+        ConvaeError: another stage is running.
+    """
+    LOCK_FOLDER.mkdir(exist_ok=True)
+    holder = LOCK_FOLDER / "stages.holder"
+    lock = FileLock(LOCK_FOLDER / "stages.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text("utf-8") if holder.exists() else "just starting"
+        raise ConvaeError(f"another stage is running in this folder ({who}); wait for its end, or stop it") from None
+    try:
+        holder.write_text(f"{name}, process {os.getpid()}", "utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Limit the threads of linear algebra, in the libraries loaded already and in those that will be."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
+    with threadpool_limits(count):
+        yield
+
+
+def _end_with_dvc() -> None:
+    """Have Linux send SIGTERM when the process that started this stage dies: DVC, or the shell DVC uses."""
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

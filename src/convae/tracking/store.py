@@ -1,0 +1,96 @@
+"""Where runs are recorded, and how that place is opened without getting in anybody's way."""
+
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from convae.params import TrackingParams
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+
+# Two attempts of 5 s bound what a server costs that is dead or hangs; a Retry-After of an hour is not obeyed.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+
+
+def store_root() -> Path:
+    """The repository that keeps the runs: under `dvc exp run --temp` the main one, not the copy."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
+
+
+def store_uri(tracking: TrackingParams) -> str | None:
+    """Address of the MLflow store; None where tracking is switched off.
+
+    `MLFLOW_TRACKING_URI` comes before `tracking.uri`, and that before `mlflow.db` in the repository, where
+    relative paths of SQLite files start too.
+    """
+    if os.environ.get("CONVAE_TRACKING", "").lower() == "off" or not tracking.enabled:
+        return None
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or f"{SQLITE}mlflow.db"
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{store_root() / uri.removeprefix(SQLITE)}"
+    return uri
+
+
+def import_mlflow() -> None:
+    """Import MLflow so that it keeps off the terminal, calls nobody and never waits for long."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import_module("mlflow")
+    # It says of each retry that there is one.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
+    """A client of the store at `uri` and the id of `experiment`, both made where they are missing.
+
+    Raises:
+        Exception: whatever MLflow and what lies under it come up with.
+    """
+    if not uri.startswith(SQLITE):
+        return _open(uri, experiment)
+    database = Path(uri.removeprefix(SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Of several processes that create the tables at once all but one would crash.
+    with FileLock(f"{database}.lock"):
+        # Finds in an instant what MLflow would retry for 100 s: a file that is no database or is read-only.
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        return _open(uri, experiment)
+
+
+def _open(uri: str, name: str) -> tuple["MlflowClient", str]:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    # Not mlflow.set_tracking_uri, which sets the environment of child processes too.
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # Without a location MLflow would take the current folder. A server has its own.
+        is_database = uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
+        location = (store_root() / "mlartifacts").as_uri() if is_database else None
+        try:
+            return client, client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another process may have been faster
+            if found is None:
+                raise
+    return client, found.experiment_id

@@ -1,0 +1,119 @@
+"""The autoencoder as a Lightning module: loss, optimiser, schedule and the history of its epochs."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from convae.errors import ConvaeError
+from convae.models.autoencoder import Autoencoder
+from convae.params import TrainParams
+from convae.training.batches import ImageBatches, epoch_seed
+
+Row = dict[str, float]
+
+
+class ReconstructionModule(lightning.LightningModule):
+    """Minimises the mean squared error between preprocessed images and their reconstructions.
+
+    Args:
+        autoencoder: its preprocessing is already fitted.
+        params: the section `train`.
+        seed: of everything random in an epoch.
+        on_epoch: called with the history's new row after each epoch.
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, params: TrainParams, seed: int, on_epoch: Callable[[Row], None]
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.params = params
+        self.seed = seed
+        self.on_epoch = on_epoch
+        self.history: list[Row] = []
+
+    def on_fit_start(self) -> None:
+        """Move the image sets to the GPU where they fit."""
+        for batches in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
+            if isinstance(batches, ImageBatches):
+                batches.move_to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Fix everything random in this epoch by (seed, epoch), so that resuming changes nothing."""
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, ImageBatches)
+        batches.epoch = self.current_epoch
+        batches.rank, batches.world_size = self.trainer.global_rank, self.trainer.world_size
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch) + self.trainer.global_rank)
+        self.losses: list[Tensor] = []
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        """Loss of one batch `uint8 [n, C, H, W]`."""
+        loss = self._loss(batch)
+        self.losses.append(loss.detach() * len(batch))
+        return loss
+
+    def validation_step(self, batch: Tensor) -> None:
+        """Log the mean over the validation images; checkpoints and early stopping read it."""
+        loss = self._loss(batch)
+        self.log("validation_loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch), sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Add a row to the history.
+
+        Raises:
+            ConvaeError: the loss is not finite.
+        """
+        images = len(self.trainer.train_dataloader.images)  # type: ignore[union-attr]
+        train_loss = float(torch.stack(self.losses).sum()) / images
+        if not math.isfinite(train_loss):
+            raise ConvaeError(
+                f"the loss became {train_loss} in epoch {self.current_epoch}: "
+                "lower train.learning_rate or set train.gradient_clip"
+            )
+        row = {
+            "epoch": self.current_epoch,
+            "train_loss": train_loss,
+            "validation_loss": float(self.trainer.callback_metrics["validation_loss"]),
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        self.history.append(row)
+        self.on_epoch(row)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history, for a training that is resumed."""
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the history."""
+        self.history = checkpoint["history"]
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser and learning-rate schedule by parameter."""
+        params, parameters = self.params, self.autoencoder.parameters()
+        rate, decay = params.learning_rate, params.weight_decay
+        optimizer: torch.optim.Optimizer
+        if params.optimizer == "sgd":
+            optimizer = torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9)
+        elif params.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        else:
+            optimizer = torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+        if params.schedule == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        if params.schedule == "cosine":
+            schedule: Any = CosineAnnealingLR(optimizer, steps)
+        else:
+            schedule = OneCycleLR(optimizer, rate, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _loss(self, batch: Tensor) -> Tensor:
+        preprocessed = self.autoencoder.preprocessing(batch)
+        return F.mse_loss(self.autoencoder(preprocessed), preprocessed)

@@ -1,0 +1,69 @@
+"""The shipped experiment shrunk to the embedded digits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from convae.datasets.image_set import ImageSet, write_image_set
+from convae.params import Params, load_params
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture
+def experiment() -> Callable[..., Params]:
+    """`experiment(train={"epochs": 2})`: params.yaml on the digits, a small encoder, with these keys changed."""
+
+    def build(**changes: Any) -> Params:
+        content = load_params(REPOSITORY / "params.yaml").model_dump()
+        small: dict[str, Any] = {
+            "data": {"dataset": "digits"},
+            "model": {"layers": [content["model"]["layers"][0] | {"filters": 4, "kernel": (3, 3)}]},
+            "objective": {"sparsity": {"block": (4, 4), "lifetime": 0.2}},
+            "preprocessing": {"whitening": {"window": 3, "epsilon": 0.1}},
+            "features": {"grid": (2, 2)},
+            "train": {"epochs": 3, "threads": 1, "accelerator": "cpu", "devices": 1},
+        }
+        for part in (small, changes):
+            for section, keys in part.items():
+                content[section] = content[section] | keys if isinstance(keys, dict) else keys
+        return Params.model_validate(content)
+
+    return build
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """A folder of prepared image sets: 400 training, 100 validation, 100 test digits, none unlabelled."""
+    bunch = load_digits()
+    images = np.round(bunch.images * 255 / 16).astype(np.uint8)[:, None]
+    classes = [str(digit) for digit in range(10)]
+    folder = tmp_path / "prepared"
+    for part, rows in {
+        "train": slice(0, 400),
+        "validation": slice(400, 500),
+        "test": slice(500, 600),
+    }.items():
+        chunk = images[rows]
+        write_image_set(folder / part, chunk.shape, [chunk], bunch.target[rows], classes)
+    write_image_set(folder / "unlabelled", (0, 1, 8, 8), [], None, [])
+    return folder
+
+
+@pytest.fixture
+def train_set(digits: Path) -> ImageSet:
+    return ImageSet.load(digits / "train")
+
+
+@pytest.fixture
+def validation_set(digits: Path) -> ImageSet:
+    return ImageSet.load(digits / "validation")

@@ -1,0 +1,147 @@
+"""A data set small enough to write here, and a server that behaves as badly as it is told to."""
+
+import gzip
+import hashlib
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convae.datasets import catalogue
+from convae.datasets.catalogue import Dataset
+from convae.files import array_sha256
+from convae.params import DataParams
+
+
+@pytest.fixture
+def data_params(tmp_path: Path) -> Callable[..., DataParams]:
+    """`data_params(dataset="digits")`: parameters with `root` at `tmp_path / "local"`."""
+
+    def build(**changes: Any) -> DataParams:
+        content: dict[str, Any] = {
+            "dataset": "fashion_mnist",
+            "root": str(tmp_path / "local"),
+            "image_size": None,
+            "color": "rgb",
+            "validation_size": 0.1,
+            "test_size": 0.2,
+            "max_rejected": 0,
+        }
+        return DataParams(**content | changes)
+
+    return build
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+@dataclass
+class Tiny:
+    """An IDX data set of 40 + 10 images, 6×5 pixels, 3 classes."""
+
+    dataset: Dataset
+    files: dict[str, bytes]
+
+    def write(self, folder: Path, compressed: bool = True) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            target = folder / (name if compressed else name.removesuffix(".gz"))
+            target.write_bytes(content if compressed else gzip.decompress(content))
+        return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tiny:
+    """Stands in for Fashion-MNIST in the catalogue, with a system folder in `tmp_path` and no mirror."""
+    random = np.random.default_rng(0)
+    files, hashes = {}, {}
+    for split, prefix, count in (("train", "train", 40), ("test", "t10k", 10)):
+        images = random.integers(0, 256, (count, 6, 5), np.uint8)
+        labels = np.arange(count) % 3
+        hashes[f"{split}_images"] = array_sha256(images[:, None])
+        hashes[f"{split}_labels"] = array_sha256(labels.astype(np.int64))
+        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(idx(images), mtime=0)
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(idx(labels), mtime=0)
+    dataset = Dataset(
+        reader="idx",
+        shape=(1, 6, 5),
+        classes=("a", "b", "c"),
+        images={"train": 40, "test": 10},
+        archives={name: hashlib.md5(content).hexdigest() for name, content in files.items()},
+        system_folder=str(tmp_path / "system"),
+        sha256=hashes,
+    )
+    monkeypatch.setitem(catalogue.CATALOGUE, "fashion_mnist", dataset)  # type: ignore[arg-type]
+    return Tiny(dataset, files)
+
+
+@dataclass
+class Server:
+    """Serves `files`; `misbehave(path, request number)` may name what goes wrong. `log` has each Range."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    log: list[tuple[str, str | None]] = field(default_factory=list)
+    misbehave: Callable[[str, int], str] = lambda path, number: ""
+    released: Event = field(default_factory=Event)
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.lstrip("/")
+            wanted = self.headers.get("Range")
+            server.log.append((name, wanted))
+            what = server.misbehave(name, sum(logged == name for logged, _ in server.log))
+            if what == "hang":
+                server.released.wait(30)
+                return
+            content = server.files.get(name)
+            if content is None:
+                self.send_error(404)
+                return
+            if what == "garbage":
+                content = b"x" * len(content)
+            start = int(re.findall(r"\d+", wanted)[0]) if wanted and what != "no range" else 0
+            if start and start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            body = content[start:]
+            self.wfile.write(body[: len(body) // 2] if what == "die" else body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    return Handler
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is what some tests are about."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    running = Server()
+    with _QuietServer(("127.0.0.1", 0), _handler(running)) as http:
+        running.url = f"http://127.0.0.1:{http.server_address[1]}/"
+        thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.released.set()
+        http.shutdown()
+        thread.join()

@@ -1,0 +1,136 @@
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score
+
+from convae.errors import ConvaeError
+from convae.evaluation.classifiers import CLASSIFIERS, FIXED, class_scores, fit_best, has_probabilities
+from convae.params import ClassifierParams
+
+SETTINGS = {
+    "logistic_regression": {"C": [0.1, 0.001]},
+    "linear_svm": {"C": [0.001, 0.01]},
+    "ridge": {"alpha": [1.0, 100.0]},
+    "k_nearest_neighbors": {"n_neighbors": [3, 150]},
+    "rbf_svm": {"C": [1.0, 10.0]},
+    "mlp": {"hidden_layer_sizes": [32], "alpha": [0.0001, 0.01]},
+    "gradient_boosting": {"max_iter": [2, 5], "learning_rate": [0.5]},
+}
+
+
+def make_classifier_params(kind, **settings):
+    return ClassifierParams.model_validate({"kind": kind, **SETTINGS} | ({kind: settings} if settings else {}))
+
+
+def split(classes=10):
+    digits = load_digits(n_class=classes)
+    x = (digits.data.astype(np.float32) - 8) / 6
+    y = digits.target.astype(np.int64)
+    half = len(y) // 2
+    return x[:half], y[:half], x[half:], y[half:]
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("classes", [2, 10])
+def test_every_kind_learns_digits(kind, classes):
+    train, y, validation, y_validation = split(classes)
+    estimator, candidates = fit_best(make_classifier_params(kind), train, y, validation, y_validation, 0)
+    prediction = estimator.predict(validation)
+    accuracy = accuracy_score(y_validation, prediction)
+    assert accuracy > (0.95 if classes == 2 else 0.8)
+    assert candidates["validation_accuracy"].max() == round(accuracy, 6)
+    scores = class_scores(estimator, validation, classes)
+    assert np.array_equal(scores.argmax(axis=1), prediction)
+    if has_probabilities(estimator):
+        assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
+
+
+def test_every_candidate_is_tried_and_the_best_is_kept():
+    train, y, validation, y_validation = split()
+    params = make_classifier_params("k_nearest_neighbors")
+    estimator, candidates = fit_best(params, train, y, validation, y_validation, 0)
+    assert candidates["n_neighbors"].tolist() == [3, 150]
+    assert candidates["validation_accuracy"][0] > candidates["validation_accuracy"][1]
+    assert estimator.n_neighbors == 3
+
+
+def test_the_first_of_equals_is_kept():
+    train, y, validation, y_validation = split(2)
+    params = make_classifier_params("ridge", alpha=[2.0, 1.0, 3.0])
+    estimator, candidates = fit_best(params, train, y, validation, y_validation, 0)
+    assert candidates["validation_accuracy"].nunique() == 1
+    assert estimator.alpha == 2.0
+
+
+def test_logistic_regression_reaches_the_optimum_from_a_warm_start():
+    warm = fit_best(make_classifier_params("logistic_regression", C=[0.1, 0.05]), *split(), 0)[1]
+    cold = fit_best(make_classifier_params("logistic_regression", C=[0.1]), *split(), 0)[1]
+    assert warm["C"].tolist() == [0.05, 0.1]
+    assert warm["validation_accuracy"][1] == pytest.approx(cold["validation_accuracy"][0], abs=0.005)
+    assert warm["converged"].all()
+
+
+def test_the_same_seed_gives_the_same_mlp_and_leaves_the_validation_images_alone():
+    train, y, validation, y_validation = split()
+    params = make_classifier_params("mlp")
+    first, _ = fit_best(params, train, y, validation, y_validation, 0)
+    again, _ = fit_best(params, train, y, validation[:50], y_validation[:50], 0)
+    other, _ = fit_best(params, train, y, validation, y_validation, 1)
+    if first.alpha == again.alpha:
+        assert np.array_equal(first.coefs_[0], again.coefs_[0])
+    assert not np.array_equal(first.coefs_[0], other.coefs_[0])
+
+
+def test_a_solver_that_stops_early_is_marked_and_does_not_warn(monkeypatch):
+    monkeypatch.setitem(FIXED["logistic_regression"], "max_iter", 3)
+    train, y, validation, y_validation = split()
+    params = make_classifier_params("logistic_regression", C=[1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, candidates = fit_best(params, train, y, validation, y_validation, 0)
+    assert candidates["converged"].tolist() == [False]
+
+
+@pytest.mark.parametrize("kind", ["logistic_regression", "ridge"])
+def test_a_class_without_training_images_is_never_predicted(kind):
+    train, y, validation, y_validation = split()
+    kept = y != 4
+    estimator, _ = fit_best(make_classifier_params(kind), train[kept], y[kept], validation, y_validation, 0)
+    scores = class_scores(estimator, validation, 10)
+    assert scores.shape == (len(validation), 10)
+    assert not (scores.argmax(axis=1) == 4).any()
+    assert np.array_equal(scores.argmax(axis=1), estimator.predict(validation))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_features_that_are_not_finite_are_refused(value, part):
+    train, y, validation, y_validation = (array.copy() for array in split())
+    (train if part == "training" else validation)[17, 3] = value
+    with pytest.raises(ConvaeError, match=f"features of {part} image 17 hold NaN or infinity"):
+        fit_best(make_classifier_params("ridge"), train, y, validation, y_validation, 0)
+
+
+def test_features_that_are_all_alike_are_refused_but_single_constant_features_are_not():
+    train, y, validation, y_validation = (array.copy() for array in split())
+    train[:, :10] = 0
+    fit_best(make_classifier_params("ridge"), train, y, validation, y_validation, 0)
+    train[:] = train[0]
+    with pytest.raises(ConvaeError, match="same features"):
+        fit_best(make_classifier_params("ridge"), train, y, validation, y_validation, 0)
+
+
+def test_one_class_is_refused():
+    train, y, validation, y_validation = split()
+    with pytest.raises(ConvaeError, match="at least two"):
+        fit_best(make_classifier_params("ridge"), train, np.zeros_like(y), validation, y_validation, 0)
+
+
+def test_a_setting_that_does_not_suit_the_data_is_one_line():
+    train, y, validation, y_validation = split()
+    params = make_classifier_params("k_nearest_neighbors", n_neighbors=[10_000])
+    with pytest.raises(ConvaeError, match=r"k_nearest_neighbors, n_neighbors = 10000: .*n_neighbors") as caught:
+        fit_best(params, train, y, validation, y_validation, 0)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,141 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from convae.errors import ConvaeError
+from convae.evaluation import evaluate as module
+from convae.evaluation.evaluate import evaluate
+from convae.evaluation.saving import load_classifier
+
+
+@pytest.fixture
+def run(params, encoder, digits, tmp_path):
+    """Evaluate into `tmp_path / name` and return the metrics and that folder."""
+
+    def run(name="out", params=params):
+        out = tmp_path / name
+        paths = {
+            "classifier": out / "classifier",
+            "predictions": out / "test.parquet",
+            "reports": out / "reports",
+        }
+        return evaluate(params, encoder, tmp_path / "features", digits, **paths), out
+
+    return run
+
+
+def test_every_figure_follows_from_the_predictions(run, encoder, digits):
+    metrics, out = run()
+    truth = np.load(digits / "test/labels.npy")
+    table = pd.read_parquet(out / "test.parquet")
+    prediction = table["prediction"].astype(int).to_numpy()
+    assert table["index"].tolist() == list(range(100))
+    assert np.array_equal(table["truth"].astype(int), truth)
+    assert metrics == json.loads((out / "reports/metrics.json").read_text())
+    assert metrics["test"]["accuracy"] == accuracy_score(truth, prediction) > 0.5
+    assert metrics["test"]["accuracy_low"] < metrics["test"]["accuracy"] < metrics["test"]["accuracy_high"]
+    assert metrics["test"]["macro_f1"] == round(f1_score(truth, prediction, average="macro"), 6)
+    assert set(metrics["validation"]) == {"accuracy", "macro_f1", "log_loss", "reconstruction_mse"}
+    assert metrics["features"]["dimension"] == 4 * 2 * 4  # filters, signs, cells
+    assert metrics["encoder"]["parameters"] == encoder.parameter_count == 4 * (9 + 1)
+    assert metrics["classifier"] == {"kind": "logistic_regression", "C": 0.01}
+    confusion = pd.read_csv(out / "reports/confusion_matrix.csv", index_col=0)
+    assert np.trace(confusion) == np.sum(truth == prediction)
+    assert pd.read_csv(out / "reports/per_class.csv")["support"].sum() == 100
+
+
+def test_the_saved_classifier_predicts_what_was_reported(run, tmp_path):
+    _, out = run()
+    estimator, description = load_classifier(out / "classifier")
+    prediction = estimator.predict(np.load(tmp_path / "features/test.npy"))
+    assert np.array_equal(prediction, pd.read_parquet(out / "test.parquet")["prediction"].astype(int))
+    assert description["settings"] == {"C": 0.01}
+    assert [candidate["C"] for candidate in description["candidates"]] == [0.001, 0.01]
+    assert description["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_two_runs_write_the_same_bytes(run):
+    (_, first), (_, second) = run("first"), run("second")
+    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert [str(name) for name in names] == [
+        "classifier/classifier.json",
+        "classifier/classifier.skops",
+        "reports/confusion_matrix.csv",
+        "reports/metrics.json",
+        "reports/per_class.csv",
+        "test.parquet",
+    ]
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def test_test_images_are_predicted_once_and_change_no_choice(run, digits, tmp_path, monkeypatch):
+    _, out = run("first")
+    seen = []
+    score = module.class_scores
+    monkeypatch.setattr(module, "class_scores", lambda e, f, c: seen.append(len(f)) or score(e, f, c))
+    features, labels = tmp_path / "features/test.npy", np.load(digits / "test/labels.npy")
+    np.save(features, np.load(features)[::-1])
+    for folder in (digits / "test/labels.npy", tmp_path / "features/test_labels.npy"):
+        np.save(folder, (labels + 1) % 10)
+    _, other = run("second")
+    assert seen == [100, 100]  # validation and test images, 100 of each
+    name = "classifier/classifier.skops"
+    assert (out / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_classifier_without_probabilities_reports_a_margin(run, experiment):
+    metrics, out = run(params=experiment(classifier={"kind": "linear_svm"}))
+    assert list(pd.read_parquet(out / "test.parquet")) == ["index", "truth", "prediction", "margin"]
+    assert "log_loss" not in metrics["test"]
+    assert metrics["test"]["accuracy"] > 0.5
+
+
+def test_without_labels_there_are_reconstructions_and_no_classifier(run, unlabelled, tmp_path):
+    for labels in (tmp_path / "features").glob("*_labels.npy"):
+        labels.unlink()
+    metrics, out = run()
+    assert metrics["test"].keys() == metrics["validation"].keys() == {"reconstruction_mse"}
+    assert metrics.keys() == {"test", "validation", "features", "encoder"}
+    assert (out / "reports/per_class.csv").read_text() == "class,precision,recall,f1,support\n"
+    assert (out / "reports/confusion_matrix.csv").read_text() == "truth\n"
+    assert pd.read_parquet(out / "test.parquet").to_dict("list") == {"index": list(range(100))}
+    with pytest.raises(ConvaeError, match="no labels"):
+        load_classifier(out / "classifier")
+
+
+def test_features_of_other_images_are_refused(run, digits, tmp_path):
+    features = tmp_path / "features"
+    labels = np.load(features / "test_labels.npy")
+    np.save(features / "test_labels.npy", labels[::-1])
+    with pytest.raises(ConvaeError, match=r"test_labels.npy: not the labels"):
+        run()
+    np.save(features / "test_labels.npy", labels)
+    np.save(features / "train.npy", np.load(features / "validation.npy"))
+    with pytest.raises(ConvaeError, match=r"train.npy: shape \[100, 32\] for 400 images"):
+        run()
+    (features / "train.npy").unlink()
+    with pytest.raises(ConvaeError, match="not readable features"):
+        run()
+
+
+def test_labels_in_some_parts_only_are_refused(run, digits, tmp_path):
+    (digits / "test/labels.npy").unlink()
+    (tmp_path / "features/test_labels.npy").unlink()
+    with pytest.raises(ConvaeError, match=r"prepared/test: has no labels"):
+        run()
+
+
+def test_a_failed_evaluation_leaves_the_earlier_results(run, tmp_path):
+    _, out = run()
+    before = shutil.copytree(out, tmp_path / "before")
+    features = np.load(tmp_path / "features/test.npy")
+    features[5, 0] = np.nan
+    np.save(tmp_path / "features/test.npy", features)
+    with pytest.raises(ConvaeError, match="test image 5"):
+        run()
+    for path in before.rglob("*"):
+        assert path.is_dir() or (out / path.relative_to(before)).read_bytes() == path.read_bytes()

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from convae.features.readout import Readout
+
+
+def readout(**changes):
+    defaults = {
+        "layers": [-1],
+        "rectification": "none",
+        "threshold": 0.0,
+        "pooling": "mean",
+        "grid": (1, 1),
+        "power": 1.0,
+        "standardize": False,
+    }
+    return Readout(**(defaults | changes))
+
+
+MAPS = torch.tensor([[[[1.0, -2.0], [3.0, -4.0]]]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [-0.5]),
+        ({"pooling": "max"}, [3.0]),
+        ({"rectification": "positive"}, [1.0]),
+        ({"rectification": "both"}, [1.0, 1.5]),
+        ({"rectification": "both", "threshold": 1.0}, [0.5, 1.0]),
+        ({"rectification": "both", "pooling": "max", "power": 0.5}, [3**0.5, 2.0]),
+        ({"power": 0.5, "grid": (2, 2)}, [1.0, -(2**0.5), 3**0.5, -2.0]),
+        ({"grid": (1, 2)}, [2.0, -3.0]),
+    ],
+)
+def test_numbers_by_hand(changes, expected):
+    torch.testing.assert_close(readout(**changes)([MAPS]), torch.tensor([expected]))
+
+
+def test_layers_are_joined_in_the_order_asked_for():
+    first, second = torch.full((2, 3, 4, 4), 1.0), torch.full((2, 2, 2, 2), 5.0)
+    assert readout(layers=[-1, 0])([first, second]).tolist() == [[5.0, 5.0, 1.0, 1.0, 1.0]] * 2
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_cells_that_divide_the_map_are_the_adaptive_ones(pooling):
+    maps = torch.randn(2, 3, 12, 8)
+    adaptive = getattr(torch.nn.functional, f"adaptive_{'avg' if pooling == 'mean' else 'max'}_pool2d")
+    torch.testing.assert_close(readout(pooling=pooling, grid=(4, 2))([maps]), adaptive(maps, (4, 2)).flatten(1))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (28, 28), (30, 41), (96, 64)])
+def test_every_size_of_image_gives_the_same_number_of_features(size):
+    assert readout(grid=(7, 7), rectification="both")([torch.randn(1, 4, *size)]).shape == (1, 4 * 2 * 49)

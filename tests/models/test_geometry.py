@@ -1,0 +1,75 @@
+"""Geometry against torch, for random shapes, and the numbers of the article."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from convae.models.autoencoder import Autoencoder
+from convae.models.geometry import GeometryError, LayerGeometry, convolution_parameters, input_sizes
+
+sides = st.tuples(st.integers(1, 24), st.integers(1, 24))
+kernels = st.tuples(st.integers(1, 7), st.integers(1, 7))
+strides = st.tuples(st.integers(1, 4), st.integers(1, 4))
+pools = st.tuples(st.integers(1, 3), st.integers(1, 3))
+paddings = st.sampled_from(["full", "same", "valid"])
+
+
+@settings(max_examples=2000, deadline=None)
+@given(sides, kernels, strides, paddings, pools)
+def test_sizes_are_those_of_torch_and_the_transpose_gives_the_input_back(size, kernel, stride, padding, pool):
+    layer = LayerGeometry(kernel, stride, padding, pool)
+    assume(padding != "same" or (kernel[0] % 2 and kernel[1] % 2))
+    image = torch.zeros(1, 1, *size)
+    weight = torch.zeros(1, 1, *kernel)
+    try:
+        convolved, pooled = layer.convolved(size), layer.output(size)
+    except GeometryError:
+        with pytest.raises(RuntimeError):
+            F.max_pool2d(F.conv2d(image, weight, None, stride, layer.zeros), pool)
+        return
+    maps = F.conv2d(image, weight, None, stride, layer.zeros)
+    assert tuple(maps.shape[2:]) == convolved
+    assert tuple(F.max_pool2d(maps, pool).shape[2:]) == pooled
+    back = F.conv_transpose2d(maps, weight, None, stride, layer.zeros, layer.output_padding(size))
+    assert tuple(back.shape[2:]) == size
+
+
+@settings(max_examples=100, deadline=None)
+@given(sides, st.lists(st.tuples(kernels, strides, paddings, pools), min_size=1, max_size=3))
+def test_the_decoder_always_returns_the_size_of_the_input(size, geometries):
+    layers = [
+        {"filters": 2, "kernel": k, "stride": s, "padding": p, "activation": "relu", "batch_norm": False,
+         "pool": {"kind": "max", "size": pool}}
+        for k, s, p, pool in geometries
+    ]  # fmt: skip
+    try:
+        sizes = input_sizes(size, [LayerGeometry.of(layer) for layer in layers])
+    except GeometryError:
+        assume(False)
+    network = Autoencoder(3, {}, layers, tied_weights=False).eval()
+    network.initialize(torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, *size)
+    assert [tuple(maps.shape[2:]) for maps in network.encode(images)] == sizes[1:]
+    assert network(images).shape == images.shape
+
+
+def test_the_seed_cae_has_the_maps_and_parameters_of_the_article():
+    layer = LayerGeometry((3, 3), padding="full")
+    assert layer.output((28, 28)) == (30, 30)
+    assert convolution_parameters(1, 32, (3, 3)) == 320
+    assert convolution_parameters(32, 1, (3, 3)) == 289
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (LayerGeometry((5, 5), padding="valid"), "model.layers[0]: a 5×5 kernel .* turns 4×4 into 0×0"),
+        (LayerGeometry((2, 2), padding="same"), "'same' needs an odd kernel, found 2×2"),
+        (LayerGeometry((3, 3), pool=(1, 5)), "pooling over 1×5 turns 4×4 into 4×0"),
+    ],
+)
+def test_a_layer_that_does_not_fit_is_named_with_both_sizes(layer, message):
+    with pytest.raises(GeometryError, match=message.replace("[", r"\[").replace("]", r"\]")):
+        input_sizes((4, 4), [layer])

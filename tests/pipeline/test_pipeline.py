@@ -1,0 +1,183 @@
+"""The whole pipeline under the real DVC, on the embedded digits and on folders of pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from convae import load_encoder
+
+STAGES = ["download", "prepare", "train", "features", "evaluate", "report"]
+UP_TO_DATE = "Data and pipelines are up to date."
+
+
+@pytest.fixture(scope="module")
+def finished(clone):
+    """A clone in which `dvc repro` has run once."""
+    repository = clone()
+    repository.run("dvc", "repro")
+    return repository
+
+
+def stages_to_run(repository, *changes):
+    """Stages that `dvc repro` would execute after these changes of params.yaml, which are then taken back."""
+    before = repository.read("params.yaml")
+    repository.set(*changes)
+    status = json.loads(repository.run("dvc", "status", "--json").stdout)
+    (repository.folder / "params.yaml").write_bytes(before)
+    return {name for name, changed in status.items() if any("changed deps" in change for change in changed)}
+
+
+def test_every_result_is_there_and_the_second_time_nothing_runs(finished):
+    metrics = json.loads(finished.read("reports/metrics.json"))
+    assert metrics["test"]["accuracy_low"] < metrics["test"]["accuracy"] < metrics["test"]["accuracy_high"]
+    assert metrics["test"]["accuracy"] > 0.9
+    assert {"macro_f1", "log_loss", "reconstruction_mse"} <= metrics["test"].keys()
+    assert {"accuracy", "reconstruction_mse"} <= metrics["validation"].keys()
+    assert metrics["features"]["dimension"] == 8 * 2 * 49
+    assert metrics["encoder"]["parameters"] == 8 * (49 + 1)
+    assert UP_TO_DATE in finished.run("dvc", "status").stdout
+    assert UP_TO_DATE in finished.run("dvc", "repro").stdout
+    summary = finished.run("python", "-m", "pipeline.summary").stdout
+    assert f"{metrics['test']['accuracy']:.2%}" in summary
+    assert "reports/report.html" in summary
+    assert finished.run("git", "status", "--porcelain", "--", "data", "models", "src").stdout == ""
+
+
+def test_predictions_agree_with_the_accuracy(finished):
+    predictions = pd.read_parquet(finished.folder / "data/predictions/test.parquet")
+    metrics = json.loads(finished.read("reports/metrics.json"))
+    assert (predictions["truth"] == predictions["prediction"]).mean() == pytest.approx(
+        metrics["test"]["accuracy"], abs=1e-6
+    )
+    confusion = pd.read_csv(finished.folder / "reports/confusion_matrix.csv", index_col=0)
+    assert confusion.to_numpy().sum() == len(predictions)
+
+
+def test_the_saved_encoder_gives_the_features_that_were_evaluated(finished):
+    encoder = load_encoder(finished.folder / "models/encoder")
+    images = np.load(finished.folder / "data/prepared/test/images.npy")
+    features = np.load(finished.folder / "data/features/test.npy")
+    np.testing.assert_allclose(encoder.features(images), features, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ("classifier.kind=ridge", {"evaluate", "report"}),
+        ("features.power=1.0", {"features", "report"}),
+        ("train.epochs=3", {"train", "report"}),
+        ("data.validation_size=0.2", {"prepare", "report"}),
+        ("train.devices=2", set()),
+        ("train.accelerator=cpu", set()),
+        ("tracking.uri=http://127.0.0.1:9", set()),
+        ("tracking.enabled=false", set()),
+    ],
+)
+def test_a_parameter_reruns_the_stages_that_read_it(finished, change, stages):
+    assert stages_to_run(finished, change) == stages
+
+
+def test_each_stage_is_a_run_with_parameters_metrics_and_curves(finished):
+    client = MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("convae-stages")
+    runs = {run.data.tags["dvc.stage"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == set(STAGES)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["train"].data.params["train.epochs"] == "2"
+    history = client.get_metric_history(runs["train"].info.run_id, "validation_loss")
+    recorded = pd.read_csv(finished.folder / "reports/training.csv")["validation_loss"]
+    assert [metric.step for metric in history] == [0, 1]
+    assert [metric.value for metric in history] == pytest.approx(list(recorded), rel=1e-5)
+    metrics = json.loads(finished.read("reports/metrics.json"))
+    assert runs["evaluate"].data.metrics["test.accuracy"] == metrics["test"]["accuracy"]
+    figures = [item.path for item in client.list_artifacts(runs["report"].info.run_id, "figures")]
+    assert any("filters" in figure for figure in figures)
+
+
+def test_forced_and_untracked_it_ends_with_the_same_bits(finished):
+    reports = sorted(path for path in (finished.folder / "reports").rglob("*") if path.is_file())
+    before = {path: path.read_bytes() for path in [finished.folder / "dvc.lock", *reports]}
+    database = (finished.folder / "mlflow.db").stat().st_mtime_ns
+    finished.run("dvc", "repro", "--force", CONVAE_TRACKING="off")
+    assert {path: path.read_bytes() for path in before} == before
+    assert (finished.folder / "mlflow.db").stat().st_mtime_ns == database
+
+
+def test_a_mistake_in_the_parameters_stops_at_once_and_leaves_results_alone(finished):
+    before = finished.read("params.yaml"), finished.read("reports/metrics.json"), finished.read("dvc.lock")
+    finished.set("classifier.logistic_regression.C=[-1]")
+    failed = finished.run("dvc", "repro", check=False)
+    text = failed.stdout + failed.stderr
+    (finished.folder / "params.yaml").write_bytes(before[0])
+    assert failed.returncode != 0
+    assert "classifier.logistic_regression.C[0] = -1: must be greater than 0" in text
+    assert "Traceback" not in text
+    assert finished.read("dvc.lock") == before[2]
+    finished.run("dvc", "checkout")
+    finished.run("git", "checkout", "--quiet", "--", "params.yaml")
+    finished.run("dvc", "repro", "--pull", "--allow-missing", check=False)
+
+
+def test_experiments_run_in_the_queue_and_are_recorded_in_the_one_database(clone):
+    repository = clone()
+    for epochs in (1, 3):
+        repository.run("dvc", "exp", "run", "--queue", "--name", f"epochs-{epochs}", "-S", f"train.epochs={epochs}")
+    repository.run("dvc", "exp", "run", "--run-all")
+    table = json.loads(repository.run("dvc", "exp", "show", "--json").stdout)
+    experiments = {
+        revision["name"]: revision["data"]
+        for baseline in table
+        for experiment in baseline["experiments"] or []
+        for revision in experiment["revs"]
+    }
+    assert set(experiments) == {"epochs-1", "epochs-3"}
+    for data in experiments.values():
+        assert data["metrics"]["reports/metrics.json"]["data"]["test"]["accuracy"] > 0.9
+    client = MlflowClient(f"sqlite:///{repository.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("convae-stages")
+    runs = client.search_runs([experiment.experiment_id], "tags.`dvc.stage` = 'train'")
+    assert {run.data.tags["dvc.experiment"]: run.data.params["train.epochs"] for run in runs} == {
+        "epochs-1": "1",
+        "epochs-3": "3",
+    }
+
+
+def paint(path: Path, red: bool, seed: int) -> None:
+    """A picture of 40×50 pixels, reddish or bluish, with some texture."""
+    pixels = np.random.default_rng(seed).integers(0, 120, (40, 50, 3), dtype=np.uint8)
+    pixels[..., 0 if red else 2] += 100
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["class folders", "flat"])
+def test_a_folder_of_colour_images(clone, tmp_path, labelled):
+    repository = clone()
+    pictures = tmp_path / "pictures"
+    for index in range(60):
+        red = index % 2 == 0
+        folder = pictures / "train" / (("red" if red else "blue") if labelled else "")
+        paint(folder / f"{index:03}.{'jpg' if index % 3 else 'png'}", red, index)
+    repository.set(
+        "data.dataset=image_folder",
+        f"data.root={pictures}",
+        "data.image_size=[16,20]",
+        "objective.sparsity.block=4",
+    )
+    repository.run("dvc", "repro")
+    metrics = json.loads(repository.read("reports/metrics.json"))
+    assert ("accuracy" in metrics["test"]) == labelled
+    assert metrics["test"]["reconstruction_mse"] > 0
+    if labelled:
+        assert metrics["test"]["accuracy"] == 1.0
+    assert b"data:image/png;base64" in repository.read("reports/report.html")
+    assert str(pictures).encode() not in repository.read("reports/report.html")
+    assert UP_TO_DATE in repository.run("dvc", "status").stdout
+
+    paint(pictures / "train" / ("red" if labelled else "") / "new.png", True, 999)
+    assert "download" in repository.run("dvc", "status").stdout

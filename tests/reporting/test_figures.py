@@ -1,0 +1,107 @@
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from convae.datasets.image_set import ImageSet
+from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
+from convae.reporting.drawing import save_figure, short, signed_to_rgb, style, tile, to_rgb
+from convae.reporting.figures import example_images, filters_figure, resize
+
+
+def test_zero_is_white_positive_blue_and_negative_red():
+    zero, positive, negative = signed_to_rgb(np.array([0.0, 0.5, -0.5]))
+    assert zero == pytest.approx([1, 1, 1], abs=0.04)
+    assert positive[2] > positive[0]
+    assert negative[0] > negative[2]
+
+
+def test_colour_stays_and_grey_becomes_three_channels():
+    images = np.random.default_rng(0).random((2, 3, 4, 5))
+    assert np.array_equal(to_rgb(images), images.transpose(0, 2, 3, 1))
+    grey = to_rgb(images[:, :1])
+    assert grey.shape == (2, 4, 5, 3)
+    assert np.array_equal(grey[..., 0], images[:, 0])
+    assert np.array_equal(grey[..., 2], images[:, 0])
+
+
+def test_resize_repeats_pixels():
+    picture = np.arange(12.0).reshape(1, 2, 2, 3)
+    assert np.array_equal(resize(picture, (4, 6)), picture.repeat(2, axis=1).repeat(3, axis=2))
+
+
+@pytest.mark.parametrize(("channels", "kernel", "count"), [(1, (3, 3), 4), (3, (7, 5), 40), (8, (1, 1), 300)])
+def test_the_first_256_filters_are_drawn_and_dead_ones_do_no_harm(tmp_path, channels, kernel, count):
+    filters = np.random.default_rng(0).normal(size=(count, channels, *kernel)).astype(np.float32)
+    filters[0] = 0
+    save_figure(filters_figure(filters), tmp_path / "filters.png")
+    assert np.isfinite(imread(tmp_path / "filters.png")).all()
+
+
+def test_pictures_keep_their_place_and_shape(tmp_path):
+    red, blue = np.zeros((1, 4, 8, 3)), np.zeros((1, 4, 8, 3))
+    red[..., 0] = blue[..., 2] = 1
+    with style():
+        save_figure(tile([red, blue]), tmp_path / "tiles.png")
+    picture = imread(tmp_path / "tiles.png")[..., :3]
+    reds, blues = (np.argwhere((picture == colour).all(axis=-1)) for colour in ((1, 0, 0), (0, 0, 1)))
+    height, width = np.ptp(reds, axis=0)
+    assert width / height == pytest.approx(2, rel=0.05)
+    assert reds[:, 0].max() < blues[:, 0].min()
+
+
+def test_the_users_own_style_has_no_part(tmp_path):
+    import matplotlib
+
+    history = pd.DataFrame({"epoch": [0, 1], "train_loss": [2.0, 1.0], "validation_loss": [2.0, 1.5]})
+    for name, size in (("a.png", 6), ("b.png", 30)):
+        with matplotlib.rc_context({"font.size": size, "lines.linewidth": size}), style():
+            save_figure(learning_curves_figure(history), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_lowest_validation_loss_is_marked():
+    history = pd.DataFrame({"epoch": range(4), "train_loss": [4.0, 3, 2, 1], "validation_loss": [4.0, 2.5, 3, 3.5]})
+    marked = next(line for line in learning_curves_figure(history).axes[0].lines if line.get_label() == "epoch kept")
+    assert (list(marked.get_xdata()), list(marked.get_ydata())) == ([1], [2.5])
+
+
+def test_few_classes_have_counts_and_many_have_names_only():
+    few = confusion_figure(np.array([[5, 1], [0, 7]]), ["a", "b"]).axes[0]
+    assert [text.get_text() for text in few.texts] == ["5", "1", "7"]
+    many = confusion_figure(np.eye(100, dtype=int), [f"class {index}" for index in range(100)]).axes[0]
+    assert len(many.texts) == 0
+    assert [label.get_text() for label in many.get_yticklabels()][99] == "class 99"
+
+
+def predictions(**columns):
+    table = {"index": range(4), "truth": ["a", "b", "a", "b"], "prediction": ["a", "a", "b", "a"], **columns}
+    return pd.DataFrame(table)
+
+
+@pytest.mark.parametrize("certainty", ["confidence", "margin"])
+def test_mistakes_come_surest_first(certainty):
+    images = np.zeros((4, 1, 5, 5), np.uint8)
+    figure = mistakes_figure(images, predictions(**{certainty: [0.99, 0.5, 0.9, 0.9]}))
+    shown = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
+    assert shown == ["a", "b", "b"]  # images 2, 3 and 1
+    assert [axes.get_title().splitlines()[0] for axes in figure.axes[:3]] == ["b", "a", "a"]
+
+
+def test_without_mistakes_there_is_no_figure():
+    table = predictions(confidence=[1.0, 1, 1, 1]).assign(prediction=["a", "b", "a", "b"])
+    assert mistakes_figure(np.zeros((4, 1, 5, 5), np.uint8), table) is None
+
+
+def test_examples_are_the_first_of_each_class():
+    labels = np.array([2, 2, 0, 1, 0])
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+    chosen, names = example_images(ImageSet(images, labels, ("a", "b", "c"), ""))
+    assert (chosen.ravel().tolist(), names) == ([2, 3, 0], ["a", "b", "c"])
+    chosen, names = example_images(ImageSet(images, None, (), ""))
+    assert (chosen.ravel().tolist(), names) == ([0, 1, 2, 3, 4], ["0", "1", "2", "3", "4"])
+
+
+def test_long_names_are_shortened_to_one_line():
+    assert short("a\nb  c") == "a b c"
+    assert len(short("x" * 100)) == 22

@@ -1,0 +1,155 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+import sklearn
+
+from convae.datasets.image_set import ImageSet
+from convae.files import read_json
+
+ALL = ["filters", "activation_maps", "reconstructions", "learning_curves", "confusion_matrix", "mistakes"]
+
+
+class Page(HTMLParser):
+    """Text, the tags that occur, and whatever a browser would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.text = set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(folder):
+    return (folder / "report.html").read_text("utf-8")
+
+
+def figures(folder):
+    return sorted(path.stem for path in (folder / "figures").iterdir())
+
+
+def test_two_runs_write_the_same_bytes(evaluated):
+    experiment = evaluated()
+    first, second = experiment.write("first"), experiment.write("second")
+    assert read(first) == read(second)
+    assert set(figures(first)) == set(ALL)
+    for name in figures(first):
+        assert (first / f"figures/{name}.png").read_bytes() == (second / f"figures/{name}.png").read_bytes()
+
+
+def test_the_page_loads_nothing_and_shows_the_figures_of_the_folder(evaluated):
+    experiment = evaluated()
+    folder = experiment.write()
+    page = Page(read(folder))
+    assert not page.tags & {"script", "link", "iframe", "object", "base"}
+    assert not re.search(r"(https?:)?//\w", re.sub(r"base64,[\w+/=]+", "", read(folder)))
+    assert "@import" not in read(folder)
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    contents = [base64.b64decode(source.partition(",")[2]) for source in page.sources]
+    assert contents == [file.read_bytes() for file in experiment.files]
+
+
+def test_neither_page_nor_figures_name_a_place_or_a_time(evaluated):
+    experiment = evaluated(data={"dataset": "digits", "root": "/home/somebody/pictures"})
+    folder = experiment.write()
+    assert str(experiment.root) not in read(folder)
+    assert "/home/somebody" not in read(folder)
+    for file in experiment.files:
+        chunks = re.findall(rb"tEXt|iTXt|zTXt|tIME", file.read_bytes()[:200])
+        assert chunks == []
+
+
+def test_names_of_classes_and_files_stay_text(evaluated, change_description):
+    name = "<script>alert(1)</script>"
+    experiment = evaluated(classes=[name, "$\\frac{1}$", "a,b\"'", "NA"])
+    change_description(rejected=[{"path": "<img src=x onerror=alert(2)>.png", "reason": "<b>empty</b>"}])
+    folder = experiment.write()
+    page = Page(read(folder))
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert all(source.startswith("data:") for source in page.sources)
+    for text in (name, "$\\frac{1}$", "a,b\"'", "NA", "<b>empty</b>", "<img src=x onerror=alert(2)>.png"):
+        assert text in "".join(page.text)
+
+
+def test_numbers_parameters_and_versions_are_there(evaluated):
+    experiment = evaluated()
+    text = "".join(Page(read(experiment.write())).text)
+    metrics = read_json(experiment.root / "reports/metrics.json")
+    for name in ("accuracy", "accuracy_low", "accuracy_high"):
+        assert f"{100 * metrics['test'][name]:.2f} %" in text
+    for shown in (
+        "95 % interval",
+        "learning_rate",
+        "0.001, 0.01",
+        f"scikit-learn {sklearn.__version__}",
+        ImageSet.load(experiment.root / "prepared/train").sha256,
+    ):
+        assert shown in text
+    assert "ridge.alpha" not in text
+    assert "tracking" not in text
+
+
+def test_without_labels_there_is_no_accuracy(evaluated):
+    folder = evaluated(labelled=False).write()
+    text = "".join(Page(read(folder)).text)
+    assert "The images have no labels" in text
+    assert "accuracy" not in text.replace("no accuracy", "")
+    assert set(figures(folder)) == {"filters", "activation_maps", "reconstructions", "learning_curves"}
+
+
+def test_an_untrained_encoder_is_called_so(evaluated):
+    folder = evaluated(objective={"kind": "none", "sparsity": None}, history="").write()
+    text = "".join(Page(read(folder)).text)
+    assert "The encoder was not trained" in text
+    assert "Reconstruction error" not in text
+    assert "learning_curves" not in figures(folder)
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [(0, "No test image is"), (1, "1 test image is"), (12, "12 test images are")],
+)
+def test_duplicates_are_reported(evaluated, change_description, count, sentence):
+    experiment = evaluated()
+    change_description(duplicates={"test_images": count, "examples": []})
+    assert sentence + " pixel for pixel" in "".join(Page(read(experiment.write())).text)
+
+
+@pytest.mark.parametrize("kind", ["linear_svm", "k_nearest_neighbors", "mlp"])
+def test_any_classifier_can_be_reported(evaluated, kind):
+    settings = {"n_neighbors": [1, 2]} if kind == "k_nearest_neighbors" else None
+    experiment = evaluated(classifier={"kind": kind, **({kind: settings} if settings else {})})
+    text = "".join(Page(read(experiment.write())).text)
+    assert kind.replace("_", " ").capitalize() in text
+    assert ("log loss" in text) == (kind != "linear_svm")
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 20), (1, 20, 9)])
+def test_colour_and_oblong_images_and_a_hundred_classes(evaluated, shape):
+    folder = evaluated(shape=shape, classes=[f"kind {index}" for index in range(100)]).write()
+    assert {"confusion_matrix", "filters"} <= set(figures(folder))
+    assert "kind 99" in read(folder)
+
+
+def test_each_layer_has_its_activation_maps(evaluated):
+    layers = [
+        {"filters": 4, "kernel": (3, 3), "pool": {"kind": "max", "size": (2, 2)}},
+        {"filters": 300, "kernel": (3, 3), "padding": "full"},
+    ]
+    folder = evaluated(model={"layers": layers}).write()
+    assert {"activation_maps_1", "activation_maps_2"} <= set(figures(folder))
+
+
+def test_figures_of_an_earlier_run_do_not_stay(evaluated):
+    experiment = evaluated()
+    (experiment.root / "reports/figures").mkdir()
+    (experiment.root / "reports/figures/old.png").touch()
+    assert "old" not in figures(experiment.write())

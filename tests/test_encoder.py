@@ -1,0 +1,141 @@
+"""The saved encoder: the same after loading, and refused when it is not what was saved."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convae.encoder import Encoder, build_autoencoder, load_encoder
+from convae.errors import ConvaeError
+from convae.features.readout import Readout
+
+LAYER = {
+    "filters": 6,
+    "kernel": [3, 5],
+    "stride": [1, 2],
+    "padding": "same",
+    "activation": "relu",
+    "batch_norm": True,
+    "pool": {"kind": "max", "size": [2, 1]},
+}
+READOUT = {
+    "layers": [-1],
+    "rectification": "positive",
+    "threshold": 0.1,
+    "pooling": "max",
+    "grid": [2, 3],
+    "power": 0.5,
+    "standardize": True,
+}
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "free"])
+def encoder(request):
+    config = {
+        "channels": 3,
+        "image_size": [12, 14],
+        "preprocessing": {
+            "local_contrast": {"window": 5, "floor": 0.1},
+            "whitening": {"window": 3, "epsilon": 0.1},
+        },
+        "layers": [LAYER, LAYER | {"filters": 4}],
+        "tied_weights": request.param,
+        "sparsity": {"block": [3, 3], "lifetime": 0.5},
+        "decoder": True,
+        "readout": READOUT,
+    }
+    autoencoder = build_autoencoder(config)
+    generator = torch.Generator().manual_seed(0)
+    autoencoder.initialize(generator)
+    images = torch.randint(0, 256, (40, 3, 12, 14), dtype=torch.uint8, generator=generator)
+    autoencoder.preprocessing.fit(images, generator)
+    autoencoder.train()(autoencoder.preprocessing(images))  # gives batch norm and winners their statistics
+    readout = Readout(**READOUT)
+    readout.mean, readout.scale = torch.rand(24), torch.rand(24) + 0.5
+    return Encoder(autoencoder, readout, config)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(1).integers(0, 256, (7, 3, 12, 14), dtype=np.uint8)
+
+
+def test_loading_gives_the_same_encoder_and_saving_it_the_same_bytes(encoder, images, tmp_path):
+    encoder.save(tmp_path / "first")
+    loaded = load_encoder(tmp_path / "first")
+    for method in ("features", "preprocess", "reconstruct"):
+        np.testing.assert_array_equal(getattr(loaded, method)(images), getattr(encoder, method)(images))
+    for mine, theirs in zip(loaded.activation_maps(images), encoder.activation_maps(images), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    loaded.save(tmp_path / "second")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_declared_shapes_are_those_of_the_maps(encoder, images):
+    maps = encoder.activation_maps(images)
+    assert encoder.map_sizes == [layer.shape[2:] for layer in maps]
+    assert encoder.features(images).shape == (7, 4 * 2 * 3)
+    assert encoder.reconstruct(images).shape == images.shape
+    assert encoder.filters.shape == (6, 3, 3, 5)
+    assert encoder.parameter_count == 6 * (15 * 3 + 1) + 2 * 6 + 4 * (15 * 6 + 1) + 2 * 4
+
+
+def test_images_of_another_size_give_as_many_features(encoder):
+    assert encoder.features(np.zeros((2, 3, 40, 33), np.uint8)).shape == (2, 24)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 1, 12, 14), np.uint8),
+        np.zeros((2, 3, 12, 14), np.float32),
+        np.zeros((3, 12, 14), np.uint8),
+    ],
+)
+def test_images_of_another_kind_are_refused(encoder, images):
+    with pytest.raises(ConvaeError, match=r"uint8 \[N, 3, H, W\] is needed"):
+        encoder.features(images)
+
+
+def rewrite(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "not an encoder"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "not an encoder"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not an encoder"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "reads format 1"),
+        (lambda folder: rewrite(folder, format=2), "format 2; this version of convae reads format 1"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "damaged"),
+        (lambda folder: rewrite(folder, layers=[LAYER]), "do not belong together"),
+        (lambda folder: rewrite(folder, channels=1), "do not belong together"),
+    ],
+)
+def test_what_is_not_the_encoder_that_was_saved_is_refused_in_one_line(encoder, tmp_path, damage, message):
+    encoder.save(tmp_path / "encoder")
+    damage(tmp_path / "encoder")
+    with pytest.raises(ConvaeError, match=message) as refusal:
+        load_encoder(tmp_path / "encoder")
+    assert "\n" not in str(refusal.value)
+
+
+def test_importing_the_encoder_loads_none_of_the_pipeline():
+    heavy = ["pytorch_lightning", "mlflow", "dvc", "sklearn", "pandas", "pydantic", "torchvision"]
+    code = f"import sys, convae.encoder; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_convae_does_not_load_torch():
+    code = "import sys, convae; print('torch' in sys.modules, 'numpy' in sys.modules); convae.load_encoder"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False False"

@@ -1,0 +1,107 @@
+"""params.yaml: what is shipped is valid, and a mistake gives one line that says what is allowed."""
+
+import re
+
+import pytest
+
+from convae.errors import ConvaeError
+from convae.experiment import load_experiment
+from convae.params import flatten, load_params
+
+
+def changed(repository, tmp_path, old, new):
+    text = (repository / "params.yaml").read_text()
+    assert len(re.findall(old, text, flags=re.MULTILINE)) == 1, f"{old} is not once in params.yaml"
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(old, lambda match: new, text, flags=re.MULTILINE))
+    return path
+
+
+def test_the_shipped_experiments_are_valid(repository):
+    for path in [repository / "params.yaml", *sorted((repository / "systems").glob("*.yaml"))]:
+        load_experiment(path)
+
+
+def test_the_seed_cae_is_the_recipe_of_the_article(repository):
+    params = flatten(load_experiment(repository / "systems/seed_cae.yaml"))
+    recipe = {
+        "data.dataset": "mnist",
+        "data.validation_size": 5000,
+        "model.layers.0.filters": 32,
+        "model.layers.0.kernel": [3, 3],
+        "model.layers.0.padding": "full",
+        "model.layers.0.activation": "tanh",
+        "model.tied_weights": False,
+        "preprocessing.local_contrast": None,
+        "preprocessing.whitening": None,
+        "objective.sparsity": None,
+        "train.optimizer": "adam",
+        "train.learning_rate": 1e-5,
+        "train.batch_size": 1024,
+        "train.epochs": 150,
+    }
+    assert {key: params[key] for key in recipe} == recipe
+
+
+def test_numbers_are_read_as_dvc_reads_them(repository, tmp_path):
+    path = changed(repository, tmp_path, r"learning_rate: 0.003", "learning_rate: 1e-5")
+    assert load_params(path).train.learning_rate == 1e-5
+
+
+MISTAKES = [
+    # what is replaced in params.yaml, what by, what the line says
+    (r"^  epochs: .*", "  epochz: 3", "train: unknown key 'epochz'; the nearest known key is 'epochs'"),
+    (r"^train:", "trian:", "unknown key 'trian'; the nearest known key is 'train'"),
+    (r"^seed: 0", "seed: zero", "seed = 'zero': must be a valid integer"),
+    (r"^seed: 0", "seed: -1", "seed = -1: must be greater than or equal to 0"),
+    (r"^seed: 0", "", "seed: missing"),
+    (r"^  epochs: \d+", "  epochs: ten", "train.epochs = 'ten': must be a valid integer"),
+    (r"^  epochs: \d+", "  epochs: 0", "train.epochs = 0: must be greater than 0"),
+    (r"^  epochs: \d+", "  epochs: 2.5", "train.epochs = 2.5: must be a valid integer"),
+    (r"^  epochs: \d+", "  epochs: true", "train.epochs = True: must be a valid integer"),
+    (r"learning_rate: 0.003", "learning_rate: .nan", "train.learning_rate = nan: must be a finite number"),
+    (r"learning_rate: 0.003", "learning_rate: -1", "train.learning_rate = -1: must be greater than 0"),
+    (r"dataset: fashion_mnist", "dataset: fashon", "data.dataset = 'fashon': must be 'fashion_mnist', 'mnist'"),
+    (r"dataset: fashion_mnist", "dataset: image_folder", "data: image_size is needed for image_folder"),
+    (r"image_size: null", "image_size: 32", "data: image_size must be null for fashion_mnist"),
+    (r"validation_size: 0.1", "validation_size: 0", "data.validation_size = 0: must be greater than 0"),
+    (r"validation_size: 0.1", "validation_size: 1.5", "data.validation_size = 1.5: must be less than 1"),
+    (r"kernel: 7 ", "kernel: [7, 7, 7] ", "model.layers[0].kernel"),
+    (r"kernel: 7 ", "kernel: 6 ", "'same' needs an odd kernel, found 6×6"),
+    (r"stride: 1 ", "stride: 0 ", "model.layers[0].stride: 0 is not a positive number"),
+    (r"padding: same ", "padding: some ", "model.layers[0].padding = 'some': must be 'full', 'same' or 'valid'"),
+    (r"pool: null ", "pool: {kind: max, size: 40} ", "model.layers[0]: pooling over 40×40 turns 28×28 into 0×0"),
+    (r"layers: \[-1\]", "layers: [1]", "features.layers = 1: model.layers has 1, so -1 to 0 are allowed"),
+    (r"^  grid: 7 ", "  grid: 29 ", "features.grid = 29×29: layer -1 has maps of 28×28"),
+    (r"power: 0.5", "power: 2", "features.power = 2: must be less than or equal to 1"),
+    (r"window: 9", "window: 8", "window must be odd, 8 is even"),
+    (r"lifetime: 0.1", "lifetime: 10", "objective.sparsity.lifetime = 10: must be less than or equal to 1"),
+    (r"kind: logistic_regression ", "kind: logistic ", "classifier.kind = 'logistic': must be 'logistic_regression'"),
+    (r"C: \[0.001, 0.01\]", "C: []", "classifier.logistic_regression.C = []: must"),
+    (r"devices: 1 ", "devices: many ", "train.devices = 'many': must be"),
+    (r"^data:", "data: {", "not readable as YAML"),
+    (r"^seed: 0", "seed: 0\nseed: 1", "not readable as YAML"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), MISTAKES)
+def test_a_mistake_gives_one_line_that_names_it(repository, tmp_path, old, new, message):
+    with pytest.raises(ConvaeError) as mistake:
+        load_experiment(changed(repository, tmp_path, old, new))
+    lines = [line for line in str(mistake.value).splitlines() if message in line]
+    assert len(lines) == 1, str(mistake.value)
+    assert lines[0].startswith(f"{tmp_path / 'params.yaml'}: ")
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "just words", "\udcff"])
+def test_a_file_that_is_no_experiment_is_refused(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConvaeError) as mistake:
+        load_params(path)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path):
+    with pytest.raises(ConvaeError, match="run from the repository's top folder"):
+        load_params(tmp_path / "params.yaml")

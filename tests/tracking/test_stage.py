@@ -1,0 +1,176 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+from mlflow import MlflowClient
+from threadpoolctl import threadpool_info
+
+from convae.params import Params
+from convae.tracking.runs import Run
+from convae.tracking.stage import run_stage
+
+StartStage = Callable[[str], "subprocess.Popen[str]"]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def status_of_only_run(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name("convae-stages")
+    assert experiment is not None
+    (recorded,) = client.search_runs([experiment.experiment_id])
+    return str(recorded.info.status)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited for a minute in vain")
+
+
+SLEEPY = "print('begun', flush=True)\ntime.sleep(600)"
+LIKE_LIGHTNING = "try:\n    print('begun', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    sys.exit(1)"
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "line"),
+    [(signal.SIGTERM, 143, "train: terminated\n"), (signal.SIGINT, 130, "train: interrupted\n")],
+)
+def test_killed_stage_closes_its_run(
+    sent: signal.Signals, code: int, line: str, start_stage: StartStage, client: MlflowClient
+) -> None:
+    process = start_stage(SLEEPY)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    assert status_of_only_run(client) == "RUNNING"
+    process.send_signal(sent)
+    assert process.communicate() == ("", line)
+    assert process.returncode == code
+    assert status_of_only_run(client) == "KILLED"
+
+
+def test_interrupt_is_recognised_behind_lightnings_exit(
+    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVAE_TRACKING", "off")
+    process = start_stage(LIKE_LIGHTNING)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "train: interrupted\n")
+    assert process.returncode == 130
+
+
+def test_users_mistake_is_told_without_traceback(start_stage: StartStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVAE_TRACKING", "off")
+    process = start_stage("raise ConvaeError('data.root: empty\\ndata.dataset: wrong')")
+    assert process.communicate() == ("", "train: data.root: empty\ntrain: data.dataset: wrong\n")
+    assert process.returncode == 1
+
+
+def test_wrong_parameters_stop_a_stage_before_it_begins(start_stage: StartStage, workspace: Path) -> None:
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(text.replace("seed: 0 ", "seed: -1 "))
+    output, errors = start_stage("print('begun')").communicate()
+    assert output == ""
+    assert errors.startswith("train: params.yaml: seed = -1")
+    assert errors.count("\n") == 1
+
+
+def test_bug_keeps_its_traceback_and_fails_the_run(client: MlflowClient) -> None:
+    def body(params: Params, run: Run) -> None:
+        raise ZeroDivisionError("by zero")
+
+    with pytest.raises(ZeroDivisionError):
+        run_stage("train", body)
+    assert status_of_only_run(client) == "FAILED"
+
+
+def test_body_gets_parameters_run_and_limited_threads(client: MlflowClient) -> None:
+    seen: dict[str, object] = {}
+
+    def body(params: Params, run: Run) -> None:
+        seen["dataset"] = params.data.dataset
+        seen["threads"] = {library["num_threads"] for library in threadpool_info()}
+        seen["later"] = os.environ["OMP_NUM_THREADS"]
+        run.log_metrics({"train_loss": 0.5}, step=3)
+
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("threads: 2 ", "threads: 1 "))
+    run_stage("train", body)
+    assert seen == {"dataset": "fashion_mnist", "threads": {1}, "later": "1"}
+    experiment = client.get_experiment_by_name("convae-stages")
+    assert experiment is not None
+    (recorded,) = client.search_runs([experiment.experiment_id])
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.metrics.keys() == {"train_loss", "duration_seconds"}
+    assert recorded.data.metrics["train_loss"] == 0.5
+
+
+def test_second_stage_in_one_workspace_is_refused(
+    start_stage: StartStage,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CONVAE_TRACKING", "off")
+    first = start_stage(SLEEPY)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "begun\n"
+    second = start_stage("print('begun')\nopen('touched', 'w')")
+    message = f"another stage is running in this folder (train, process {first.pid}); wait for its end, or stop it"
+    assert second.communicate() == ("", f"train: {message}\n")
+    assert second.returncode == 1
+    assert not Path("touched").exists()
+
+    first.kill()  # not even SIGKILL leaves the lock behind
+    first.wait()
+    third = start_stage("print('begun')")
+    assert third.communicate() == ("begun\n", "")
+
+
+def test_helper_process_of_lightning_shares_the_lock_and_records_nothing(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    calls = []
+    Path(".convae").mkdir()
+    with FileLock(".convae/stages.lock"):
+        run_stage("train", lambda params, run: calls.append(params.data.dataset))
+    assert calls == ["fashion_mnist"]
+    assert client.get_experiment_by_name("convae-stages") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_stage_ends_when_dvc_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    (tmp_path / "train.py").write_text(
+        "import os, time\nfrom pathlib import Path\nfrom convae.tracking.stage import run_stage\n"
+        "def train(params, run):\n"
+        "    Path('pid.partial').write_text(str(os.getpid()))\n    Path('pid.partial').rename('pid')\n"
+        "    time.sleep(600)\n"
+        "run_stage('train', train)\n"
+    )
+    (tmp_path / "dvc.yaml").write_text(f"stages:\n  train:\n    cmd: exec {sys.executable} train.py\n")
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "--quiet"], check=True)
+    environment = {**os.environ, "CONVAE_TRACKING": "off", "PYTHONPATH": str(REPOSITORY / "src")}
+    with Path("log").open("wb") as log:
+        repro = subprocess.Popen([*dvc, "repro"], env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(Path("pid").exists)
+        stage = psutil.Process(int(Path("pid").read_text()))
+    finally:
+        repro.kill()
+        repro.wait()
+    wait_for(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE)
+    assert "train: terminated" in Path("log").read_text()

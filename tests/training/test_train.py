@@ -1,0 +1,112 @@
+"""Training: the same bits, resumed or not, and the best epoch kept."""
+
+import pytest
+import torch
+
+from convae.encoder import load_encoder
+from convae.errors import ConvaeError
+from convae.training.train import CHECKPOINTS, train_encoder
+
+RESTLESS = {"learning_rate": 0.3, "batch_size": 8}  # the validation loss goes up and down
+
+
+@pytest.fixture(autouse=True)
+def _in_scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def folder_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def ignore(row):
+    pass
+
+
+@pytest.mark.parametrize("changes", [{}, {"schedule": "cosine", "optimizer": "adamw", "weight_decay": 0.01}])
+def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
+    experiment, train_set, validation_set, tmp_path, changes
+):
+    params = experiment(train={"epochs": 5, **changes})
+    whole, history = train_encoder(params, train_set, validation_set, ignore)
+    whole.save(tmp_path / "whole")
+
+    def die_after_the_third(row):
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_encoder(params, train_set, validation_set, die_after_the_third)
+    seen = []
+    resumed, resumed_history = train_encoder(params, train_set, validation_set, seen.append)
+    resumed.save(tmp_path / "resumed")
+
+    assert [row["epoch"] for row in seen] == [3, 4]
+    assert resumed_history == history
+    assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
+    assert not list(CHECKPOINTS.iterdir())
+
+
+def test_another_configuration_does_not_take_up_the_checkpoint(experiment, train_set, validation_set):
+    def die(row):
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_encoder(experiment(), train_set, validation_set, die)
+    seen = []
+    train_encoder(experiment(train={"learning_rate": 0.002}), train_set, validation_set, seen.append)
+    assert [row["epoch"] for row in seen] == [0, 1, 2]
+
+
+def test_the_epoch_with_the_least_validation_loss_is_kept(experiment, train_set, validation_set):
+    params = experiment(train={"epochs": 5, **RESTLESS})
+    encoder, history = train_encoder(params, train_set, validation_set, ignore)
+    losses = [row["validation_loss"] for row in history]
+    assert min(losses) < losses[-1]
+    images = validation_set.images
+    error = ((encoder.reconstruct(images) - encoder.preprocess(images)) ** 2).mean()
+    assert error == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_early_stopping_ends_the_training(experiment, train_set, validation_set):
+    params = experiment(train={"epochs": 40, "patience": 2, **RESTLESS})
+    _, history = train_encoder(params, train_set, validation_set, ignore)
+    losses = [row["validation_loss"] for row in history]
+    assert len(history) < 40
+    assert losses.index(min(losses)) == len(losses) - 3
+
+
+def test_without_an_objective_the_filters_stay_as_drawn(experiment, train_set, validation_set):
+    params = experiment(objective={"kind": "none"})
+    encoder, history = train_encoder(params, train_set, validation_set, ignore)
+    trained, _ = train_encoder(experiment(), train_set, validation_set, ignore)
+    assert history == []
+    assert not encoder.has_decoder
+    with pytest.raises(ConvaeError, match="no trained decoder"):
+        encoder.reconstruct(validation_set.images)
+    generator = torch.Generator().manual_seed(params.seed)
+    assert torch.equal(
+        torch.from_numpy(encoder.filters), torch.empty(4, 1, 3, 3).normal_(std=1 / 3, generator=generator)
+    )
+    assert (encoder.filters != trained.filters).all()
+
+
+def test_a_loss_that_is_not_finite_says_what_to_do(experiment, train_set, validation_set):
+    params = experiment(train={"learning_rate": 1e30, "optimizer": "sgd"}, objective={"sparsity": None})
+    with pytest.raises(ConvaeError, match=r"the loss became \w+ in epoch 0: lower train.learning_rate"):
+        train_encoder(params, train_set, validation_set, ignore)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_gpu_that_is_not_there_is_named(experiment, train_set, validation_set):
+    with pytest.raises(ConvaeError, match=r"train.accelerator = gpu: No supported gpu backend"):
+        train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_and_the_encoder_loads_on_the_cpu(experiment, train_set, validation_set, tmp_path):
+    encoder, history = train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)
+    encoder.save(tmp_path / "encoder")
+    assert len(history) == 3
+    assert load_encoder(tmp_path / "encoder").device.type == "cpu"
