@@ -24,6 +24,7 @@ LAYER = {
 }
 READOUT = {
     "layers": [-1],
+    "divisive_normalization": 0.2,
     "rectification": "positive",
     "threshold": 0.1,
     "pooling": "max",

@@ -164,6 +164,7 @@ class FeaturesParams(_Section):
     """The readout: how activation maps become one vector."""
 
     layers: list[int] = Field(min_length=1)
+    divisive_normalization: float | None = Field(gt=0)
     rectification: Literal["none", "positive", "both"]
     threshold: float = Field(ge=0)
     pooling: Literal["mean", "max"]

@@ -7,6 +7,7 @@ from convae.features.readout import Readout
 def readout(**changes):
     defaults = {
         "layers": [-1],
+        "divisive_normalization": None,
         "rectification": "none",
         "threshold": 0.0,
         "pooling": "mean",
@@ -35,6 +36,12 @@ MAPS = torch.tensor([[[[1.0, -2.0], [3.0, -4.0]]]])
 )
 def test_numbers_by_hand(changes, expected):
     torch.testing.assert_close(readout(**changes)([MAPS]), torch.tensor([expected]))
+
+
+def test_divisive_normalization_by_hand():
+    maps = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)  # mean square 12.5
+    expected = torch.tensor([[3.0, 4.0]]) / (12.5 + 0.25) ** 0.5
+    torch.testing.assert_close(readout(divisive_normalization=0.5)([maps]), expected)
 
 
 def test_layers_are_joined_in_the_order_asked_for():

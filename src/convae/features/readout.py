@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 
 class Readout(nn.Module):
-    """Rectify the maps, pool them over a grid, raise to a power, join the layers, standardise.
+    """Normalise and rectify the maps, pool them over a grid, raise to a power, join the layers, standardise.
 
     Args:
         layers: which layers' maps are read, -1 the last.
+        divisive_normalization: s in a / sqrt(s² + mean(a²)), the mean over all maps at the same place, in units of the
+            maps; None leaves them as they are. Heeger (1992), "Normalization of cell responses in cat striate cortex".
         rectification: `none`, `positive` max(a - t, 0), or `both`: that and max(-a - t, 0), as in Coates & Ng (2011),
             "The importance of encoding versus training with sparse coding and vector quantization", section 3.2.
         threshold: t, in units of the maps.
@@ -27,6 +29,7 @@ class Readout(nn.Module):
     def __init__(
         self,
         layers: Sequence[int],
+        divisive_normalization: float | None,
         rectification: str,
         threshold: float,
         pooling: str,
@@ -36,6 +39,7 @@ class Readout(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
+        self.divisive_normalization = divisive_normalization
         self.rectification = rectification
         self.threshold = threshold
         self.pooling = pooling
@@ -47,7 +51,7 @@ class Readout(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Activation maps of every layer, `[N, n, H, W]` each, to features `float32 [N, D]`."""
-        pooled = [self._pool(part) for layer in self.layers for part in self._rectify(maps[layer])]
+        pooled = [self._pool(part) for layer in self.layers for part in self._rectify(self._normalize(maps[layer]))]
         features = torch.cat([part.flatten(1) for part in pooled], 1)
         if self.power != 1:
             magnitudes = features.abs().pow_(self.power)
@@ -55,6 +59,11 @@ class Readout(nn.Module):
         if len(self.mean):
             features = (features - self.mean) / self.scale
         return features.float()
+
+    def _normalize(self, maps: Tensor) -> Tensor:
+        if self.divisive_normalization is None:
+            return maps
+        return maps * maps.square().mean(1, keepdim=True).add_(self.divisive_normalization**2).rsqrt_()
 
     def _rectify(self, maps: Tensor) -> Iterator[Tensor]:
         if self.rectification == "none":

@@ -47,6 +47,8 @@ def run_stage(name: str, body: Callable[[Params, Run], None]) -> None:
     except ConvaeError as error:
         sys.exit("\n".join(f"{name}: {line}" for line in str(error).splitlines()))
     except (KeyboardInterrupt, SystemExit) as error:
+        if is_helper and isinstance(error, SystemExit) and error.code == 0:  # it has done its part of a training
+            raise
         # Lightning turns Ctrl-C into exit code 1, and SIGTERM at times into none, which would mean success.
         interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
         print(f"{name}: {'interrupted' if interrupted else 'terminated'}", file=sys.stderr)

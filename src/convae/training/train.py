@@ -116,7 +116,7 @@ def _fit(module: ReconstructionModule, params: Params, training: ImageSet, valid
         ckpt_path=resume if resume.exists() else None,
     )
     if not trainer.is_global_zero:  # the other processes of a distributed training have done their part
-        raise SystemExit
+        raise SystemExit(0)
     checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
     shutil.rmtree(folder)
