@@ -77,7 +77,7 @@ MISTAKES = [
     (r"window: 9", "window: 8", "window must be odd, 8 is even"),
     (r"lifetime: 0.1", "lifetime: 10", "objective.sparsity.lifetime = 10: must be less than or equal to 1"),
     (r"kind: logistic_regression ", "kind: logistic ", "classifier.kind = 'logistic': must be 'logistic_regression'"),
-    (r"C: \[0.0003, 0.001, 0.003\]", "C: []", "classifier.logistic_regression.C = []: must"),
+    (r"C: \[0.001, 0.003, 0.01\]", "C: []", "classifier.logistic_regression.C = []: must"),
     (r"devices: 1 ", "devices: many ", "train.devices = 'many': must be"),
     (r"^data:", "data: {", "not readable as YAML"),
     (r"^seed: 0", "seed: 0\nseed: 1", "not readable as YAML"),

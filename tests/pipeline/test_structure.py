@@ -48,7 +48,7 @@ def test_imports_run_one_way(repository):
                 assert level[other] <= level[own], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("stage", ["download", "prepare", "features", "evaluate", "report"])
+@pytest.mark.parametrize("stage", ["validate", "download", "prepare", "features", "evaluate", "report"])
 def test_only_train_imports_lightning(repository, stage):
     code = f"import sys, pipeline.{stage}; print('pytorch_lightning' in sys.modules, 'mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)

@@ -88,7 +88,7 @@ def test_numbers_parameters_and_versions_are_there(evaluated):
     for shown in (
         "95 % interval",
         "learning_rate",
-        "0.001, 0.01",
+        ", ".join(str(value) for value in experiment.params.classifier.logistic_regression.C),
         f"scikit-learn {sklearn.__version__}",
         ImageSet.load(experiment.root / "prepared/train").sha256,
     ):

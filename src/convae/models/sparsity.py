@@ -33,28 +33,26 @@ class WinnerTakeAll(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Activation maps `[N, n, H, W]` with zeros for all but the winners."""
-        magnitudes = maps.detach().abs()
-        winners = self._spatial_winners(magnitudes)
+        strengths, places = self._spatial_winners(maps.detach().abs())
+        winners = maps.flatten(2).gather(2, places)
         if self.lifetime is not None:
             if self.training:
-                weakest = self._weakest_winner(torch.where(winners, magnitudes, 0))
+                weakest = self._weakest_winner(strengths)
                 self.weakest_winner.lerp_(weakest, MOMENTUM if self.weakest_winner.any() else 1.0)
             else:
                 weakest = self.weakest_winner
-            winners &= magnitudes >= weakest.view(1, -1, 1, 1)
-        return maps * winners
+            winners = winners * (strengths >= weakest.view(1, -1, 1))
+        return torch.zeros_like(maps).flatten(2).scatter(2, places, winners).view_as(maps)
 
-    def _spatial_winners(self, magnitudes: Tensor) -> Tensor:
-        if self.block is None:
-            return torch.ones_like(magnitudes, dtype=torch.bool)
-        window = (min(self.block[0], magnitudes.shape[2]), min(self.block[1], magnitudes.shape[3]))
-        _, places = F.max_pool2d(magnitudes, window, ceil_mode=True, return_indices=True)
-        losers = torch.zeros_like(magnitudes, dtype=torch.bool)
-        return losers.flatten(2).scatter(2, places.flatten(2), True).view_as(magnitudes)
+    def _spatial_winners(self, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest of each block and where in its map it stands, `[N, n, blocks]` both."""
+        height, width = magnitudes.shape[2:]
+        window = (min(self.block[0], height), min(self.block[1], width)) if self.block else (1, 1)
+        strengths, places = F.max_pool2d(magnitudes, window, ceil_mode=True, return_indices=True)
+        return strengths.flatten(2), places.flatten(2)
 
     def _weakest_winner(self, strengths: Tensor) -> Tensor:
-        """Of each map the least strength that is among the largest `lifetime` of its winners over the batch, `[n]`."""
+        """Of each map the least strength that is among the largest `lifetime` over the batch, `[n]`."""
         assert self.lifetime is not None
         by_map = strengths.transpose(0, 1).flatten(1)
-        winners = int((by_map > 0).sum(1).max())
-        return by_map.topk(max(1, round(self.lifetime * winners)), dim=1).values[:, -1]
+        return by_map.topk(max(1, round(self.lifetime * by_map.shape[1])), dim=1).values[:, -1]

@@ -1,0 +1,169 @@
+"""Bad input through the real stages: clear words, exit code 1, no traceback, and earlier results as they were."""
+
+import gzip
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def picture(path: Path, size: tuple[int, int] = (10, 12)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(str(path))).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def folder(root: Path) -> Path:
+    """Two classes of five pictures each."""
+    for name in ("cat", "dog"):
+        for index in range(5):
+            picture(root / "train" / name / f"{index}.png")
+    return root
+
+
+def idx(path: Path, shape: tuple[int, ...], magic: int | None = None, count: int | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(f">{1 + len(shape)}I", magic or 0x800 + len(shape), count or shape[0], *shape[1:])
+    with gzip.open(path, "wb") as stream:
+        stream.write(header + bytes(int(np.prod(shape))))
+
+
+def archives(root: Path) -> Path:
+    for part, count in (("train", 30), ("t10k", 10)):
+        idx(root / f"{part}-images-idx3-ubyte.gz", (count, 28, 28))
+        idx(root / f"{part}-labels-idx1-ubyte.gz", (count,))
+    return root
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def linked(root: Path) -> None:
+    picture(root.parent / "outside.png")
+    (root / "train/cat/link.png").symlink_to(root.parent / "outside.png")
+
+
+PARAMETERS = {
+    "misspelt section": ("^seed:", "seeds:", "unknown key 'seeds'; the nearest known key is 'seed'"),
+    "misspelt key": ("  batch_size:", "  batchsize:", "unknown key 'batchsize'; the nearest known key is 'batch_size'"),
+    "text for a number": ("epochs: 2", "epochs: two", "train.epochs = 'two': must be a valid integer"),
+    "not a number": ("learning_rate: 0.003", "learning_rate: .nan", "learning_rate = nan: must be a finite number"),
+    "huge number": ("seed: 0", "seed: 99999999999999999999", "seed = 99999999999999999999: must be less than"),
+    "unknown data set": ("dataset: fashion_mnist", "dataset: imagenet", "data.dataset = 'imagenet': must be"),
+    "even kernel": ("kernel: 7 ", "kernel: 8 ", "'same' needs an odd kernel, found 8×8"),
+    "impossible geometry": ("pool: null ", "pool: {kind: max, size: 99} ", "turns 28×28 into 0×0"),
+    "grid too fine": ("grid: 7 ", "grid: 99 ", "features.grid = 99×99: layer -1 has maps of 28×28"),
+    "layer that is not there": (r"layers: \[-1\]", "layers: [3]", "features.layers = 3: model.layers has 1"),
+    "empty file": (r"(?s).*", "", "must hold the sections"),
+    "not YAML": ("seed: 0", "seed: [0", "not readable as YAML"),
+}
+
+ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing archive": (lambda root: remove(root / "t10k-images-idx3-ubyte.gz"), "lacks t10k-images-idx3-ubyte.gz"),
+    "empty archive": (lambda root: (root / "t10k-images-idx3-ubyte.gz").write_bytes(b""), "t10k-images-idx3-ubyte.gz"),
+    "not gzip": (lambda root: (root / "train-labels-idx1-ubyte.gz").write_bytes(b"hello"), "train-labels-idx1-ubyte"),
+    "wrong magic": (
+        lambda root: idx(root / "train-images-idx3-ubyte.gz", (30, 28, 28), magic=7),
+        "train-images-idx3-ubyte.gz",
+    ),
+    "lying size": (
+        lambda root: idx(root / "train-images-idx3-ubyte.gz", (30, 28, 28), count=60000),
+        "train-images-idx3-ubyte.gz",
+    ),
+    "other images": (lambda root: None, "train-images-idx3-ubyte.gz"),
+}
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no such folder": (remove, "pictures"),
+    "empty folder": (lambda root: remove(root / "train"), "train"),
+    "empty class": (lambda root: (root / "train/empty").mkdir(), "empty"),
+    "single class": (lambda root: remove(root / "train/dog"), "class"),
+    "class with one image": (lambda root: picture(root / "train/rare/0.png"), "rare"),
+    "flat and classes": (lambda root: picture(root / "train/0.png"), "train"),
+    "class in test alone": (lambda root: picture(root / "test/bird/0.png"), "bird"),
+    "zero bytes": (lambda root: (root / "train/cat/0.png").write_bytes(b""), "train/cat/0.png"),
+    "text": (lambda root: (root / "train/cat/0.png").write_text("hello"), "train/cat/0.png"),
+    "truncated": (
+        lambda root: (root / "train/cat/0.png").write_bytes((root / "train/cat/0.png").read_bytes()[:200]),
+        "train/cat/0.png",
+    ),
+    "not an image": (lambda root: (root / "train/cat/notes.txt").write_text("hello"), "train/cat/notes.txt"),
+    "bomb": (lambda root: Image.new("1", (20000, 20000)).save(root / "train/cat/bomb.png"), "train/cat/bomb.png"),
+    "link out": (linked, "train/cat/link.png"),
+}
+
+
+@pytest.fixture
+def workspace(repository, tmp_path):
+    """A folder with the shipped parameters and the results of an earlier run."""
+    workspace = tmp_path / "workspace"
+    (workspace / "reports").mkdir(parents=True)
+    for name in ("data/prepared/description.json", "data/raw/mnist/x.npy", "reports/metrics.json"):
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / name).write_text("earlier")
+    shutil.copy(repository / "params.yaml", workspace)
+    return workspace
+
+
+def change(workspace: Path, old: str, new: str) -> None:
+    path = workspace / "params.yaml"
+    text, count = re.subn(old, lambda match: new, path.read_text(), count=1, flags=re.MULTILINE)
+    assert count == 1, old
+    path.write_text(text)
+
+
+def refuse(repository: Path, workspace: Path, message: str, *stages: str) -> None:
+    """Run stages until one fails, and check how it does."""
+    environment = os.environ | {
+        "PYTHONPATH": str(repository),
+        "CONVAE_TRACKING": "off",
+        "http_proxy": "http://127.0.0.1:9",  # mirrors can't be reached, wherever this runs
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    for stage in stages:
+        done = subprocess.run(
+            [sys.executable, "-m", f"pipeline.{stage}"], cwd=workspace, env=environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            break
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if message in line]) >= 1, done.stderr
+    assert not list(workspace.rglob("*.partial"))
+    assert (workspace / "data/prepared/description.json").read_text() == "earlier"
+    assert (workspace / "data/raw/mnist/x.npy").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_parameters(repository, workspace, case):
+    old, new, message = PARAMETERS[case]
+    change(workspace, old, new)
+    refuse(repository, workspace, message, "validate")
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_archives(repository, workspace, case):
+    damage, message = ARCHIVES[case]
+    damage(archives(workspace / "data/local"))
+    change(workspace, "dataset: fashion_mnist", "dataset: mnist")
+    refuse(repository, workspace, message, "download")
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_and_images(repository, workspace, tmp_path, case):
+    damage, message = FOLDERS[case]
+    damage(folder(tmp_path / "pictures"))
+    change(workspace, "dataset: fashion_mnist", "dataset: image_folder")
+    change(workspace, "root: data/local", f"root: {tmp_path / 'pictures'}")
+    change(workspace, "image_size: null", "image_size: 28")
+    change(workspace, "validation_size: 0.1", "validation_size: 0.25")
+    refuse(repository, workspace, message, "download", "prepare")
