@@ -3,25 +3,25 @@ BIN := .venv/bin
 # Stages start `python`: it has to be the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check ui clean
+.PHONY: help run test check ui
 
 help:            ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
 
 run: $(BIN)/.installed  ## install, run the pipeline as far as anything changed, show the result
-	dvc repro
-	@python -m pipeline.summary
+	$(BIN)/dvc repro
+	@$(BIN)/python -m pipeline.summary
 
 test: $(BIN)/.installed  ## the whole test suite
-	pytest
+	$(BIN)/pytest
 
 check: $(BIN)/.installed  ## lint, formatting and types
-	ruff check
-	ruff format --check
-	mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 ui: $(BIN)/.installed  ## the MLflow user interface, on this machine only
-	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1
+	$(BIN)/convae ui
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON=...")'

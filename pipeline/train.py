@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from convae.datasets.image_set import ImageSet
+from convae.files import new_file
 from convae.params import Params
 from convae.tracking.runs import Run
 from convae.tracking.stage import run_stage
@@ -24,7 +25,8 @@ def main(params: Params, run: Run) -> None:
     )
     encoder.save(Path("models/autoencoder"))
     columns = ["epoch", "train_loss", "validation_loss", "learning_rate"]
-    pd.DataFrame(history, columns=columns).to_csv("reports/training.csv", index=False, float_format="%.6g")
+    with new_file(Path("reports/training.csv")) as scratch:
+        pd.DataFrame(history, columns=columns).to_csv(scratch, index=False, float_format="%.6g", lineterminator="\n")
     run.log_file(Path("reports/training.csv"))
 
 

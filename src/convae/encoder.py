@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from convae.errors import ConvaeError
 from convae.features.readout import Readout
 from convae.files import new_folder, write_json
 from convae.models.autoencoder import Autoencoder
-from convae.models.geometry import input_sizes
+from convae.models.geometry import Size, input_sizes
 
 FORMAT = 1
-BATCH = 256
+MAP_BYTES = 1 << 26
+
+Result = TypeVar("Result")
 
 
 class Encoder:
@@ -32,8 +34,9 @@ class Encoder:
     Args:
         autoencoder: the network; it is put into evaluation mode and its parameters no longer take gradients.
         readout: how activation maps become features, or None.
-        config: what `config.json` holds: `channels`, `image_size`, `preprocessing`, `layers`, `tied_weights`, `decoder`
-            (whether the decoder was trained) and `trained_on`.
+        config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights` and `sparsity` build the
+            network, `readout` its readout; `decoder` says whether the decoder was trained, `image_size` and
+            `trained_on` on what, and `versions` with what.
     """
 
     def __init__(self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any]) -> None:
@@ -78,21 +81,18 @@ class Encoder:
 
     def preprocess(self, images: np.ndarray) -> np.ndarray:
         """What the first layer sees: `float32 [N, C, H, W]` of images `uint8 [N, C, H, W]`."""
-        return np.concatenate(list(self.batches(self.autoencoder.preprocessing, images)))
+        return np.concatenate([_to_numpy(batch) for batch in self._map(self.autoencoder.preprocessing, images)])
 
     def activation_maps(self, images: np.ndarray) -> list[np.ndarray]:
         """Each layer's activation maps, `float32 [N, n, H', W']`, of images `uint8 [N, C, H, W]`."""
-
-        def maps_of(layer: int) -> np.ndarray:
-            return np.concatenate(list(self.batches(lambda batch: self._encode(batch)[layer], images)))
-
-        return [maps_of(layer) for layer in range(len(self.autoencoder.layers))]
+        batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images)]
+        return [np.concatenate(layer) for layer in zip(*batches, strict=True)]
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Features `float32 [N, D]` of images `uint8 [N, C, H, W]`.
+        """Features `float32 [N, D]` of images `uint8 [N, C, H, W]`, of any size that leaves a map to each layer.
 
         Raises:
-            ConvaeError: the encoder was saved without a readout.
+            ConvaeError: the encoder was saved without a readout, or the images do not suit it.
         """
         return np.concatenate(list(self.feature_batches(images)))
 
@@ -101,32 +101,39 @@ class Encoder:
         readout = self.readout
         if readout is None:
             raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
-        return self.batches(lambda batch: readout(self._encode(batch)), images)
+        return (_to_numpy(batch) for batch in self._map(lambda batch: readout(self._encode(batch)), images))
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images, from `uint8 [N, C, H, W]`.
 
         Raises:
-            ConvaeError: there is no trained decoder.
+            ConvaeError: there is no trained decoder, or the images do not suit the encoder.
         """
         if not self.has_decoder:
             raise ConvaeError("this encoder has no trained decoder, so it can't reconstruct images")
         autoencoder = self.autoencoder
-        return np.concatenate(list(self.batches(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images)))
+        batches = self._map(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images)
+        return np.concatenate([_to_numpy(batch) for batch in batches])
 
-    def batches(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> Iterator[np.ndarray]:
-        """`function` of one batch of images after the other, on the encoder's device, without gradients.
-
-        Raises:
-            ConvaeError: the images are not `uint8 [N, C, H, W]` with the channels the encoder was trained on.
-        """
+    def _map(self, function: Callable[[Tensor], Result], images: np.ndarray) -> Iterator[Result]:
+        """`function` of one batch of images after the other, on the encoder's device, without gradients."""
         channels = self.config["channels"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels:
             raise ConvaeError(f"images are {images.dtype} {list(images.shape)}; uint8 [N, {channels}, H, W] is needed")
-        for start in range(0, len(images), BATCH):
+        size = self._batch_size((images.shape[2], images.shape[3]))
+        for start in range(0, max(1, len(images)), size):
             with torch.inference_mode():
-                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH]))
-                yield function(batch.to(self.device)).float().cpu().numpy()
+                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + size]))
+                yield function(batch.to(self.device))
+
+    def _batch_size(self, size: Size) -> int:
+        """As many images as keep the largest layer's activation maps within 64 MiB, up to 256."""
+        incoming = input_sizes(size, self.autoencoder.geometry)
+        largest = 1
+        for layer, layer_size in zip(self.autoencoder.layers, incoming, strict=False):
+            height, width = layer.geometry.convolved(layer_size)
+            largest = max(largest, layer.convolution.out_channels * height * width)
+        return max(1, min(256, MAP_BYTES // (4 * largest)))
 
     def _encode(self, batch: Tensor) -> list[Tensor]:
         return self.autoencoder.encode(self.autoencoder.preprocessing(batch))
@@ -144,6 +151,11 @@ class Encoder:
         with new_folder(folder) as scratch:
             (scratch / "model.safetensors").write_bytes(weights)
             write_json(scratch / "config.json", config)
+
+
+def _to_numpy(values: Tensor) -> np.ndarray:
+    result: np.ndarray = values.float().cpu().numpy()
+    return result
 
 
 def build_autoencoder(config: dict[str, Any]) -> Autoencoder:

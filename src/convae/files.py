@@ -29,12 +29,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     scratch.rename(path)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` the same way every time: keys in the order given, no NaN, a newline at the end."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a scratch name that takes the place of `path` when the block ends without an error."""
     scratch = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    yield scratch
     scratch.rename(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` the same way every time: keys in the order given, no NaN, a newline at the end."""
+    with new_file(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> Any:

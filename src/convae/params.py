@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -20,15 +20,21 @@ PARAMS_FILE = Path("params.yaml")
 
 def _as_pair(value: Any) -> Any:
     """One number stands for height and width; a list gives both."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"{value} is not a positive number")
-        return (value, value)
-    return tuple(value) if isinstance(value, list) else value
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        raise ValueError(f"found {_shorten(value)}; one number or [height, width] is allowed, whole and at least 1")
+    return pair
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"{value} is even; an odd number of pixels is needed")
+    return value
 
 
 Positive = Annotated[int, Field(gt=0)]
-Pair = Annotated[tuple[Positive, Positive], BeforeValidator(_as_pair)]
+Pair = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
+Odd = Annotated[int, Field(ge=3), AfterValidator(_odd)]
 Part = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)]
 
 
@@ -73,27 +79,15 @@ class DataParams(_Section):
 class LocalContrastParams(_Section):
     """Local contrast normalisation (Jarrett et al. 2009, section 2.2)."""
 
-    window: int = Field(ge=3)
+    window: Odd
     floor: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _odd(self) -> "LocalContrastParams":
-        if self.window % 2 == 0:
-            raise ValueError(f"window must be odd, {self.window} is even")
-        return self
 
 
 class WhiteningParams(_Section):
     """ZCA whitening of patches, applied as a convolution (Coates, Lee & Ng 2011, section 3.1)."""
 
-    window: int = Field(ge=3, le=15)
+    window: Odd = Field(le=15)
     epsilon: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _odd(self) -> "WhiteningParams":
-        if self.window % 2 == 0:
-            raise ValueError(f"window must be odd, {self.window} is even")
-        return self
 
 
 class PreprocessingParams(_Section):
@@ -113,7 +107,7 @@ class PoolParams(_Section):
 class LayerParams(_Section):
     """One convolutional layer of the encoder."""
 
-    filters: Positive
+    filters: int = Field(gt=0, le=65536)
     kernel: Pair = (3, 3)
     stride: Pair = (1, 1)
     padding: Literal["full", "same", "valid"] = "same"
@@ -155,7 +149,7 @@ class TrainParams(_Section):
     gradient_clip: float | None = Field(gt=0)
     patience: Positive | None
     precision: Literal["32-true", "16-mixed", "bf16-mixed"]
-    threads: Positive
+    threads: int = Field(gt=0, le=1024)
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Positive | Literal["auto"]
 
@@ -240,7 +234,7 @@ class TrackingParams(_Section):
     """Where runs are recorded; nothing that a stage writes depends on it."""
 
     enabled: bool
-    uri: str | None
+    uri: str | None = Field(min_length=1)
     experiment: str = Field(min_length=1)
 
 
@@ -311,6 +305,8 @@ def _lines(path: Path, error: ValidationError) -> list[str]:
         allowed = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if item["type"] == "value_error":
             line = f"{key}: {allowed}" if key else allowed
+        elif item["type"] == "model_type":
+            line = f"{key} = {_shorten(item['input'])}: must be a section with keys and values"
         elif item["type"] == "missing":
             line = f"{key}: missing"
         else:

@@ -7,6 +7,9 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
+from convae.params import flatten, load_params
+from convae.reporting.report import LEFT_OUT
+
 
 def imported(path):
     tree = ast.parse(path.read_text())
@@ -35,6 +38,7 @@ ORDER = [
     {"models", "datasets", "experiment"},
     {"features", "encoder", "training", "evaluation"},
     {"tracking", "reporting"},
+    {"cli"},
 ]
 
 
@@ -66,3 +70,10 @@ def test_what_cannot_change_a_result_is_no_dependency(repository):
     keys = {key for stage in stages.values() for key in stage["params"]}
     assert not [key for key in keys if key.startswith(("tracking", "train.devices", "train.accelerator"))]
     assert "train" not in keys
+
+
+def test_the_report_depends_on_every_parameter_that_it_shows(repository):
+    stages = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"]
+    keys = stages["report"]["params"]
+    shown = [key for key in flatten(load_params(repository / "params.yaml")) if not key.startswith(LEFT_OUT)]
+    assert [key for key in shown if not any(key == known or key.startswith(f"{known}.") for known in keys)] == []

@@ -5,6 +5,7 @@ import torch
 
 from convae.encoder import load_encoder
 from convae.errors import ConvaeError
+from convae.training.batches import ImageBatches
 from convae.training.train import CHECKPOINTS, train_encoder
 
 RESTLESS = {"learning_rate": 0.3, "batch_size": 8}  # the validation loss goes up and down
@@ -25,7 +26,7 @@ def ignore(row):
 
 @pytest.mark.parametrize("changes", [{}, {"schedule": "cosine", "optimizer": "adamw", "weight_decay": 0.01}])
 def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
-    experiment, train_set, validation_set, tmp_path, changes
+    experiment, train_set, validation_set, tmp_path, capsys, changes
 ):
     params = experiment(train={"epochs": 5, **changes})
     whole, history = train_encoder(params, train_set, validation_set, ignore)
@@ -41,22 +42,71 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
     resumed, resumed_history = train_encoder(params, train_set, validation_set, seen.append)
     resumed.save(tmp_path / "resumed")
 
-    assert [row["epoch"] for row in seen] == [3, 4]
+    assert [row["epoch"] for row in seen] == [0, 1, 2, 3, 4]
+    assert "resuming" in capsys.readouterr().out
     assert resumed_history == history
     assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
     assert not list(CHECKPOINTS.iterdir())
 
 
-def test_another_configuration_does_not_take_up_the_checkpoint(experiment, train_set, validation_set):
+def test_killed_before_its_first_whole_checkpoint_it_starts_afresh(experiment, train_set, validation_set, tmp_path):
+    params = experiment(train={"epochs": 3})
+    train_encoder(params, train_set, validation_set, ignore)[0].save(tmp_path / "whole")
+
+    def die(row):
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_encoder(params, train_set, validation_set, die)
+    (folder,) = CHECKPOINTS.iterdir()
+    (folder / "last.ckpt").unlink()  # best.ckpt is written first
+    train_encoder(params, train_set, validation_set, ignore)[0].save(tmp_path / "again")
+    assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("removed", [[], ["last.ckpt"], ["last.ckpt", "best.ckpt"]])
+def test_killed_after_early_stopping_it_ends_the_same(
+    experiment, train_set, validation_set, tmp_path, monkeypatch, removed
+):
+    params = experiment(train={"epochs": 40, "patience": 2, **RESTLESS})
+    whole, history = train_encoder(params, train_set, validation_set, ignore)
+    whole.save(tmp_path / "whole")
+
+    def die_while_removing(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("convae.training.train.shutil.rmtree", die_while_removing)
+        patch.setattr("pathlib.Path.unlink", lambda path, missing_ok=False: None)
+        with pytest.raises(KeyboardInterrupt):
+            train_encoder(params, train_set, validation_set, ignore)
+    (folder,) = CHECKPOINTS.iterdir()
+    for name in removed:
+        (folder / name).unlink()
+    again, history_again = train_encoder(params, train_set, validation_set, ignore)
+    again.save(tmp_path / "again")
+    assert history_again == history
+    assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "whole")
+
+
+def test_half_precision_trains_the_shipped_model(experiment, train_set, validation_set):
+    encoder, history = train_encoder(
+        experiment(train={"epochs": 1, "precision": "bf16-mixed"}), train_set, validation_set, ignore
+    )
+    assert len(history) == 1
+    assert encoder.filters.dtype == "float32"
+
+
+def test_another_configuration_does_not_take_up_the_checkpoint(experiment, train_set, validation_set, capsys):
     def die(row):
         if row["epoch"] == 1:
             raise KeyboardInterrupt
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train_encoder(experiment(), train_set, validation_set, die)
-    seen = []
-    train_encoder(experiment(train={"learning_rate": 0.002}), train_set, validation_set, seen.append)
-    assert [row["epoch"] for row in seen] == [0, 1, 2]
+    train_encoder(experiment(train={"learning_rate": 0.002}), train_set, validation_set, ignore)
+    assert "resuming" not in capsys.readouterr().out
 
 
 def test_the_epoch_with_the_least_validation_loss_is_kept(experiment, train_set, validation_set):
@@ -100,13 +150,23 @@ def test_a_loss_that_is_not_finite_says_what_to_do(experiment, train_set, valida
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_a_gpu_that_is_not_there_is_named(experiment, train_set, validation_set):
-    with pytest.raises(ConvaeError, match=r"train.accelerator = gpu: No supported gpu backend"):
+    with pytest.raises(ConvaeError, match=r"train.accelerator = gpu, .*: No supported gpu backend"):
         train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_trains_and_the_encoder_loads_on_the_cpu(experiment, train_set, validation_set, tmp_path):
+def test_a_gpu_holds_the_images_and_the_encoder_loads_on_the_cpu(
+    experiment, train_set, validation_set, tmp_path, monkeypatch
+):
+    devices = set()
+    slices = ImageBatches.__iter__
+    monkeypatch.setattr(
+        ImageBatches,
+        "__iter__",
+        lambda batches: (devices.add(batches.images.device.type), slices(batches))[1],
+    )
     encoder, history = train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)
     encoder.save(tmp_path / "encoder")
     assert len(history) == 3
+    assert devices == {"cuda"}
     assert load_encoder(tmp_path / "encoder").device.type == "cpu"

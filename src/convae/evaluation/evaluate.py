@@ -1,7 +1,5 @@
 """The evaluation: choose the classifier on validation images, then look at the test images, once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from convae.evaluation.metrics import (
     wilson_interval,
 )
 from convae.evaluation.saving import save_classifier
-from convae.files import write_json
+from convae.files import new_file, write_json
 from convae.params import Params
 
 PARTS = ("train", "validation", "test")
@@ -149,17 +147,22 @@ def _measure(estimator: BaseEstimator, validation: Part, test: Part, metrics: di
     """Fill in the metrics of validation and test images; the one place that predicts test images."""
     classes = test.image_set.classes
     probabilities = has_probabilities(estimator)
+    check_finite(test.features, "test")
+    scores = {
+        name: class_scores(estimator, part.features, len(classes))
+        for name, part in (("validation", validation), ("test", test))
+    }
+    prediction = scores["test"].argmax(axis=1)
     for name, part in (("validation", validation), ("test", test)):
-        check_finite(part.features, name)
-        scores = class_scores(estimator, part.features, len(classes))
-        prediction = scores.argmax(axis=1)
-        metrics[name] = classification_metrics(part.labels, prediction, scores if probabilities else None)
+        metrics[name] = classification_metrics(
+            part.labels, scores[name].argmax(axis=1), scores[name] if probabilities else None
+        )
     low, high = wilson_interval(int(np.sum(test.labels == prediction)), len(prediction))
     metrics["test"] |= {"accuracy_low": low, "accuracy_high": high}
     return (
         per_class_table(test.labels, prediction, classes),
         confusion_table(test.labels, prediction, classes),
-        predictions_table(test.labels, scores, probabilities, classes),
+        predictions_table(test.labels, scores["test"], probabilities, classes),
     )
 
 
@@ -173,19 +176,9 @@ def _empty_tables(images: int) -> Tables:
 
 def _write(tables: Tables, predictions: Path, reports: Path) -> None:
     per_class, confusion, rows = tables
-    reports.mkdir(parents=True, exist_ok=True)
-    predictions.parent.mkdir(parents=True, exist_ok=True)
-    with complete_file(reports / "per_class.csv") as scratch:
+    with new_file(reports / "per_class.csv") as scratch:
         per_class.to_csv(scratch, index=False, lineterminator="\n")
-    with complete_file(reports / "confusion_matrix.csv") as scratch:
+    with new_file(reports / "confusion_matrix.csv") as scratch:
         confusion.to_csv(scratch, lineterminator="\n")
-    with complete_file(predictions) as scratch:
+    with new_file(predictions) as scratch:
         rows.to_parquet(scratch, engine="pyarrow", index=False)
-
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Yield a scratch name that takes the place of `path` when the block ends without an error."""
-    scratch = path.with_name(path.name + ".partial")
-    yield scratch
-    scratch.rename(path)

@@ -94,7 +94,7 @@ def predictions_table(
     )
 
 
-def reconstruction_mse(encoder: Encoder, images: np.ndarray, batch: int = 1024) -> float | None:
+def reconstruction_mse(encoder: Encoder, images: np.ndarray, batch: int = 256) -> float | None:
     """Mean squared error between reconstructions and preprocessed images, over all images and pixels.
 
     Args:

@@ -30,7 +30,9 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
     encoder = load_encoder(trained)
     encoder.config["readout"] = params.features.model_dump(mode="json")
     encoder.readout = Readout(**encoder.config["readout"])
-    encoder.to("cuda" if torch.cuda.is_available() and params.train.accelerator != "cpu" else "cpu")
+    # Apple's GPUs lack the pooling of cells that do not divide a map.
+    use_cuda = torch.cuda.is_available() and params.train.accelerator in ("auto", "gpu")
+    encoder.to("cuda" if use_cuda else "cpu")
     with new_folder(output) as scratch:
         for part in (
             "train",

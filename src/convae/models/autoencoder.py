@@ -50,7 +50,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.geometry = layer.geometry
         convolution = layer.convolution
-        self.weight = convolution.weight if tied else nn.Parameter(torch.empty_like(convolution.weight))
+        self.weight = convolution.weight if tied else nn.Parameter(torch.zeros_like(convolution.weight))
         self.bias = nn.Parameter(torch.zeros(convolution.in_channels))
 
     def forward(self, maps: Tensor, size: Size) -> Tensor:
@@ -67,7 +67,7 @@ class Autoencoder(nn.Module):
     """Preprocessing, encoder layers and the mirrored decoder.
 
     Hidden layers of the decoder end in the activation of the encoder layer whose input they imitate; the last is
-    linear. Filters start as in the seed CAE: normal with a standard deviation of 1 / sqrt(fan-in), biases at zero.
+    linear.
 
     Args:
         channels: of the images.
@@ -98,11 +98,12 @@ class Autoencoder(nn.Module):
         self.sparsity = WinnerTakeAll(depths[-1], **sparsity) if sparsity else None
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw all filters anew and set the biases to zero."""
+        """Draw all filters as the seed CAE does, normal with a deviation of 1 / sqrt(fan-in); set biases to zero."""
         for layer, decoder in zip(self.layers, self.decoder, strict=True):
             filters: Tensor = layer.convolution.weight
             nn.init.normal_(filters, std=filters[0].numel() ** -0.5, generator=generator)
             nn.init.zeros_(layer.convolution.bias)
+            nn.init.zeros_(decoder.bias)
             if decoder.weight is not filters:  # transposed: its fan-in is that of the convolution it undoes
                 nn.init.normal_(decoder.weight, std=decoder.weight[:, 0].numel() ** -0.5, generator=generator)
 

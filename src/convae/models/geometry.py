@@ -105,11 +105,6 @@ def input_sizes(size: Size, layers: Iterable[LayerGeometry]) -> list[Size]:
     return sizes
 
 
-def convolution_parameters(channels: int, filters: int, kernel: Size) -> int:
-    """Weights and biases of a convolutional layer: n (k_h k_w D + 1), whatever the image size."""
-    return filters * (kernel[0] * kernel[1] * channels + 1)
-
-
 def show(size: Size) -> str:
     """`28×28`."""
     return f"{size[0]}×{size[1]}"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FIT_IMAGES = 2000
-FIT_BATCH = 100
+FIT_VALUES = 1 << 23  # of all patches handled at once, 64 MiB in double precision
 
 
 class Preprocessing(nn.Module):
@@ -58,7 +58,8 @@ class Preprocessing(nn.Module):
         window = self.whitening["window"]
         chosen = torch.randperm(len(images), generator=generator)[:FIT_IMAGES].sort().values
         count, total, products = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for batch in chosen.split(FIT_BATCH):
+        values_per_image = images[0].numel() * window**2
+        for batch in chosen.split(max(1, FIT_VALUES // values_per_image)):
             patches = _patches(self._normalize(images[batch]), window).double()
             count += len(patches)
             total = total + patches.sum(0)

@@ -38,6 +38,7 @@ class WinnerTakeAll(nn.Module):
         if self.lifetime is not None:
             if self.training:
                 weakest = self._weakest_winner(strengths)
+                weakest = weakest.to(self.weakest_winner.dtype)
                 self.weakest_winner.lerp_(weakest, MOMENTUM if self.weakest_winner.any() else 1.0)
             else:
                 weakest = self.weakest_winner

@@ -6,13 +6,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
-from convae.files import new_folder, read_json
+from convae.files import new_file, new_folder, read_json
 from convae.params import Params, flatten
 from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
 from convae.reporting.drawing import DPI, save_figure, style
@@ -87,9 +88,8 @@ def write_report(
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         pictures=[(picture, *_embed(file)) for picture, file in zip(pictures, files, strict=True)],
     )
-    scratch_page = reports / "report.html.partial"
-    scratch_page.write_text(page, "utf-8", newline="\n")
-    scratch_page.rename(reports / "report.html")
+    with new_file(reports / "report.html") as scratch_page:
+        scratch_page.write_text(page, "utf-8", newline="\n")
     return files
 
 
@@ -153,7 +153,7 @@ def _test_pictures(prepared: Path, predictions: Path, reports: Path) -> list[Pic
     if "prediction" not in rows:
         return []
     test = ImageSet.load(prepared / "test")
-    counts = _read_table(reports / "confusion_matrix.csv").iloc[:, 1:].to_numpy()
+    counts = _read_table(reports / "confusion_matrix.csv").iloc[:, 1:].to_numpy(np.int64)
     pictures = [
         Picture(
             "confusion_matrix",

@@ -65,10 +65,6 @@ class Run:
 
         self._submit(log)
 
-    def log_text(self, text: str, name: str) -> None:
-        """Record `text` as an artifact called `name`, which may begin with folders."""
-        self._submit(lambda: self._client.log_text(self._run_id, text, name))
-
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts, under `folder`; once this returns the file may be moved."""
         self._submit(lambda: self._client.log_artifact(self._run_id, str(path), folder), wait=True)
@@ -88,7 +84,9 @@ class Run:
         tags = context_tags(stage)
         name = " ".join([stage, params.data.dataset, tags.get("dvc.experiment", "")]).strip()
         self._run_id = self._client.create_run(experiment, tags=tags, run_name=name).info.run_id
-        entries = [Param(key, _as_written(value)) for key, value in flatten(params).items()]
+        # An address may hold a password, and where a run is recorded says nothing about it.
+        written = {key: value for key, value in flatten(params).items() if not key.startswith("tracking.")}
+        entries = [Param(key, _as_written(value)) for key, value in written.items()]
         self._client.log_batch(self._run_id, params=entries, synchronous=True)
 
     def _submit(self, call: Callable[[], Any], wait: bool = False) -> None:

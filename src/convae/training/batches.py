@@ -41,7 +41,9 @@ class ImageBatches:
 
     def move_to(self, device: torch.device) -> None:
         """Keep the images on a GPU from now on, if they take less than half of its free memory."""
-        if device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+        if device.type != "cuda" or self.images.device == device:
+            return
+        if self.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
             self.images = self.images.to(device)
 
 

@@ -25,7 +25,7 @@ class ReconstructionModule(lightning.LightningModule):
         autoencoder: its preprocessing is already fitted.
         params: the section `train`.
         seed: of everything random in an epoch.
-        on_epoch: called with the history's new row after each epoch.
+        on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
     """
 
     def __init__(
@@ -38,16 +38,15 @@ class ReconstructionModule(lightning.LightningModule):
         self.on_epoch = on_epoch
         self.history: list[Row] = []
 
-    def on_fit_start(self) -> None:
-        """Move the image sets to the GPU where they fit."""
-        for batches in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
-            if isinstance(batches, ImageBatches):
-                batches.move_to(self.device)
+    def on_train_start(self) -> None:
+        """End a training at once that was killed after early stopping, but before its result was saved."""
+        self.trainer.should_stop = self._out_of_patience()
 
     def on_train_epoch_start(self) -> None:
         """Fix everything random in this epoch by (seed, epoch), so that resuming changes nothing."""
         batches = self.trainer.train_dataloader
         assert isinstance(batches, ImageBatches)
+        batches.move_to(self.device)
         batches.epoch = self.current_epoch
         batches.rank, batches.world_size = self.trainer.global_rank, self.trainer.world_size
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch) + self.trainer.global_rank)
@@ -58,6 +57,12 @@ class ReconstructionModule(lightning.LightningModule):
         loss = self._loss(batch)
         self.losses.append(loss.detach() * len(batch))
         return loss
+
+    def on_validation_start(self) -> None:
+        """Validation images stay on the GPU as well."""
+        batches = self.trainer.val_dataloaders
+        assert isinstance(batches, ImageBatches)
+        batches.move_to(self.device)
 
     def validation_step(self, batch: Tensor) -> None:
         """Log the mean over the validation images; checkpoints and early stopping read it."""
@@ -71,7 +76,8 @@ class ReconstructionModule(lightning.LightningModule):
             ConvaeError: the loss is not finite.
         """
         images = len(self.trainer.train_dataloader.images)  # type: ignore[union-attr]
-        train_loss = float(torch.stack(self.losses).sum()) / images
+        total = self.trainer.strategy.reduce(torch.stack(self.losses).sum(), reduce_op="sum")
+        train_loss = float(total) / images
         if not math.isfinite(train_loss):
             raise ConvaeError(
                 f"the loss became {train_loss} in epoch {self.current_epoch}: "
@@ -85,6 +91,7 @@ class ReconstructionModule(lightning.LightningModule):
         }
         self.history.append(row)
         self.on_epoch(row)
+        self.trainer.should_stop = self._out_of_patience()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history, for a training that is resumed."""
@@ -93,6 +100,8 @@ class ReconstructionModule(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the history."""
         self.history = checkpoint["history"]
+        for row in self.history:
+            self.on_epoch(row)
 
     def configure_optimizers(self) -> Any:
         """Optimiser and learning-rate schedule by parameter."""
@@ -113,6 +122,11 @@ class ReconstructionModule(lightning.LightningModule):
         else:
             schedule = OneCycleLR(optimizer, rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _out_of_patience(self) -> bool:
+        losses = [row["validation_loss"] for row in self.history]
+        patience = self.params.patience
+        return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= (patience or 0)
 
     def _loss(self, batch: Tensor) -> Tensor:
         preprocessed = self.autoencoder.preprocessing(batch)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 
 import convae.models
 import convae.training
@@ -21,6 +23,11 @@ from convae.files import file_sha256
 from convae.params import Params
 from convae.training.batches import ImageBatches
 from convae.training.module import ReconstructionModule, Row
+
+# Advertisements and notes on its own internals; errors and warnings about the training stay.
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*LeafSpec", module="pytorch_lightning")
+warnings.filterwarnings("ignore", message="Checkpoint directory", module="pytorch_lightning")
 
 CHECKPOINTS = Path(".convae/checkpoints")
 
@@ -37,7 +44,7 @@ def train_encoder(
         params: the experiment.
         training: images to learn from; labels are not used.
         validation: images that choose the epoch.
-        on_epoch: called after each epoch with its row of the history.
+        on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
 
     Returns:
         The encoder and the history: epoch, train_loss, validation_loss, learning_rate for each epoch trained; the
@@ -85,11 +92,11 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
 def _fit(module: ReconstructionModule, params: Params, training: ImageSet, validation: ImageSet) -> None:
     train = params.train
     folder = CHECKPOINTS / training_key(params, training, validation)
-    best = ModelCheckpoint(folder, "best", monitor="validation_loss", save_on_train_epoch_end=True)
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True)
-    callbacks: list[lightning.Callback] = [best, last, TQDMProgressBar(refresh_rate=10)]
-    if train.patience:
-        callbacks.append(EarlyStopping("validation_loss", patience=train.patience, check_on_train_epoch_end=True))
+    # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
+    best = ModelCheckpoint(
+        folder, "best", monitor="validation_loss", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     try:
         trainer = lightning.Trainer(
             max_epochs=train.epochs,
@@ -97,7 +104,7 @@ def _fit(module: ReconstructionModule, params: Params, training: ImageSet, valid
             devices=train.devices,
             precision=train.precision,
             gradient_clip_val=train.gradient_clip,
-            callbacks=callbacks,
+            callbacks=[best, last, TQDMProgressBar(refresh_rate=10)],
             deterministic="warn",
             logger=False,
             enable_model_summary=False,
@@ -105,7 +112,8 @@ def _fit(module: ReconstructionModule, params: Params, training: ImageSet, valid
             use_distributed_sampler=False,
         )
     except MisconfigurationException as error:
-        raise ConvaeError(f"train.accelerator = {train.accelerator}: {' '.join(str(error).split())}") from None
+        asked = f"accelerator = {train.accelerator}, devices = {train.devices}, precision = {train.precision}"
+        raise ConvaeError(f"train.{asked}: {' '.join(str(error).split())}") from None
     resume = folder / "last.ckpt"
     if resume.exists():
         print(f"resuming after the last whole epoch, from {resume}")
@@ -119,6 +127,7 @@ def _fit(module: ReconstructionModule, params: Params, training: ImageSet, valid
         raise SystemExit(0)
     checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
+    resume.unlink()  # first: without it a folder half removed is no training to resume
     shutil.rmtree(folder)
 
 
