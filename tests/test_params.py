@@ -44,7 +44,7 @@ def test_the_seed_cae_is_the_recipe_of_the_article(repository):
 
 
 def test_numbers_are_read_as_dvc_reads_them(repository, tmp_path):
-    path = changed(repository, tmp_path, r"learning_rate: 0.003", "learning_rate: 1e-5")
+    path = changed(repository, tmp_path, r"learning_rate: 0.001", "learning_rate: 1e-5")
     assert load_params(path).train.learning_rate == 1e-5
 
 
@@ -59,8 +59,8 @@ MISTAKES = [
     (r"^  epochs: \d+", "  epochs: 0", "train.epochs = 0: must be greater than 0"),
     (r"^  epochs: \d+", "  epochs: 2.5", "train.epochs = 2.5: must be a valid integer"),
     (r"^  epochs: \d+", "  epochs: true", "train.epochs = True: must be a valid integer"),
-    (r"learning_rate: 0.003", "learning_rate: .nan", "train.learning_rate = nan: must be a finite number"),
-    (r"learning_rate: 0.003", "learning_rate: -1", "train.learning_rate = -1: must be greater than 0"),
+    (r"learning_rate: 0.001", "learning_rate: .nan", "train.learning_rate = nan: must be a finite number"),
+    (r"learning_rate: 0.001", "learning_rate: -1", "train.learning_rate = -1: must be greater than 0"),
     (r"dataset: fashion_mnist", "dataset: fashon", "data.dataset = 'fashon': must be 'fashion_mnist', 'mnist'"),
     (r"dataset: fashion_mnist", "dataset: image_folder", "data: image_size is needed for image_folder"),
     (r"image_size: null", "image_size: 32", "data: image_size must be null for fashion_mnist"),

@@ -35,7 +35,7 @@ def _odd(value: int) -> int:
 Positive = Annotated[int, Field(gt=0)]
 Pair = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
 Odd = Annotated[int, Field(ge=3), AfterValidator(_odd)]
-Part = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -63,8 +63,8 @@ class DataParams(_Section):
     root: str = Field(min_length=1)
     image_size: Pair | None
     color: Literal["rgb", "grey"]
-    validation_size: Part
-    test_size: Part
+    validation_size: Share
+    test_size: Share
     max_rejected: int = Field(ge=0)
 
     @model_validator(mode="after")
