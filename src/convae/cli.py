@@ -8,7 +8,7 @@ from pathlib import Path
 from convae.errors import ConvaeError
 
 EXAMPLES = """examples:
-  convae ui                compare runs at http://127.0.0.1:5000
+  convae ui                compare runs in a browser
   convae ui --port 8080    the same at another port
 """
 
@@ -35,9 +35,10 @@ def main() -> None:
 def open_ui(arguments: argparse.Namespace) -> None:
     """Become MLflow's server over the store that params.yaml and the environment name, or say which server has it."""
     from convae.params import load_params
-    from convae.tracking.store import SETTINGS, SQLITE, store_uri
+    from convae.tracking.store import SETTINGS, SQLITE, import_mlflow, open_store, store_uri
 
-    uri = store_uri(load_params().tracking)
+    tracking = load_params().tracking
+    uri = store_uri(tracking)
     if uri is None:
         raise ConvaeError("tracking is switched off, by CONVAE_TRACKING or tracking.enabled")
     if uri.startswith(("http://", "https://")):
@@ -45,7 +46,10 @@ def open_ui(arguments: argparse.Namespace) -> None:
         return
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise ConvaeError(f"{uri.removeprefix(SQLITE)} is not there yet: `dvc repro` records the first runs")
-    print(f"Compare runs at http://127.0.0.1:{arguments.port} (Ctrl-C ends it).", flush=True)
+    import_mlflow()
+    _, experiment = open_store(uri, f"{tracking.experiment}-stages")
+    address = f"http://127.0.0.1:{arguments.port}/#/experiments/{experiment}/runs"
+    print(f"Compare runs at {address} (Ctrl-C ends it).", flush=True)
     server = ["mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(arguments.port)]
     os.environ.update(SETTINGS)
     os.execv(sys.executable, [sys.executable, "-m", *server])
