@@ -36,6 +36,15 @@ def test_ui_without_runs_says_why(repository, tmp_path, environment, message):
     assert done.stderr.count("\n") == 1
 
 
+def test_ui_over_something_that_is_no_database_says_so(repository, tmp_path):
+    (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
+    (tmp_path / "mlflow.db").write_text("not a database" * 100)
+    done = convae("ui", cwd=tmp_path, MLFLOW_TRACKING_URI="")
+    assert done.returncode == 1
+    assert "can't be opened: DatabaseError: file is not a database" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_ui_names_the_server_that_has_the_runs(repository):
     done = convae("ui", cwd=repository, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert "server at http://127.0.0.1:9" in done.stdout

@@ -50,7 +50,7 @@ class Background:
                 try:
                     call()
                 except Exception as error:
-                    self._give_up(_presentable(error))
+                    self._give_up(presentable(error))
             done.set()
 
     def _give_up(self, reason: str) -> None:
@@ -60,7 +60,8 @@ class Background:
                 print(f"{self._what} ({reason}); results are unaffected", file=sys.stderr, flush=True)
 
 
-def _presentable(error: Exception) -> str:
+def presentable(error: Exception) -> str:
+    """An error in one line, without the password that an address may hold."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     text = re.sub(r"//[^/@ ]*@", "//", text)  # an address may hold a password
     return text if len(text) <= 200 else text[:197] + "..."
