@@ -6,8 +6,6 @@ from typing import Literal
 
 from convae.params import DataParams
 
-SPLITS = ("train", "test", "unlabelled")
-
 
 @dataclass(frozen=True)
 class Dataset:

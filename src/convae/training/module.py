@@ -125,8 +125,9 @@ class ReconstructionModule(lightning.LightningModule):
 
     def _out_of_patience(self) -> bool:
         losses = [row["validation_loss"] for row in self.history]
-        patience = self.params.patience
-        return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= (patience or 0)
+        if self.params.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.params.patience
 
     def _loss(self, batch: Tensor) -> Tensor:
         preprocessed = self.autoencoder.preprocessing(batch)

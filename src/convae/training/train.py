@@ -24,11 +24,6 @@ from convae.params import Params
 from convae.training.batches import ImageBatches
 from convae.training.module import ReconstructionModule, Row
 
-# Advertisements and notes on its own internals; errors and warnings about the training stay.
-logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", message=".*LeafSpec", module="pytorch_lightning")
-warnings.filterwarnings("ignore", message="Checkpoint directory", module="pytorch_lightning")
-
 CHECKPOINTS = Path(".convae/checkpoints")
 
 
@@ -90,6 +85,9 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
 
 
 def _fit(module: ReconstructionModule, params: Params, training: ImageSet, validation: ImageSet) -> None:
+    # Lightning's advertisements and notes on its own internals; errors and warnings about the training stay.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec|Checkpoint directory", module="pytorch_lightning")
     train = params.train
     folder = CHECKPOINTS / training_key(params, training, validation)
     # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
