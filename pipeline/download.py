@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from convae.datasets.download import download
 from convae.params import Params
 from convae.tracking.runs import Run
 from convae.tracking.stage import run_stage
@@ -10,6 +9,8 @@ from convae.tracking.stage import run_stage
 
 def main(params: Params, run: Run) -> None:
     """data/raw/<dataset>: decoded arrays, or for a folder of images the list of its files."""
+    from convae.datasets.download import download
+
     source = download(params.data, Path("data/raw") / params.data.dataset, Path("data/downloads"))
     run.log_tags({"source": source})
     print(f"{params.data.dataset} from {source}")

@@ -2,27 +2,24 @@
 
 from pathlib import Path
 
-from convae.encoder import load_encoder
 from convae.params import Params
-from convae.reporting.report import write_report
 from convae.tracking.runs import Run
 from convae.tracking.stage import run_stage
 
 
 def main(params: Params, run: Run) -> None:
     """reports/report.html and reports/figures/."""
-    reports = Path("reports")
-    figures = write_report(
+    from convae.encoder import load_encoder
+    from convae.reporting.report import write_report
+
+    write_report(
         params,
         load_encoder("models/encoder"),
         Path("data/prepared"),
         classifier=Path("models/classifier"),
         predictions=Path("data/predictions/test.parquet"),
-        reports=reports,
+        reports=Path("reports"),
     )
-    for figure in figures:
-        run.log_file(figure, folder="figures")
-    run.log_file(reports / "report.html")
 
 
 if __name__ == "__main__":

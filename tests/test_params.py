@@ -6,7 +6,8 @@ import pytest
 
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
-from convae.params import flatten, load_params
+from convae.names import flatten
+from convae.params import load_params
 
 
 def changed(repository, tmp_path, old, new):
@@ -23,7 +24,7 @@ def test_the_shipped_experiments_are_valid(repository):
 
 
 def test_the_seed_cae_is_the_recipe_of_the_article(repository):
-    params = flatten(load_experiment(repository / "systems/seed_cae.yaml"))
+    params = flatten(load_experiment(repository / "systems/seed_cae.yaml").model_dump(mode="json"))
     recipe = {
         "data.dataset": "mnist",
         "data.validation_size": 5000,

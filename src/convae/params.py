@@ -282,21 +282,6 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         raise ConvaeError("\n".join(_lines(path, error))) from None
 
 
-def flatten(params: Params) -> dict[str, Any]:
-    """All parameters under their dotted names, as `dvc params` and MLflow show them."""
-
-    def walk(prefix: str, value: Any) -> dict[str, Any]:
-        if isinstance(value, dict):
-            items = [(str(key), item) for key, item in value.items()]
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            items = [(str(index), item) for index, item in enumerate(value)]
-        else:
-            return {prefix: value}
-        return {k: v for key, item in items for k, v in walk(f"{prefix}.{key}" if prefix else key, item).items()}
-
-    return walk("", params.model_dump(mode="json"))
-
-
 def _lines(path: Path, error: ValidationError) -> list[str]:
     lines: dict[str, list[str]] = {}  # a union reports each of its branches: the key is named once
     for item in error.errors(include_url=False):

@@ -43,8 +43,6 @@ def test_every_figure_follows_from_the_predictions(run, encoder, digits):
     assert metrics["features"]["dimension"] == 4 * 2 * 4  # filters, signs, cells
     assert metrics["encoder"]["parameters"] == encoder.parameter_count == 4 * (9 + 1)
     assert metrics["classifier"] == {"kind": "logistic_regression", "C": 0.01}
-    confusion = pd.read_csv(out / "reports/confusion_matrix.csv", index_col=0)
-    assert np.trace(confusion) == np.sum(truth == prediction)
     assert pd.read_csv(out / "reports/per_class.csv")["support"].sum() == 100
 
 
@@ -65,7 +63,6 @@ def test_two_runs_write_the_same_bytes(run):
     assert [str(name) for name in names] == [
         "classifier/classifier.json",
         "classifier/classifier.skops",
-        "reports/confusion_matrix.csv",
         "reports/metrics.json",
         "reports/per_class.csv",
         "test.parquet",
@@ -102,7 +99,6 @@ def test_without_labels_there_are_reconstructions_and_no_classifier(run, unlabel
     assert metrics["test"].keys() == metrics["validation"].keys() == {"reconstruction_mse"}
     assert metrics.keys() == {"test", "validation", "features", "encoder"}
     assert (out / "reports/per_class.csv").read_text() == "class,precision,recall,f1,support\n"
-    assert (out / "reports/confusion_matrix.csv").read_text() == "truth\n"
     assert pd.read_parquet(out / "test.parquet").to_dict("list") == {"index": list(range(100))}
     with pytest.raises(ConvaeError, match="no labels"):
         load_classifier(out / "classifier")

@@ -3,7 +3,6 @@ import pytest
 
 from convae.evaluation.metrics import (
     classification_metrics,
-    confusion_table,
     per_class_table,
     predictions_table,
     reconstruction_mse,
@@ -61,12 +60,6 @@ def test_per_class_table():
     assert table.set_index("class").loc["b"].tolist() == [0.5, 0.5, 0.5, 2]
     assert table.set_index("class").loc["a"].tolist() == [0.75, 0.75, 0.75, 4]
     assert table.set_index("class").loc["never seen"].tolist() == [0, 0, 0, 0]
-
-
-def test_confusion_table_takes_any_class_name():
-    table = confusion_table(TRUTH, PREDICTION, ["truth", "NA", "c"])
-    assert table.to_numpy().tolist() == [[3, 1, 0], [1, 1, 0], [0, 0, 2]]
-    assert table.columns.tolist() == table.index.tolist() == ["truth", "NA", "c"]
 
 
 def test_predictions_hold_names_and_the_highest_probability():

@@ -21,19 +21,33 @@ class Clone:
 
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command there, with this environment's Python first on the path."""
-        variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
-        variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
         done = subprocess.run(
-            command, cwd=self.folder, env=variables | environment, capture_output=True, text=True, check=False
+            command, cwd=self.folder, env=self._variables() | environment, capture_output=True, text=True, check=False
         )
         assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
+
+    def start(self, *command: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start a command there, in a process group of its own."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self._variables() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
 
     def set(self, *changes: str) -> None:
         """Change params.yaml as `dvc exp run -S` does, without running anything."""
         from dvc.utils.hydra import apply_overrides
 
         apply_overrides(self.folder / "params.yaml", list(changes))
+
+    def _variables(self) -> dict[str, str]:
+        variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+        return variables | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"}
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
@@ -44,10 +58,13 @@ SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "t
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Clone]:
-    """`clone()`: a fresh copy whose params.yaml is a small experiment on the embedded digits."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
+    """`clone()`: a fresh copy whose params.yaml is a small experiment on the embedded digits.
 
-    def make() -> Clone:
+    `clone(history=False)`: without the results that the repository ships.
+    """
+
+    def make(history: bool = True) -> Clone:
         folder = tmp_path_factory.mktemp("clone") / "convae"
         listing = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -61,6 +78,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Clone]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / name, folder / name)
         result = Clone(folder)
+        if not history:
+            (folder / "dvc.lock").unlink()
+            shutil.rmtree(folder / "reports")
         result.set(*SMALL)
         result.run("git", "init", "--quiet")
         result.run("git", "config", "user.name", "Test")

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow import MlflowClient
 from PIL import Image
 
 from convae import load_encoder
@@ -55,8 +54,6 @@ def test_predictions_agree_with_the_accuracy(finished):
     assert (predictions["truth"] == predictions["prediction"]).mean() == pytest.approx(
         metrics["test"]["accuracy"], abs=1e-6
     )
-    confusion = pd.read_csv(finished.folder / "reports/confusion_matrix.csv", index_col=0)
-    assert confusion.to_numpy().sum() == len(predictions)
 
 
 def test_the_saved_encoder_gives_the_features_that_were_evaluated(finished):
@@ -83,28 +80,14 @@ def test_a_parameter_reruns_the_stages_that_read_it(finished, change, stages):
     assert stages_to_compute(finished, change) == stages
 
 
-def test_each_stage_is_a_run_with_parameters_metrics_and_curves(finished):
-    client = MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("convae-stages")
-    runs = {run.data.tags["dvc.stage"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == set(STAGES)
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert runs["train"].data.params["train.epochs"] == "2"
-    history = client.get_metric_history(runs["train"].info.run_id, "validation_loss")
-    recorded = pd.read_csv(finished.folder / "reports/training.csv")["validation_loss"]
-    assert [metric.step for metric in history] == [0, 1]
-    assert [metric.value for metric in history] == pytest.approx(list(recorded), rel=1e-5)
-    metrics = json.loads(finished.read("reports/metrics.json"))
-    assert runs["evaluate"].data.metrics["test.accuracy"] == metrics["test"]["accuracy"]
-    figures = [item.path for item in client.list_artifacts(runs["report"].info.run_id, "figures")]
-    assert any("filters" in figure for figure in figures)
-
-
-def test_forced_and_untracked_it_ends_with_the_same_bits(finished):
+@pytest.mark.parametrize("tracking", [{"CONVAE_TRACKING": "off"}, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}])
+def test_forced_and_untracked_it_ends_with_the_same_bits(finished, tracking):
     reports = sorted(path for path in (finished.folder / "reports").rglob("*") if path.is_file())
     before = {path: path.read_bytes() for path in [finished.folder / "dvc.lock", *reports]}
     database = (finished.folder / "mlflow.db").stat().st_mtime_ns
-    finished.run("dvc", "repro", "--force", CONVAE_TRACKING="off")
+    done = finished.run("dvc", "repro", "--force", **tracking)
+    warnings = done.stderr.count("no longer recorded in MLflow (MlflowException: ")
+    assert warnings == (0 if "CONVAE_TRACKING" in tracking else len(STAGES))
     assert {path: path.read_bytes() for path in before} == before
     assert (finished.folder / "mlflow.db").stat().st_mtime_ns == database
 
@@ -121,30 +104,6 @@ def test_a_mistake_in_the_parameters_stops_at_once_and_leaves_results_alone(fini
     assert "Traceback" not in text
     assert {name: finished.read(name) for name in before} == before
     assert "Running stage" not in finished.run("dvc", "repro").stdout
-
-
-def test_experiments_run_in_the_queue_and_are_recorded_in_the_one_database(clone):
-    repository = clone()
-    for epochs in (1, 3):
-        repository.run("dvc", "exp", "run", "--queue", "--name", f"epochs-{epochs}", "-S", f"train.epochs={epochs}")
-    repository.run("dvc", "exp", "run", "--run-all")
-    table = json.loads(repository.run("dvc", "exp", "show", "--json").stdout)
-    experiments = {
-        revision["name"]: revision["data"]
-        for baseline in table
-        for experiment in baseline["experiments"] or []
-        for revision in experiment["revs"]
-    }
-    assert set(experiments) == {"epochs-1", "epochs-3"}
-    for data in experiments.values():
-        assert data["metrics"]["reports/metrics.json"]["data"]["test"]["accuracy"] > 0.9
-    client = MlflowClient(f"sqlite:///{repository.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("convae-stages")
-    runs = client.search_runs([experiment.experiment_id], "tags.`dvc.stage` = 'train'")
-    assert {run.data.tags["dvc.experiment"]: run.data.params["train.epochs"] for run in runs} == {
-        "epochs-1": "1",
-        "epochs-3": "3",
-    }
 
 
 def paint(path: Path, red: bool, seed: int) -> None:

@@ -7,7 +7,8 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from convae.params import flatten, load_params
+from convae.names import flatten
+from convae.params import load_params
 from convae.reporting.report import LEFT_OUT
 
 
@@ -33,7 +34,7 @@ def test_a_framework_is_known_in_one_place(repository, package, home):
 
 
 ORDER = [
-    {"errors", "files"},
+    {"errors", "files", "names"},
     {"params"},
     {"models", "datasets", "experiment"},
     {"features", "encoder", "training", "evaluation"},
@@ -75,5 +76,9 @@ def test_what_cannot_change_a_result_is_no_dependency(repository):
 def test_the_report_depends_on_every_parameter_that_it_shows(repository):
     stages = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"]
     keys = stages["report"]["params"]
-    shown = [key for key in flatten(load_params(repository / "params.yaml")) if not key.startswith(LEFT_OUT)]
+    shown = [
+        key
+        for key in flatten(load_params(repository / "params.yaml").model_dump(mode="json"))
+        if not key.startswith(LEFT_OUT)
+    ]
     assert [key for key in shown if not any(key == known or key.startswith(f"{known}.") for known in keys)] == []

@@ -30,7 +30,7 @@ class Evaluated:
         reports.mkdir(exist_ok=True)
         for file in (self.root / "reports").glob("*.*"):
             (reports / file.name).write_bytes(file.read_bytes())
-        self.files = write_report(
+        write_report(
             self.params,
             self.encoder,
             self.root / "prepared",

@@ -53,7 +53,7 @@ def test_the_page_loads_nothing_and_shows_the_figures_of_the_folder(evaluated):
     assert "@import" not in read(folder)
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     contents = [base64.b64decode(source.partition(",")[2]) for source in page.sources]
-    assert contents == [file.read_bytes() for file in experiment.files]
+    assert contents == [(folder / f"figures/{name}.png").read_bytes() for name in ALL]
 
 
 def test_neither_page_nor_figures_name_a_place_or_a_time(evaluated):
@@ -61,7 +61,7 @@ def test_neither_page_nor_figures_name_a_place_or_a_time(evaluated):
     folder = experiment.write()
     assert str(experiment.root) not in read(folder)
     assert "/home/somebody" not in read(folder)
-    for file in experiment.files:
+    for file in (folder / "figures").iterdir():
         chunks = re.findall(rb"tEXt|iTXt|zTXt|tIME", file.read_bytes()[:200])
         assert chunks == []
 

@@ -1,3 +1,5 @@
+"""A small repository with DVC in which one stage, `train`, is recorded."""
+
 import os
 import shutil
 import sqlite3
@@ -11,9 +13,28 @@ import pytest
 from mlflow import MlflowClient
 
 from convae.params import Params, load_params
-from convae.tracking.runs import start_run
+from convae.tracking.store import open_store
 
 REPOSITORY = Path(__file__).parents[2]
+PIPELINE = """\
+stages:
+  train:
+    cmd: python train.py
+    deps: [data/prepared/train]
+    params: [data.dataset, train.epochs]
+    outs:
+      - models/autoencoder
+      - reports/training.csv: {cache: false}
+      - reports/metrics.json: {cache: false}
+"""
+FILES = {
+    "dvc.yaml": PIPELINE,
+    ".gitignore": "/data/\n/models/\n/mlflow.db*\n/mlartifacts/\n/.convae/\n",
+    "data/prepared/train/images.npy": "pixels",
+    "models/autoencoder/config.json": "{}",
+    "reports/training.csv": "epoch,train_loss,validation_loss\n0,0.5,0.625\n1,0.25,\n",
+    "reports/metrics.json": '{"test": {"accuracy": 0.75, "note": "words"}, "validation": {"accuracy": 0.5}}',
+}
 
 
 @pytest.fixture(scope="session")
@@ -25,45 +46,63 @@ def params() -> Params:
 def plain_environment() -> Iterator[None]:
     """Without what steers tracking; what a stage sets is undone."""
     before = dict(os.environ)
-    for name in ("MLFLOW_TRACKING_URI", "CONVAE_TRACKING", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
-        os.environ.pop(name, None)
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "DVC_", "CONVAE_")):
+            del os.environ[name]
     yield
     os.environ.clear()
     os.environ.update(before)
 
 
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 @pytest.fixture(scope="session")
-def add_database(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Callable[[Path], None]:
-    """Puts a database whose tables exist into a folder: making them takes seconds, copying them nothing."""
-    original = tmp_path_factory.mktemp("prepared") / "mlflow.db"
-    tracking = params.tracking.model_copy(update={"experiment": "other", "uri": f"sqlite:///{original}"})
-    with start_run("prepare", params.model_copy(update={"tracking": tracking})):
-        pass
-
-    def add(folder: Path) -> None:
-        copy = folder / "mlflow.db"
-        with closing(sqlite3.connect(original)) as source, closing(sqlite3.connect(copy)) as target:
-            source.backup(target)  # with what is still in the write-ahead log
-
-    return add
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, add_database: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with params.yaml and a database without runs of ours."""
-    add_database(tmp_path)
-    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository, and a database whose tables exist: making both takes seconds, copying them nothing."""
+    folder = tmp_path_factory.mktemp("templates")
+    repository = folder / "repository"
+    for name, content in FILES.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(content)
+    shutil.copy(REPOSITORY / "params.yaml", repository)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository)
+        run("git", "init", "--quiet")
+        run("git", "config", "user.name", "Test")
+        run("git", "config", "user.email", "test@example.org")
+        run(sys.executable, "-m", "dvc", "init", "--quiet")
+        run("git", "add", "--all")
+        run("git", "commit", "--quiet", "--message", "Begin")
+        open_store(f"sqlite:///{folder}/mlflow.db")
+    return folder
 
 
 @pytest.fixture
-def start_stage(workspace: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Runs a stage called `train`, whose body is given as source, in a process of its own."""
+def fresh(tmp_path: Path, templates: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository as the current folder, nothing recorded yet."""
+    folder = tmp_path / "repository"
+    shutil.copytree(templates / "repository", folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(fresh: Path, templates: Path) -> Path:
+    """The same, with a database without runs of ours."""
+    with closing(sqlite3.connect(templates / "mlflow.db")) as source, closing(sqlite3.connect("mlflow.db")) as target:
+        source.backup(target)  # with what is still in the write-ahead log
+    return fresh
+
+
+@pytest.fixture
+def start_stage(fresh: Path) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
+    """Runs the stage `train`, whose body is given as source, in a process of its own."""
     processes = []
 
-    def start(body: str) -> subprocess.Popen[str]:
-        script = workspace / "train.py"
+    def start(body: str) -> "subprocess.Popen[str]":
+        script = fresh / "train.py"
         lines = "\n    ".join(body.splitlines())
         script.write_text(
             "import os, sys, time\n"

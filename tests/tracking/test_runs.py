@@ -5,109 +5,122 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import psutil
 import pytest
+from helpers import ROWS, free_port, mlflow_server, recorded, silent_server, stop, wait_for
 from mlflow import MlflowClient
-from mlflow.entities import Run as Recorded
 
 from convae.errors import ConvaeError
-from convae.params import Params, flatten
+from convae.params import Params
 from convae.tracking import runs
+from convae.tracking.lock import path_md5
 from convae.tracking.runs import start_run
 from convae.tracking.store import store_uri
 
 REPOSITORY = Path(__file__).parents[2]
+StartStage = Callable[[str], "subprocess.Popen[str]"]
 
 
-def recorded_params(params: Params) -> dict[str, object]:
-    """What a run shows: where it is recorded is left out."""
-    return {key: value for key, value in flatten(params).items() if not key.startswith("tracking.")}
+def history(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, str]]:
+    return [(entry.step, repr(entry.value)) for entry in client.get_metric_history(run_id, name)]
 
 
-def recorded_runs(client: MlflowClient) -> list[Recorded]:
-    experiment = client.get_experiment_by_name("convae-stages")
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
-
-
-def test_parameters_and_histories_read_back_exactly(client: MlflowClient, params: Params) -> None:
+def test_a_stage_is_recorded_with_all_that_belongs_to_it(client: MlflowClient, params: Params) -> None:
     losses = [1 / 3, 0.1, float("nan"), 1e-30]
     with start_run("train", params) as run:
         for step, loss in enumerate(losses):
-            run.log_metrics({"train_loss": loss, "learning_rate": 0.003 * step}, step=step)
-        run.log_tags({"device": "cpu", "threads": 2})
+            run.log_metrics({"own_loss": loss, "learning_rate": 0.003 * step}, step=step)
+        run.log_tags({"device": "cpu"})
 
-    (recorded,) = recorded_runs(client)
-    written = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in recorded_params(params).items()
-    }
-    assert recorded.data.params == written
-    assert recorded.data.params["objective.sparsity.lifetime"] == "0.1"
-    assert recorded.data.params["train.patience"] == "null"
-    history = client.get_metric_history(recorded.info.run_id, "train_loss")
-    assert [entry.step for entry in history] == [0, 1, 2, 3]
-    assert [repr(entry.value) for entry in history] == [repr(loss) for loss in losses]
-    rates = client.get_metric_history(recorded.info.run_id, "learning_rate")
-    assert [entry.value for entry in rates] == [0.003 * step for step in range(4)]
-    assert recorded.info.status == "FINISHED"
-    assert recorded.info.run_name == "train fashion_mnist"
-    assert recorded.data.tags["device"] == "cpu"
-    assert recorded.data.tags["threads"] == "2"
+    (train,) = recorded(client)
+    run_id, tags = train.info.run_id, train.data.tags
+    assert (train.info.run_name, train.info.status) == ("train fashion_mnist", "FINISHED")
+    # What the stage reads of params.yaml, as it is written there.
+    assert train.data.params == {"data.dataset": "fashion_mnist", "train.epochs": "2"}
+    assert history(client, run_id, "own_loss") == [(step, repr(loss)) for step, loss in enumerate(losses)]
+    assert history(client, run_id, "learning_rate") == [(step, repr(0.003 * step)) for step in range(4)]
+    # What its outputs say.
+    assert history(client, run_id, "train_loss") == [(0, "0.5"), (1, "0.25")]
+    assert history(client, run_id, "validation_loss") == [(0, "0.625")]
+    assert history(client, run_id, "test.accuracy") == [(0, "0.75")]
+    assert {item.path for item in client.list_artifacts(run_id)} == {"training.csv", "metrics.json"}
+    # Where it ran.
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert tags["mlflow.source.git.commit"] == commit
+    assert (tags["git.dirty"], tags["dvc.stage"], tags["convae.origin"]) == ("false", "train", "executed")
+    assert (tags["device"], tags["threads"]) == ("cpu", "2")
+    assert (tags["version.torch"], tags["version.mlflow"]) == (version("torch"), version("mlflow"))
+    assert (tags["process.host"], tags["process.pid"]) == (socket.gethostname(), str(os.getpid()))
+    assert float(tags["process.started"]) == pytest.approx(psutil.Process().create_time(), abs=0.01)
+    # What it read and wrote, by content.
+    images = path_md5(Path("data/prepared/train"))
+    assert tags["input.data/prepared/train"] == images
+    assert tags["output.models/autoencoder"] == path_md5(Path("models/autoencoder"))
+    (dataset,) = client.get_run(run_id).inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == (
+        "fashion_mnist prepared/train",
+        images.removesuffix(".dir"),
+    )
+    assert [(tag.key, tag.value) for tag in dataset.tags] == [("mlflow.data.context", "train")]
+    assert "data/prepared/train" in tags["mlflow.note.content"]
 
 
-def test_tags_tell_what_ran_and_in_which_process(
-    client: MlflowClient, params: Params, workspace: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_is_linked_to_its_run_and_its_bytes_stay_where_they_are(client: MlflowClient, params: Params) -> None:
+    with start_run("train", params):
+        pass
+    (train,) = recorded(client)
+    (model,) = client.search_logged_models([train.info.experiment_id])
+    assert (model.name, model.source_run_id, str(model.status)) == ("autoencoder", train.info.run_id, "READY")
+    assert model.tags["path"] == "models/autoencoder"
+    assert model.tags["md5"] == path_md5(Path("models/autoencoder"))
+    assert [output.model_id for output in client.get_run(train.info.run_id).outputs.model_outputs] == [model.model_id]
+    assert [item for item in Path("mlartifacts").rglob("config.json")] == []
+
+
+def test_curves_are_visible_while_the_stage_runs(client: MlflowClient, params: Params) -> None:
+    with start_run("train", params) as run:
+        run.log_metrics({"train_loss": 0.5}, step=0)
+        wait_for(lambda: any("train_loss" in run.data.metrics for run in recorded(client)))
+        (train,) = recorded(client)
+        assert train.info.status == "RUNNING"
+        assert history(client, train.info.run_id, "train_loss") == [(0, "0.5")]
+    # The first epoch is in reports/training.csv as well, and not twice in the run.
+    assert history(client, train.info.run_id, "train_loss") == [(0, "0.5"), (1, "0.25")]
+
+
+def test_an_experiment_gives_its_name_to_the_run(
+    client: MlflowClient, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DVC_STAGE", "train")
     monkeypatch.setenv("DVC_EXP_NAME", "rusty-lamb")
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "add", "params.yaml"], check=True)
-    subprocess.run([*git, "commit", "--quiet", "--message", "first"], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    Path("params.yaml").write_text(Path("params.yaml").read_text() + "\n")
     with start_run("train", params):
         pass
-    with Path("params.yaml").open("a") as stream:
-        stream.write("\n")
-    with start_run("train", params):
-        pass
-
-    changed, clean = (recorded.data.tags for recorded in recorded_runs(client))
-    assert clean["mlflow.source.git.commit"] == changed["mlflow.source.git.commit"] == commit
-    assert (clean["git.dirty"], changed["git.dirty"]) == ("false", "true")
-    assert clean["mlflow.runName"] == "train fashion_mnist rusty-lamb"
-    assert (clean["dvc.stage"], clean["dvc.experiment"]) == ("train", "rusty-lamb")
-    assert clean["version.torch"] == version("torch")
-    assert clean["version.mlflow"] == version("mlflow")
-    assert (clean["process.host"], clean["process.pid"]) == (socket.gethostname(), str(os.getpid()))
-    assert float(clean["process.started"]) == pytest.approx(psutil.Process().create_time(), abs=0.01)
+    (train,) = recorded(client)
+    assert train.info.run_name == "train fashion_mnist rusty-lamb"
+    assert (train.data.tags["dvc.experiment"], train.data.tags["git.dirty"]) == ("rusty-lamb", "true")
+    assert "`dvc exp apply rusty-lamb`" in train.data.tags["mlflow.note.content"]
 
 
-def test_files_go_to_the_main_repository(
-    params: Params, add_database: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_go_to_the_main_repository(
+    workspace: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repository, copy = tmp_path / "repository", tmp_path / "copy"
-    repository.mkdir()
-    copy.mkdir()
-    add_database(repository)
-    (copy / "figure.png").write_bytes(b"pixels")
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", workspace, copy], check=True)
+    for database in copy.glob("mlflow.db*"):
+        database.unlink()
     monkeypatch.chdir(copy)
-    monkeypatch.setenv("DVC_ROOT", str(repository))
-    with start_run("report", params) as run:
-        run.log_file(Path("figure.png"), folder="figures")
-        Path("figure.png").unlink()
-
-    assert list(copy.iterdir()) == []
-    (recorded,) = recorded_runs(MlflowClient(f"sqlite:///{repository}/mlflow.db"))
-    artifacts = repository / "mlartifacts" / recorded.info.run_id / "artifacts"
-    assert recorded.info.artifact_uri == artifacts.as_uri()
-    assert (artifacts / "figures/figure.png").read_bytes() == b"pixels"
+    monkeypatch.setenv("DVC_ROOT", str(workspace))
+    with start_run("train", params):
+        pass
+    assert not Path("mlflow.db").exists()
+    assert not Path("mlartifacts").exists()
+    (train,) = recorded(MlflowClient(f"sqlite:///{workspace}/mlflow.db"))
+    kept = workspace / "mlartifacts" / train.info.run_id / "artifacts/training.csv"
+    assert kept.read_bytes() == Path("reports/training.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -130,11 +143,38 @@ def test_status_of_runs_that_end_early(
     with pytest.raises(type(error)):
         fail()
 
-    (recorded,) = recorded_runs(client)
-    assert recorded.info.status == status
-    assert recorded.info.end_time is not None
-    assert recorded.data.tags.get("problem") == problem
-    assert recorded.data.metrics == {"train_loss": 0.5}
+    (train,) = recorded(client)
+    assert train.info.status == status
+    assert train.info.end_time is not None
+    assert train.data.tags.get("problem") == problem
+    assert train.data.metrics == {"train_loss": 0.5}
+    assert "convae.key" not in train.data.tags
+
+
+def test_a_stage_that_is_killed_outright_is_closed_by_its_recorder(
+    client: MlflowClient, start_stage: StartStage
+) -> None:
+    process = start_stage("run.log_metrics({'train_loss': 0.5})\ntime.sleep(600)")
+    wait_for(lambda: any(run.data.metrics for run in recorded(client)))
+    process.send_signal(signal.SIGKILL)
+    wait_for(lambda: recorded(client)[0].info.status == "KILLED")
+
+
+def test_a_run_whose_processes_vanished_is_closed_by_the_next(
+    client: MlflowClient, params: Params, start_stage: StartStage
+) -> None:
+    process = start_stage("run.log_metrics({'train_loss': 0.5})\ntime.sleep(600)")
+    wait_for(lambda: any(run.data.metrics for run in recorded(client)))
+    (recorder,) = psutil.Process(process.pid).children()
+    recorder.kill()
+    process.kill()
+    process.wait()
+    assert recorded(client)[0].info.status == "RUNNING"
+    with start_run("train", params):
+        pass
+    vanished, train = recorded(client)
+    assert (vanished.info.status, train.info.status) == ("KILLED", "FINISHED")
+    assert vanished.data.tags["process.vanished"] == "true"
 
 
 def test_sigterm_handler_is_restored(workspace: Path, params: Params) -> None:
@@ -158,12 +198,20 @@ def test_switched_off_leaves_no_trace(
     with start_run("train", params) as run:
         run.log_metrics({"train_loss": 0.5})
         run.log_tags({"device": "cpu"})
-        run.log_file(Path("missing.png"))
+        assert psutil.Process().children() == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_of_mlflow_is_imported_before_it_is_needed() -> None:
-    code = "import sys, convae.tracking.runs; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+def test_a_stage_itself_never_imports_mlflow(workspace: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from convae.params import load_params
+from convae.tracking.runs import start_run
+with start_run("train", load_params()) as run:
+    run.log_metrics({"train_loss": 0.5})
+sys.exit("mlflow" in sys.modules or "torch" in sys.modules or "dvc" in sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -179,51 +227,25 @@ def test_address_comes_from_environment_then_parameters(
     assert store_uri(tracking) == "sqlite:////elsewhere/runs.db"
 
 
-def test_eight_processes_at_once_on_a_fresh_database(params: Params, tmp_path: Path) -> None:
-    code = f"""
-import multiprocessing, os
-from pathlib import Path
-import mlflow.store.tracking.sqlalchemy_store
+def test_eight_processes_at_once_on_a_fresh_database(fresh: Path) -> None:
+    code = """
+import sys
 from convae.params import load_params
 from convae.tracking.runs import start_run
-from convae.tracking.store import store_uri
-
-params = load_params(Path({str(REPOSITORY / "params.yaml")!r}))
-context = multiprocessing.get_context("fork")
-ready = context.Barrier(8)
-
-def work(index):
-    ready.wait()
-    with start_run("train", params) as run:
-        run.log_metrics({{"index": index}})
-
-workers = [context.Process(target=work, args=[index]) for index in range(8)]
-for worker in workers:
-    worker.start()
-for worker in workers:
-    worker.join()
+with start_run("train", load_params()) as run:
+    run.log_metrics({"index": int(sys.argv[1])})
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("", "")
-    recorded = recorded_runs(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"))
-    assert sorted(run.data.metrics["index"] for run in recorded) == list(range(8))
-    assert {run.info.status for run in recorded} == {"FINISHED"}
-    assert {len(run.data.params) for run in recorded} == {len(recorded_params(params))}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def silent_server() -> Iterator[int]:
-    """A port that accepts connections and never answers."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(16)
-        yield server.getsockname()[1]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(index)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for index in range(8)
+    ]
+    assert [process.communicate()[0] for process in processes] == [b""] * 8
+    client = MlflowClient(f"sqlite:///{fresh}/mlflow.db")
+    found = recorded(client)
+    assert sorted(run.data.metrics["index"] for run in found) == list(range(8))
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert len({run.data.tags["convae.key"] for run in found}) == 1
+    assert recorded(client, ROWS) == []
 
 
 def record_four_epochs(params: Params) -> list[int]:
@@ -231,7 +253,6 @@ def record_four_epochs(params: Params) -> list[int]:
     with start_run("train", params) as run:
         for step in range(4):
             run.log_metrics({"train_loss": 0.5}, step=step)
-            run.log_file(REPOSITORY / "params.yaml")
             finished.append(step)
     return finished
 
@@ -246,7 +267,7 @@ def assert_one_warning(capfd: pytest.CaptureFixture[str], reason: str) -> None:
 
 
 def test_refusing_server_costs_one_warning(
-    params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
     assert record_four_epochs(params) == [0, 1, 2, 3]
@@ -254,22 +275,36 @@ def test_refusing_server_costs_one_warning(
 
 
 @pytest.mark.parametrize(
-    ("timeout", "patience", "reason"), [("1", 60, "HTTPConnectionPool"), ("60", 1, "no answer in time")]
+    ("timeout", "patience", "reason"), [("1", 60, "HTTPConnectionPool"), ("60", 4, "no answer in time")]
 )
 def test_hanging_server_costs_one_warning(
     timeout: str,
     patience: float,
     reason: str,
+    fresh: Path,
     params: Params,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(runs, "SERVER_PATIENCE", patience)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", timeout)
-    with silent_server() as port:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with silent_server() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert record_four_epochs(params) == [0, 1, 2, 3]
     assert_one_warning(capfd, reason)
+    assert psutil.Process().children() == []
+
+
+def test_more_epochs_than_a_silent_server_takes_do_not_hold_up_the_stage(
+    fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "SERVER_PATIENCE", 2)
+    with silent_server() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with start_run("train", params) as run:
+            for step in range(10_000):
+                run.log_metrics({"train_loss": 0.5, "validation_loss": 0.5}, step=step)
+    assert_one_warning(capfd, "no answer in time")
 
 
 def test_spoilt_database_costs_one_warning(workspace: Path, params: Params, capfd: pytest.CaptureFixture[str]) -> None:
@@ -278,74 +313,34 @@ def test_spoilt_database_costs_one_warning(workspace: Path, params: Params, capf
     assert_one_warning(capfd, "file is not a database")
 
 
-def test_what_mlflow_refuses_costs_one_warning(
-    workspace: Path, params: Params, capfd: pytest.CaptureFixture[str]
+def test_without_dvc_there_is_one_warning(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with start_run("train", params) as run:
-        run.log_metrics({"train_loss": "none"})  # type: ignore[dict-item]
-        run.log_file(Path("missing.png"))
-    assert_one_warning(capfd, "could not convert string to float")
-
-
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    port = free_port()
-    options = f"--host 127.0.0.1 --port {port} --workers 1 --backend-store-uri sqlite:///mlflow.db"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        *options.split(),
-        "--artifacts-destination",
-        "artifacts",
-    ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(300):
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except (URLError, ConnectionError):
-                assert server.poll() is None, (folder / "server.log").read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}", server
-    finally:
-        stop(server)
-
-
-def stop(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    monkeypatch.chdir(tmp_path)
+    assert record_four_epochs(params) == [0, 1, 2, 3]
+    assert_one_warning(capfd, "NotDvcRepoError")
 
 
 def test_server_records_until_it_dies(
-    workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with mlflow_server(workspace) as (address, server):
+    with mlflow_server(fresh) as (address, server):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert record_four_epochs(params) == [0, 1, 2, 3]
         assert capfd.readouterr() == ("", "")
         client = MlflowClient(address)
-        (recorded,) = recorded_runs(client)
-        assert recorded.info.status == "FINISHED"
-        assert recorded.data.params["data.dataset"] == "fashion_mnist"
-        assert [entry.step for entry in client.get_metric_history(recorded.info.run_id, "train_loss")] == [
-            0,
-            1,
-            2,
-            3,
-        ]
-        local = Path(client.download_artifacts(recorded.info.run_id, "params.yaml"))
-        assert local.read_bytes() == (REPOSITORY / "params.yaml").read_bytes()
+        (train,) = recorded(client)
+        assert train.info.status == "FINISHED"
+        assert train.data.params["data.dataset"] == "fashion_mnist"
+        assert [step for step, _ in history(client, train.info.run_id, "train_loss")] == [0, 1, 2, 3]
+        local = Path(client.download_artifacts(train.info.run_id, "metrics.json"))
+        assert json.loads(local.read_text())["test"]["accuracy"] == 0.75
         capfd.readouterr()
 
         with start_run("train", params) as run:
             run.log_metrics({"train_loss": 0.5}, step=0)
+            wait_for(lambda: len(recorded(client)) == 2)
             stop(server)
+            time.sleep(1)
             run.log_metrics({"train_loss": 0.4}, step=1)
-            run.log_file(REPOSITORY / "params.yaml")
         assert_one_warning(capfd, "MlflowException: ")

@@ -3,13 +3,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from filelock import FileLock
+from helpers import recorded, wait_for
 from mlflow import MlflowClient
 from threadpoolctl import threadpool_info
 
@@ -19,21 +19,6 @@ from convae.tracking.stage import run_stage
 
 StartStage = Callable[[str], "subprocess.Popen[str]"]
 REPOSITORY = Path(__file__).parents[2]
-
-
-def status_of_only_run(client: MlflowClient) -> str:
-    experiment = client.get_experiment_by_name("convae-stages")
-    assert experiment is not None
-    (recorded,) = client.search_runs([experiment.experiment_id])
-    return str(recorded.info.status)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("waited for a minute in vain")
 
 
 SLEEPY = "print('begun', flush=True)\ntime.sleep(600)"
@@ -50,11 +35,11 @@ def test_killed_stage_closes_its_run(
     process = start_stage(SLEEPY)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
-    assert status_of_only_run(client) == "RUNNING"
+    wait_for(lambda: [run.info.status for run in recorded(client)] == ["RUNNING"])
     process.send_signal(sent)
     assert process.communicate() == ("", line)
     assert process.returncode == code
-    assert status_of_only_run(client) == "KILLED"
+    assert [run.info.status for run in recorded(client)] == ["KILLED"]
 
 
 def test_interrupt_is_recognised_behind_lightnings_exit(
@@ -91,7 +76,7 @@ def test_bug_keeps_its_traceback_and_fails_the_run(client: MlflowClient) -> None
 
     with pytest.raises(ZeroDivisionError):
         run_stage("train", body)
-    assert status_of_only_run(client) == "FAILED"
+    assert [run.info.status for run in recorded(client)] == ["FAILED"]
 
 
 def test_body_gets_parameters_run_and_limited_threads(client: MlflowClient) -> None:
@@ -101,18 +86,19 @@ def test_body_gets_parameters_run_and_limited_threads(client: MlflowClient) -> N
         seen["dataset"] = params.data.dataset
         seen["threads"] = {library["num_threads"] for library in threadpool_info()}
         seen["later"] = os.environ["OMP_NUM_THREADS"]
-        run.log_metrics({"train_loss": 0.5}, step=3)
+        run.log_metrics({"own_loss": 0.5}, step=3)
 
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("threads: 2 ", "threads: 1 "))
     run_stage("train", body)
     assert seen == {"dataset": "fashion_mnist", "threads": {1}, "later": "1"}
-    experiment = client.get_experiment_by_name("convae-stages")
-    assert experiment is not None
-    (recorded,) = client.search_runs([experiment.experiment_id])
-    assert recorded.info.status == "FINISHED"
-    assert recorded.data.metrics.keys() == {"train_loss", "duration_seconds"}
-    assert recorded.data.metrics["train_loss"] == 0.5
+    (train,) = recorded(client)
+    assert train.info.status == "FINISHED"
+    assert train.data.tags["threads"] == "1"
+    assert train.data.metrics["duration_seconds"] > 0
+    assert [(entry.step, entry.value) for entry in client.get_metric_history(train.info.run_id, "own_loss")] == [
+        (3, 0.5)
+    ]
 
 
 def test_second_stage_in_one_workspace_is_refused(
@@ -146,7 +132,7 @@ def test_helper_process_of_lightning_shares_the_lock_and_records_nothing(
     with FileLock(".convae/stages.lock"):
         run_stage("train", lambda params, run: calls.append(params.data.dataset))
     assert calls == ["fashion_mnist"]
-    assert client.get_experiment_by_name("convae-stages") is None
+    assert recorded(client) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")

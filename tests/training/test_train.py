@@ -29,7 +29,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
     experiment, train_set, validation_set, tmp_path, capsys, changes
 ):
     params = experiment(train={"epochs": 5, **changes})
-    whole, history = train_encoder(params, train_set, validation_set, ignore)
+    whole, history, _ = train_encoder(params, train_set, validation_set, ignore)
     whole.save(tmp_path / "whole")
 
     def die_after_the_third(row):
@@ -39,7 +39,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train_encoder(params, train_set, validation_set, die_after_the_third)
     seen = []
-    resumed, resumed_history = train_encoder(params, train_set, validation_set, seen.append)
+    resumed, resumed_history, _ = train_encoder(params, train_set, validation_set, seen.append)
     resumed.save(tmp_path / "resumed")
 
     assert [row["epoch"] for row in seen] == [0, 1, 2, 3, 4]
@@ -70,7 +70,7 @@ def test_killed_after_early_stopping_it_ends_the_same(
     experiment, train_set, validation_set, tmp_path, monkeypatch, removed
 ):
     params = experiment(train={"epochs": 40, "patience": 2, **RESTLESS})
-    whole, history = train_encoder(params, train_set, validation_set, ignore)
+    whole, history, _ = train_encoder(params, train_set, validation_set, ignore)
     whole.save(tmp_path / "whole")
 
     def die_while_removing(folder):
@@ -84,14 +84,14 @@ def test_killed_after_early_stopping_it_ends_the_same(
     (folder,) = CHECKPOINTS.iterdir()
     for name in removed:
         (folder / name).unlink()
-    again, history_again = train_encoder(params, train_set, validation_set, ignore)
+    again, history_again, _ = train_encoder(params, train_set, validation_set, ignore)
     again.save(tmp_path / "again")
     assert history_again == history
     assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "whole")
 
 
 def test_half_precision_trains_the_shipped_model(experiment, train_set, validation_set):
-    encoder, history = train_encoder(
+    encoder, history, _ = train_encoder(
         experiment(train={"epochs": 1, "precision": "bf16-mixed"}), train_set, validation_set, ignore
     )
     assert len(history) == 1
@@ -111,7 +111,7 @@ def test_another_configuration_does_not_take_up_the_checkpoint(experiment, train
 
 def test_the_epoch_with_the_least_validation_loss_is_kept(experiment, train_set, validation_set):
     params = experiment(train={"epochs": 5, **RESTLESS})
-    encoder, history = train_encoder(params, train_set, validation_set, ignore)
+    encoder, history, _ = train_encoder(params, train_set, validation_set, ignore)
     losses = [row["validation_loss"] for row in history]
     assert min(losses) < losses[-1]
     images = validation_set.images
@@ -121,7 +121,7 @@ def test_the_epoch_with_the_least_validation_loss_is_kept(experiment, train_set,
 
 def test_early_stopping_ends_the_training(experiment, train_set, validation_set):
     params = experiment(train={"epochs": 40, "patience": 2, **RESTLESS})
-    _, history = train_encoder(params, train_set, validation_set, ignore)
+    _, history, _ = train_encoder(params, train_set, validation_set, ignore)
     losses = [row["validation_loss"] for row in history]
     assert len(history) < 40
     assert losses.index(min(losses)) == len(losses) - 3
@@ -129,8 +129,8 @@ def test_early_stopping_ends_the_training(experiment, train_set, validation_set)
 
 def test_without_an_objective_the_filters_stay_as_drawn(experiment, train_set, validation_set):
     params = experiment(objective={"kind": "none"})
-    encoder, history = train_encoder(params, train_set, validation_set, ignore)
-    trained, _ = train_encoder(experiment(), train_set, validation_set, ignore)
+    encoder, history, _ = train_encoder(params, train_set, validation_set, ignore)
+    trained, *_ = train_encoder(experiment(), train_set, validation_set, ignore)
     assert history == []
     assert not encoder.has_decoder
     with pytest.raises(ConvaeError, match="no trained decoder"):
@@ -165,7 +165,7 @@ def test_a_gpu_holds_the_images_and_the_encoder_loads_on_the_cpu(
         "__iter__",
         lambda batches: (devices.add(batches.images.device.type), slices(batches))[1],
     )
-    encoder, history = train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)
+    encoder, history, _ = train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)
     encoder.save(tmp_path / "encoder")
     assert len(history) == 3
     assert devices == {"cuda"}

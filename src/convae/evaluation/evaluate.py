@@ -14,7 +14,6 @@ from convae.errors import ConvaeError
 from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
 from convae.evaluation.metrics import (
     classification_metrics,
-    confusion_table,
     per_class_table,
     predictions_table,
     reconstruction_mse,
@@ -41,7 +40,7 @@ class Part:
         return self.image_set.labels
 
 
-Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]  # per class, confusion, predictions
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # per class, predictions
 
 
 def evaluate(
@@ -63,7 +62,7 @@ def evaluate(
         prepared: folder with the image sets of the same names.
         classifier: folder that takes the fitted classifier.
         predictions: Parquet file that takes a row for each test image, see `predictions_table`.
-        reports: folder that takes `metrics.json`, `per_class.csv` and `confusion_matrix.csv`.
+        reports: folder that takes `metrics.json` and `per_class.csv`.
 
     Returns:
         What `metrics.json` holds. Without labels there is no classifier, and the tables are empty.
@@ -161,7 +160,6 @@ def _measure(estimator: BaseEstimator, validation: Part, test: Part, metrics: di
     metrics["test"] |= {"accuracy_low": low, "accuracy_high": high}
     return (
         per_class_table(test.labels, prediction, classes),
-        confusion_table(test.labels, prediction, classes),
         predictions_table(test.labels, scores["test"], probabilities, classes),
     )
 
@@ -169,16 +167,13 @@ def _measure(estimator: BaseEstimator, validation: Part, test: Part, metrics: di
 def _empty_tables(images: int) -> Tables:
     return (
         pd.DataFrame(columns=["class", "precision", "recall", "f1", "support"]),
-        pd.DataFrame(index=pd.Index([], name="truth")),
         pd.DataFrame({"index": np.arange(images)}),
     )
 
 
 def _write(tables: Tables, predictions: Path, reports: Path) -> None:
-    per_class, confusion, rows = tables
+    per_class, rows = tables
     with new_file(reports / "per_class.csv") as scratch:
         per_class.to_csv(scratch, index=False, lineterminator="\n")
-    with new_file(reports / "confusion_matrix.csv") as scratch:
-        confusion.to_csv(scratch, lineterminator="\n")
     with new_file(predictions) as scratch:
         rows.to_parquet(scratch, engine="pyarrow", index=False)

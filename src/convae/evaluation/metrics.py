@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support
 
 from convae.encoder import Encoder
 
@@ -57,12 +57,6 @@ def per_class_table(truth: np.ndarray, prediction: np.ndarray, classes: Sequence
     )
     table = {"class": list(classes), "precision": precision, "recall": recall, "f1": f1, "support": support}
     return pd.DataFrame(table).round(DIGITS)
-
-
-def confusion_table(truth: np.ndarray, prediction: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """Images of each class (rows, index `truth`) that were taken for each class (columns)."""
-    counts = confusion_matrix(truth, prediction, labels=np.arange(len(classes)))
-    return pd.DataFrame(counts, index=pd.Index(classes, name="truth"), columns=list(classes))
 
 
 def predictions_table(

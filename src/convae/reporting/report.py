@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -14,7 +13,8 @@ from matplotlib.figure import Figure
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
 from convae.files import new_file, new_folder, read_json
-from convae.params import Params, flatten
+from convae.names import flatten
+from convae.params import Params
 from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
 from convae.reporting.drawing import DPI, save_figure, style
 from convae.reporting.figures import (
@@ -47,7 +47,7 @@ def write_report(
     classifier: Path,
     predictions: Path,
     reports: Path,
-) -> list[Path]:
+) -> None:
     """Draw the figures and write the report.
 
     Args:
@@ -56,16 +56,13 @@ def write_report(
         prepared: folder with the image sets and their `description.json`.
         classifier: folder of the fitted classifier, of which `classifier.json` alone is read.
         predictions: Parquet file with a row for each test image.
-        reports: folder with `training.csv`, `metrics.json`, `per_class.csv` and `confusion_matrix.csv`; it
-            takes `report.html` and `figures/*.png`.
-
-    Returns:
-        The files of the figures.
+        reports: folder with `training.csv`, `metrics.json` and `per_class.csv`; it takes `report.html` and
+            `figures/*.png`.
     """
     with style(), new_folder(reports / "figures") as scratch:
         pictures = [
             *_encoder_pictures(encoder, prepared, reports),
-            *_test_pictures(prepared, predictions, reports),
+            *_test_pictures(prepared, predictions),
         ]
         for picture in pictures:
             save_figure(picture.figure, scratch / f"{picture.name}.png")
@@ -90,7 +87,6 @@ def write_report(
     )
     with new_file(reports / "report.html") as scratch_page:
         scratch_page.write_text(page, "utf-8", newline="\n")
-    return files
 
 
 def _embed(file: Path) -> tuple[str, int]:
@@ -147,17 +143,19 @@ def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[P
     return pictures
 
 
-def _test_pictures(prepared: Path, predictions: Path, reports: Path) -> list[Picture]:
+def _test_pictures(prepared: Path, predictions: Path) -> list[Picture]:
     """Where the classifier is right and wrong; nothing where there were no labels."""
     rows = pd.read_parquet(predictions)
     if "prediction" not in rows:
         return []
     test = ImageSet.load(prepared / "test")
-    counts = _read_table(reports / "confusion_matrix.csv").iloc[:, 1:].to_numpy(np.int64)
+    counts = pd.crosstab(rows["truth"], rows["prediction"]).reindex(
+        index=test.classes, columns=test.classes, fill_value=0
+    )
     pictures = [
         Picture(
             "confusion_matrix",
-            confusion_figure(counts, test.classes),
+            confusion_figure(counts.to_numpy(), test.classes),
             "Confusion matrix",
             "Test images: a row for each true class, a column for each prediction. The larger a part of its "
             "row, the darker the field (by the square root, so that small parts are seen).",
@@ -177,7 +175,7 @@ def _parameters(params: Params) -> dict[str, dict[str, Any]]:
         f"classifier.{params.classifier.kind}."
     }
     sections: dict[str, dict[str, Any]] = {}
-    for name, value in flatten(params).items():
+    for name, value in flatten(params.model_dump(mode="json")).items():
         if name.startswith((*LEFT_OUT, *others)):
             continue
         section, _, key = name.replace(f"classifier.{params.classifier.kind}.", "classifier.").partition(".")

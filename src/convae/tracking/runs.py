@@ -1,99 +1,94 @@
 """Each execution of a stage as a run in MLflow: a view of what happened, on which nothing depends."""
 
 import json
+import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any, cast
 
 from convae.errors import ConvaeError
-from convae.params import Params, flatten
-from convae.tracking.background import Background
-from convae.tracking.context import context_tags
-from convae.tracking.store import SQLITE, import_mlflow, open_store, store_uri
+from convae.params import Params
+from convae.tracking.context import process_tags
+from convae.tracking.git import now
+from convae.tracking.store import SQLITE, store_uri
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-# How long a stage waits for its records in all. A server may be dead; a database's first tables take a while.
+# How long a stage waits for its recorder to end. A server may be dead; a database's first tables take a while.
 SERVER_PATIENCE = 12.0
 SQLITE_PATIENCE = 120.0
+LONGEST_PROBLEM = 1000  # characters: a message that fits a pipe is written whole or not at all
 
 
 class Run:
-    """One stage execution. No method fails or blocks for long; before `open` none does anything."""
+    """One stage execution, told to a recorder beside it. No method fails, and only `close` waits."""
 
-    _background: Background | None = None
-    _client: "MlflowClient"
-    _run_id: str
+    _recorder: "subprocess.Popen[bytes] | None" = None
 
-    def open(self, stage: str, params: Params) -> None:
-        """Begin the run in MLflow with its parameters and what surrounds it; nothing with tracking off."""
+    def __init__(self, stage: str, params: Params) -> None:
+        """Start the recorder; with tracking off nothing is ever told to anybody."""
+        self._stage = stage
         uri = store_uri(params.tracking)
-        if uri is not None:
-            patience = SQLITE_PATIENCE if uri.startswith(SQLITE) else SERVER_PATIENCE
-            self._background = Background(f"{stage}: no longer recorded in MLflow", patience)
-            # Waited for, so that MLflow's imports are over before the stage begins its own.
-            self._background.submit(import_mlflow).wait()
-            self._submit(lambda: self._create(uri, stage, params), wait=True)
+        if uri is None:
+            return
+        self._patience = SQLITE_PATIENCE if uri.startswith(SQLITE) else SERVER_PATIENCE
+        # The package of this workspace, which may be a copy of the one that is installed.
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._recorder = subprocess.Popen(
+            [sys.executable, "-m", "convae.tracking.recorder"],
+            env=os.environ | {"PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the stage; its recorder still has to write that down
+        )
+        os.set_blocking(self._messages.fileno(), False)
+        # Not among the arguments, which everybody on the machine can read: an address may hold a password.
+        tags = {**process_tags(), "threads": str(params.train.threads)}
+        self._tell(uri=uri, experiment=params.tracking.experiment, stage=stage, began=now(), tags=tags)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record numbers, all of one epoch in one call, at `step`."""
-        values, now = dict(metrics), _milliseconds()
-
-        def log() -> None:
-            from mlflow.entities import Metric
-
-            entries = [Metric(name, float(value), now, step) for name, value in values.items()]
-            self._client.log_batch(self._run_id, metrics=entries, synchronous=True)
-
-        self._submit(log)
+        self._tell(metrics={name: float(value) for name, value in metrics.items()}, step=step)
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Record words about the run; a tag of the same name is replaced."""
-        values = dict(tags)
+        self._tell(tags={name: str(value) for name, value in tags.items()})
 
-        def log() -> None:
-            from mlflow.entities import RunTag
+    def close(self, status: str, problem: str = "") -> None:
+        """End with MLflow's `status` (FINISHED, FAILED or KILLED) and wait until that is recorded."""
+        recorder = self._recorder
+        if recorder is None:
+            return
+        deadline = time.monotonic() + self._patience
+        select.select([], [self._messages], [], self._patience)  # until there is room for the last message
+        self._tell(status=status, problem=problem[:LONGEST_PROBLEM])
+        reason = "its recorder died"
+        try:
+            recorder.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            reason = "no answer in time"
+            recorder.kill()
+            recorder.wait()
+        if recorder.returncode:
+            line = f"{self._stage}: no longer recorded in MLflow ({reason}); results are unaffected"
+            print(line, file=sys.stderr, flush=True)
+        self._messages.close()
 
-            entries = [RunTag(name, str(value)) for name, value in values.items()]
-            self._client.log_batch(self._run_id, tags=entries, synchronous=True)
+    @property
+    def _messages(self) -> IO[bytes]:
+        return cast("IO[bytes]", cast("subprocess.Popen[bytes]", self._recorder).stdin)
 
-        self._submit(log)
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts, under `folder`; once this returns the file may be moved."""
-        self._submit(lambda: self._client.log_artifact(self._run_id, str(path), folder), wait=True)
-
-    def close(self, status: str, problem: str | None = None) -> None:
-        """Set MLflow's `status` (FINISHED, FAILED or KILLED) once all has been recorded."""
-        if problem is not None:
-            self.log_tags({"problem": problem})
-        self._submit(lambda: self._client.set_terminated(self._run_id, status), wait=True)
-        if self._background is not None:
-            self._background.end()
-
-    def _create(self, uri: str, stage: str, params: Params) -> None:
-        self._client, experiment = open_store(uri, f"{params.tracking.experiment}-stages")
-        from mlflow.entities import Param
-
-        tags = context_tags(stage)
-        name = " ".join([stage, params.data.dataset, tags.get("dvc.experiment", "")]).strip()
-        self._run_id = self._client.create_run(experiment, tags=tags, run_name=name).info.run_id
-        # An address may hold a password, and where a run is recorded says nothing about it.
-        written = {key: value for key, value in flatten(params).items() if not key.startswith("tracking.")}
-        entries = [Param(key, _as_written(value)) for key, value in written.items()]
-        self._client.log_batch(self._run_id, params=entries, synchronous=True)
-
-    def _submit(self, call: Callable[[], Any], wait: bool = False) -> None:
-        if self._background is not None:
-            done = self._background.submit(call)
-            if wait:
-                self._background.wait(done)
+    def _tell(self, **message: Any) -> None:
+        if self._recorder is not None:
+            # Either the recorder waits for a server, or it has given up and said so. What is missing is synced later.
+            with suppress(BlockingIOError, BrokenPipeError):
+                os.write(self._messages.fileno(), json.dumps(message).encode() + b"\n")
 
 
 @contextmanager
@@ -104,9 +99,8 @@ def start_run(stage: str, params: Params) -> Iterator[Run]:
     of the block raises SystemExit with code 143.
     """
     with _sigterm_raises():
-        run = Run()
+        run = Run(stage, params)
         try:
-            run.open(stage, params)
             yield run
         except (KeyboardInterrupt, SystemExit):
             run.close("KILLED")
@@ -134,12 +128,3 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _as_written(value: Any) -> str:
-    """A parameter's value the way params.yaml has it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _milliseconds() -> int:
-    return time.time_ns() // 1_000_000

@@ -2,18 +2,20 @@
 
 import logging
 import os
+import re
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from convae.params import TrackingParams
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from convae.params import TrackingParams
 
 SQLITE = "sqlite:///"
 
@@ -34,7 +36,7 @@ def store_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
 
 
-def store_uri(tracking: TrackingParams) -> str | None:
+def store_uri(tracking: "TrackingParams") -> str | None:
     """Address of the MLflow store; None where tracking is switched off.
 
     `MLFLOW_TRACKING_URI` comes before `tracking.uri`, and that before `mlflow.db` in the repository, where
@@ -57,40 +59,65 @@ def import_mlflow() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
-def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
-    """A client of the store at `uri` and the id of `experiment`, both made where they are missing.
+def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
+    """A client of the store at `uri` and the ids of `experiments`, all made where they are missing.
 
     Raises:
         Exception: whatever MLflow and what lies under it come up with.
     """
+    import_mlflow()
     if not uri.startswith(SQLITE):
-        return _open(uri, experiment)
+        return _open(uri, experiments)
     database = Path(uri.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
     # Of several processes that create the tables at once all but one would crash.
     with FileLock(f"{database}.lock"):
+        if not database.exists():  # deleted, perhaps, without its log, which belongs to no other database
+            for leftover in ("-wal", "-shm"):
+                Path(f"{database}{leftover}").unlink(missing_ok=True)
         # Finds in an instant what MLflow would retry for 100 s: a file that is no database or is read-only.
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
-        return _open(uri, experiment)
+        return _open(uri, experiments)
 
 
-def _open(uri: str, name: str) -> tuple["MlflowClient", str]:
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Keep other processes of this repository from looking for the same missing runs."""
+    folder = store_root() / ".convae"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "records.lock"):
+        yield
+
+
+def presentable(error: Exception) -> str:
+    """An error in one line, without the password that an address may hold."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = re.sub(r"//[^/@ ]*@", "//", text)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _open(uri: str, experiments: tuple[str, ...]) -> tuple["MlflowClient", list[str]]:
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.db.db_types import DATABASE_ENGINES
 
     # Not mlflow.set_tracking_uri, which sets the environment of child processes too.
     client = MlflowClient(uri)
+    return client, [_experiment(client, uri, name) for name in experiments]
+
+
+def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
     found = client.get_experiment_by_name(name)
     if found is None:
         # Without a location MLflow would take the current folder. A server has its own.
         is_database = uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
         location = (store_root() / "mlartifacts").as_uri() if is_database else None
         try:
-            return client, client.create_experiment(name, artifact_location=location)
+            return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another process may have been faster
             if found is None:
                 raise
-    return client, found.experiment_id
+    return str(found.experiment_id)

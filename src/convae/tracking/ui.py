@@ -1,39 +1,90 @@
-"""MLflow's user interface over the recorded runs."""
+"""What the commands `sync`, `lineage` and `ui` do."""
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from convae.errors import ConvaeError
-from convae.params import load_params
-from convae.tracking.background import presentable
-from convae.tracking.store import SQLITE, import_mlflow, open_store, store_uri
+from convae.params import TrackingParams, load_params
+from convae.tracking.lineage import describe, find_producer
+from convae.tracking.lock import chain
+from convae.tracking.records import KEY, Records
+from convae.tracking.store import presentable, store_uri
+from convae.tracking.sync import Sync
+from convae.tracking.view import set_view
+
+SERVERS = ("http://", "https://")
+
+
+def synchronise() -> str:
+    """Create the runs that MLflow lacks, and the view of them; gives the view's address on a server.
+
+    Raises:
+        ConvaeError: tracking is off, or the store can't be used.
+    """
+    tracking = load_params().tracking
+    uri = _uri(tracking)
+    with _store_errors():
+        records = Records(uri, tracking.experiment)
+        sync = Sync(records)
+        sync.run()
+        view = set_view(records)
+    print(f"Added {sync.runs_added} runs of stages and {sync.rows_added} experiments; what MLflow had already stays.")
+    return view
 
 
 def open_ui(port: int) -> None:
-    """Become MLflow's server, on loopback alone, over the store that params.yaml and the environment name.
-
-    Where a server keeps the runs already, its address is printed instead.
+    """Synchronise, then become MLflow's server, on loopback alone; where a server has the runs, say where it is.
 
     Raises:
-        ConvaeError: tracking is off, nothing is recorded yet, or the store can't be opened.
+        ConvaeError: tracking is off, or the store can't be used.
     """
+    view = synchronise()
+    uri = _uri(load_params().tracking)
+    if uri.startswith(SERVERS):
+        print(f"Compare experiments at {uri}{view}")
+        return
+    print(f"Compare experiments at http://127.0.0.1:{port}{view} (Ctrl-C ends it).", flush=True)
+    # By the environment: arguments are for everybody to read, and an address may hold a password.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
+    server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-W", "ignore::DeprecationWarning", "-m", *server])
+
+
+def print_lineage(path: Path) -> None:
+    """Say of something that a stage wrote which data, code, parameters and runs it is from.
+
+    Raises:
+        ConvaeError: nothing is there, no dvc.lock knows it, or the store can't be used.
+    """
+    place, execution = find_producer(path)
     tracking = load_params().tracking
+    uri = store_uri(tracking)
+    runs = {}
+    if uri is not None:
+        with _store_errors():
+            records = Records(uri, tracking.experiment)
+            for one in [execution, *chain(place.executions, execution)]:
+                run = records.find(records.stages, KEY, one.key)
+                if run is not None:
+                    page = f"#/experiments/{records.stages}/runs/{run.info.run_id}"
+                    runs[one.key] = f"{uri}/{page}" if uri.startswith(SERVERS) else run.info.run_id
+    for line in describe(path, place, execution, runs):
+        print(line)
+
+
+def _uri(tracking: TrackingParams) -> str:
     uri = store_uri(tracking)
     if uri is None:
         raise ConvaeError("tracking is switched off, by CONVAE_TRACKING or tracking.enabled")
-    if uri.startswith(("http://", "https://")):
-        print(f"The runs are recorded by the server at {uri}: open it in a browser.")
-        return
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        raise ConvaeError(f"{uri.removeprefix(SQLITE)} is not there yet: `dvc repro` records the first runs")
-    import_mlflow()
+    return uri
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
     try:
-        _, experiment = open_store(uri, f"{tracking.experiment}-stages")
+        yield
     except Exception as error:  # of MLflow, SQLAlchemy or a driver
-        raise ConvaeError(f"the store of the runs can't be opened: {presentable(error)}") from None
-    # MLflow's own landing page shows no runs.
-    address = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs"
-    print(f"Compare runs at {address} (Ctrl-C ends it).", flush=True)
-    server = ["mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", *server])
+        raise ConvaeError(f"the store of the runs can't be used: {presentable(error)}") from None

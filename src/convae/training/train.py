@@ -29,7 +29,7 @@ CHECKPOINTS = Path(".convae/checkpoints")
 
 def train_encoder(
     params: Params, training: ImageSet, validation: ImageSet, on_epoch: Callable[[Row], None]
-) -> tuple[Encoder, list[Row]]:
+) -> tuple[Encoder, list[Row], str]:
     """Fit the preprocessing, then train the autoencoder and keep its best epoch by validation loss.
 
     An interrupted training of the same parameters, images and code is taken up after its last whole epoch and ends
@@ -42,8 +42,8 @@ def train_encoder(
         on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
 
     Returns:
-        The encoder and the history: epoch, train_loss, validation_loss, learning_rate for each epoch trained; the
-        history is empty where the objective is `none`.
+        The encoder; the history: epoch, train_loss, validation_loss, learning_rate for each epoch trained, none where
+        the objective is `none`; and the device that it was trained on.
 
     Raises:
         ConvaeError: the loss is not finite, or the accelerator asked for is not there.
@@ -55,12 +55,11 @@ def train_encoder(
     autoencoder.initialize(generator)
     autoencoder.preprocessing.fit(torch.from_numpy(training.images), generator)
     autoencoder.to(memory_format=torch.channels_last)
-    history: list[Row] = []
-    if params.objective.kind == "reconstruct":
-        module = ReconstructionModule(autoencoder, params.train, params.seed, on_epoch)
-        _fit(module, params, training, validation)
-        history = module.history
-    return Encoder(autoencoder, None, config), history
+    if params.objective.kind == "none":
+        return Encoder(autoencoder, None, config), [], "cpu"
+    module = ReconstructionModule(autoencoder, params.train, params.seed, on_epoch)
+    device = _fit(module, params, training, validation)
+    return Encoder(autoencoder, None, config), module.history, device
 
 
 def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
     }
 
 
-def _fit(module: ReconstructionModule, params: Params, training: ImageSet, validation: ImageSet) -> None:
+def _fit(module: ReconstructionModule, params: Params, training: ImageSet, validation: ImageSet) -> str:
     # Lightning's advertisements and notes on its own internals; errors and warnings about the training stay.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec|Checkpoint directory", module="pytorch_lightning")
@@ -127,6 +126,7 @@ def _fit(module: ReconstructionModule, params: Params, training: ImageSet, valid
     module.load_state_dict(checkpoint["state_dict"])
     resume.unlink()  # first: without it a folder half removed is no training to resume
     shutil.rmtree(folder)
+    return str(trainer.strategy.root_device)
 
 
 def training_key(params: Params, training: ImageSet, validation: ImageSet) -> str:

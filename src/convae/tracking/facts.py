@@ -1,0 +1,53 @@
+"""What outputs that git keeps say in numbers."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+from convae.names import flatten
+from convae.tracking.lock import REPORTS, path_md5
+
+
+class Fact(NamedTuple):
+    """A number; those of an epoch have its index as their step."""
+
+    name: str
+    value: float
+    step: int = 0
+
+
+def files_in(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
+    """The files of reports/ among `hashes` that lie in `folder` with just that content, relative to it."""
+    found = []
+    for name, md5 in hashes.items():
+        path = folder / name
+        if name.startswith(REPORTS) and path.exists() and path_md5(path) == md5:
+            found += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return [file.relative_to(folder) for file in found]
+
+
+def facts_in(folder: Path, files: list[Path]) -> list[Fact]:
+    """Every number in the JSON files, and the columns of tables that go by epoch."""
+    return [fact for name in files for fact in _read(folder / name)]
+
+
+def _read(path: Path) -> Iterator[Fact]:
+    if path.suffix == ".json":
+        for name, value in flatten(json.loads(path.read_text("utf-8"))).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                yield Fact(name, float(value))
+    elif path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if "epoch" in row:
+                    yield from _epoch(row)
+
+
+def _epoch(row: dict[str, str]) -> Iterator[Fact]:
+    step = int(row.pop("epoch"))
+    for name, text in row.items():
+        if text and isfinite(float(text)):
+            yield Fact(name, float(text), step)

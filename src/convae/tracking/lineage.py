@@ -1,0 +1,44 @@
+"""Where something on disk is from: data, code, parameters and runs."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from convae.errors import ConvaeError
+from convae.tracking.git import Place, places
+from convae.tracking.lock import CODE, Execution, chain, path_md5, written
+
+
+def find_producer(path: Path) -> tuple[Place, Execution]:
+    """The execution that wrote what lies at `path`, recognised by its content, and where that is kept.
+
+    Raises:
+        ConvaeError: nothing lies there, or no dvc.lock knows it.
+    """
+    md5 = path_md5(path)
+    if not md5:
+        raise ConvaeError(f"{path}: no such file or folder")
+    for place in places():
+        for execution in place.executions.values():
+            if md5 in execution.outputs.values():
+                return place, execution
+    raise ConvaeError(f"{path}: no dvc.lock of this repository knows its content (MD5 {md5})")
+
+
+def describe(path: Path, place: Place, execution: Execution, runs: Mapping[str, str]) -> Iterator[str]:
+    """Lines on how `path` came about, the last stage first; `runs` says for keys where the runs are."""
+    stages = [execution, *reversed(chain(place.executions, execution))]
+    writers = {written: one.stage for one in stages for written in one.outputs.items()}
+    yield f"{path}  {path_md5(path)}"
+    yield f"  kept in       {place.name}"
+    if place.command:
+        yield f"  brought back  {place.command}"
+    for one in stages:
+        yield ""
+        yield one.stage
+        yield f"  run           {runs.get(one.key, 'none in MLflow; `convae sync` makes it')}"
+        for name, md5 in sorted(one.inputs.items(), key=lambda item: item[0].startswith(CODE)):
+            kind = "code" if name.startswith(CODE) else "data"
+            writer = writers.get((name, md5))
+            yield f"  {kind}          {name}  {md5}" + (f"  from {writer}" if writer else "")
+        for name, value in written(one.params).items():
+            yield f"  parameter     {name} = {value}"

@@ -1,0 +1,122 @@
+"""The process beside a stage that records it, so that MLflow's imports and a slow store cost the stage no time.
+
+What happens arrives as lines of JSON on stdin. The first says where to record and about whom, the last how the stage
+ended; where that one is missing, the stage was killed. Nothing is printed but a line on stderr where recording fails.
+"""
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from convae.tracking.context import context_tags
+from convae.tracking.git import Place, now, workspace
+from convae.tracking.lock import Execution, begun, chain, ended, load_stage, reports_in
+from convae.tracking.records import KEY, Records
+from convae.tracking.store import import_mlflow, one_at_a_time, presentable
+
+SAMPLING_SECONDS = 5  # of system metrics
+PROBLEM_LENGTH = 2000
+
+
+def main() -> None:
+    """Record the stage that writes to stdin."""
+    gc.disable()  # while so much is imported it finds nothing, and takes a quarter of the time
+    messages = map(json.loads, sys.stdin)
+    first = next(messages)
+    with _own_stderr() as stderr:
+        try:
+            _record(messages, **first)
+        except Exception as error:  # of MLflow, SQLAlchemy, a driver, DVC or ours: nothing may disturb the stage
+            reason = presentable(error)
+            line = f"{first['stage']}: no longer recorded in MLflow ({reason}); results are unaffected"
+            print(line, file=stderr, flush=True)
+    # All is written. What libraries still do at an exit takes a second, or for ever where a connection hangs.
+    os._exit(0)
+
+
+def _record(
+    messages: Iterator[dict[str, Any]], uri: str, experiment: str, stage: str, began: int, tags: dict[str, str]
+) -> None:
+    # MLflow does without it where it is missing, and starts a third sooner; nothing here needs it.
+    sys.modules["pandas"] = None  # type: ignore[assignment]
+    import_mlflow()
+    definition = load_stage(stage)
+    execution = begun(definition)
+    records = Records(uri, experiment)
+    gc.freeze()
+    gc.enable()
+    place = workspace(began)
+    run_id = records.begin(execution, place, tags | context_tags())
+    records.close_vanished()
+    _add_missing(records, execution, place)
+    with _system_metrics(run_id, uri):
+        end = _follow(messages, records, run_id)
+    if end is None:
+        records.client.set_terminated(run_id, "KILLED")
+        return
+    if end["problem"]:
+        records.log(run_id, tags={"problem": end["problem"][:PROBLEM_LENGTH]})
+    if end["status"] == "FINISHED":
+        execution, place = ended(execution, definition), replace(place, time=now())
+        records.complete(run_id, execution, place, Path())
+        _add_row(records, execution, place)
+    records.client.set_terminated(run_id, end["status"])
+
+
+def _follow(messages: Iterator[dict[str, Any]], records: Records, run_id: str) -> dict[str, Any] | None:
+    """Record what the stage tells until its end, which is given back; None if it was killed."""
+    from mlflow.entities import Metric
+
+    for message in messages:
+        if "status" in message:
+            return message
+        metrics = [Metric(name, value, now(), message["step"]) for name, value in message.get("metrics", {}).items()]
+        records.log(run_id, tags=message.get("tags"), metrics=metrics)
+    return None
+
+
+def _add_missing(records: Records, execution: Execution, place: Place) -> None:
+    """Record what this stage builds upon where that did not run here: DVC had its results already."""
+    with one_at_a_time():
+        for producer in chain(place.executions, execution):
+            if records.find(records.stages, KEY, producer.key) is None:
+                records.restore(producer, place, Path())
+
+
+def _add_row(records: Records, execution: Execution, place: Place) -> None:
+    with one_at_a_time():
+        for report in reports_in({execution.stage: execution}):
+            if records.find(records.rows, KEY, report.experiment_key) is None:
+                records.add_row(report, place, Path())
+
+
+@contextmanager
+def _system_metrics(run_id: str, uri: str) -> Iterator[None]:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(
+        run_id, sampling_interval=SAMPLING_SECONDS, samples_before_logging=1, tracking_uri=uri
+    )
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+@contextmanager
+def _own_stderr() -> Iterator[TextIO]:
+    """Keep what libraries print off the terminal."""
+    with os.fdopen(os.dup(2), "w") as stderr, Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        yield stderr
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What several tests wait for, ask MLflow, or need as a server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+STAGES = "convae-stages"
+ROWS = "convae"
+POSTGRES = Path(__file__).parent / "postgres.sh"
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Return once `condition` holds; fail if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
+        time.sleep(0.1)
+
+
+def recorded(client: MlflowClient, experiment: str = STAGES) -> list[Run]:
+    """The runs of an experiment, oldest first; none before there is one."""
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id], order_by=["start_time"])) if found else []
+
+
+def content(client: MlflowClient, experiment: str) -> list[tuple[object, ...]]:
+    """All that can be rebuilt of an experiment's runs, in an order of its own."""
+    return sorted(
+        (
+            run.data.tags["convae.key"],
+            run.info.run_name,
+            sorted(run.data.params.items()),
+            [
+                (name, [(entry.step, entry.value) for entry in client.get_metric_history(run.info.run_id, name)])
+                for name in sorted(run.data.metrics)
+                if name != "duration_seconds" and not name.startswith("system/")
+            ],
+            sorted((item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs),
+            sorted(item.path for item in client.list_artifacts(run.info.run_id)),
+            [len(models) for models in (run.inputs.model_inputs, run.outputs.model_outputs)],
+            sorted(
+                (model.name, sorted((metric.key, metric.value, metric.dataset_name) for metric in model.metrics or []))
+                for model in client.search_logged_models(
+                    [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
+                )
+            ),
+        )
+        for run in recorded(client, experiment)
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def mlflow_server(folder: Path, store: str = "sqlite:///server.db") -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The address and the process of MLflow's own server, which keeps artifacts in a folder."""
+    port = free_port()
+    options = f"--host 127.0.0.1 --port {port} --workers 1 --artifacts-destination artifacts"
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
+    log = folder / "server.log"
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options.split()],
+            cwd=folder,
+            env=os.environ | settings,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert server.poll() is None, log.read_text()
+        try:
+            urlopen(f"{address}/health", timeout=5).close()
+        except (URLError, ConnectionError, TimeoutError):
+            return False
+        return True
+
+    try:
+        wait_for(answers)
+        yield address, server
+    finally:
+        stop(server)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """The address of an empty PostgreSQL database with a server of its own."""
+    port = str(free_port())
+    started = subprocess.run([POSTGRES, "start", port], stdout=subprocess.PIPE, text=True, check=True)
+    folder = started.stdout.strip()
+    try:
+        yield f"postgresql+psycopg2://convae@127.0.0.1:{port}/convae"
+    finally:
+        subprocess.run([POSTGRES, "stop", folder], check=True)
+
+
+def stop(server: "subprocess.Popen[bytes]") -> None:
+    """Kill a server with all its processes."""
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

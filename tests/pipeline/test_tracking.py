@@ -1,0 +1,336 @@
+"""What MLflow shows of the real pipeline: everything that DVC ran or restored, once, however it came about."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from helpers import POSTGRES, ROWS, STAGES, content, free_port, mlflow_server, postgres, recorded, wait_for
+from mlflow import MlflowClient
+
+ORDER = ["download", "prepare", "train", "features", "evaluate", "report"]
+SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
+NO_POSTGRES = subprocess.run([POSTGRES, "find"], capture_output=True, check=False).returncode != 0
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CPU_LOAD = "system/cpu_utilization_percentage"
+# Changes of late stages, so that six experiments cost little.
+EXPERIMENTS = {
+    "ridge": ["classifier.kind=ridge"],
+    "svm": ["classifier.kind=linear_svm"],
+    "weak": ["classifier.logistic_regression.C=[0.0001]"],
+    "coarse": ["features.grid=2"],
+    "linear": ["features.power=1.0"],
+    "longer": ["train.epochs=4"],
+}
+
+
+def client_of(repository, database="mlflow.db"):
+    return MlflowClient(f"sqlite:///{repository.folder / database}")
+
+
+def sync(repository, **environment):
+    """What `convae sync` prints."""
+    return repository.run("convae", "sync", PYTHONPATH="src", **environment).stdout.strip()
+
+
+NOTHING = "Added 0 runs of stages and 0 experiments; what MLflow had already stays."
+
+
+def commit(repository):
+    """Commit what a run left."""
+    repository.run("git", "add", "--all")
+    repository.run("git", "commit", "--quiet", "--message", "First results")
+
+
+def run_queue(repository, experiments, **environment):
+    """Queue experiments and have two workers run them."""
+    for name, changes in experiments.items():
+        options = [option for change in changes for option in ("--set-param", change)]
+        repository.run("dvc", "exp", "run", "--queue", "--name", name, *options)
+    repository.run("dvc", "queue", "start", "--jobs", "2", **environment)
+
+    def status():
+        lines = repository.run("dvc", "queue", "status").stdout.splitlines()
+        return [line.split()[-1] for line in lines if any(name in line.split() for name in experiments)]
+
+    wait_for(lambda: set(status()) <= {"Success", "Failed"}, seconds=600)
+    assert status() == ["Success"] * len(experiments)
+
+
+@pytest.fixture(scope="module")
+def tracked(clone):
+    """A clone in which `dvc repro` has run once, its results committed."""
+    repository = clone(history=False)
+    repository.run("dvc", "repro")
+    commit(repository)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def compared(tracked):
+    """The same after six experiments."""
+    run_queue(tracked, EXPERIMENTS)
+    return tracked
+
+
+def test_each_stage_is_a_run_and_the_experiment_a_row(tracked):
+    client = client_of(tracked)
+    assert sync(tracked) == NOTHING
+    runs = {run.data.tags["dvc.stage"]: run for run in recorded(client)}
+    assert list(runs) == ORDER
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["train"].data.params["train.epochs"] == "2"
+    assert "classifier.kind" not in runs["train"].data.params
+    assert runs["train"].data.tags["device"] == "cpu"
+    figures = [item.path for item in client.list_artifacts(runs["report"].info.run_id, "figures")]
+    assert any("filters" in figure for figure in figures)
+
+    (row,) = recorded(client, ROWS)
+    assert row.info.run_name.endswith(" First results")
+    assert row.data.params["classifier.kind"] == "logistic_regression"
+    metrics = json.loads(tracked.read("reports/metrics.json"))
+    epochs = pd.read_csv(tracked.folder / "reports/training.csv")
+    for run in (runs["train"], row):
+        history = client.get_metric_history(run.info.run_id, "validation_loss")
+        assert [(entry.step, entry.value) for entry in history] == list(
+            zip(epochs["epoch"], epochs["validation_loss"], strict=True)
+        )
+    for run in (runs["evaluate"], row):
+        assert run.data.metrics["test.accuracy"] == metrics["test"]["accuracy"]
+        assert run.data.metrics["features.dimension"] == 784
+
+    models = {model.name: model for model in client.search_logged_models([runs["train"].info.experiment_id])}
+    assert set(models) == {"autoencoder", "encoder", "classifier"}
+    for model in (models["encoder"], models["classifier"]):
+        about = {(metric.key, metric.dataset_name): metric.value for metric in model.metrics}
+        assert about["test.accuracy", "digits prepared/test"] == metrics["test"]["accuracy"]
+        assert about["validation.accuracy", "digits prepared/validation"] == metrics["validation"]["accuracy"]
+    assert not [path for path in (tracked.folder / "mlartifacts").rglob("*") if path.suffix in (".safetensors", ".npy")]
+
+
+def test_a_second_repro_adds_nothing(tracked):
+    before = len(recorded(client_of(tracked)))
+    assert "Running stage" not in tracked.run("dvc", "repro").stdout
+    assert sync(tracked) == NOTHING
+    assert len(recorded(client_of(tracked))) == before
+
+
+def test_six_experiments_of_two_workers_are_seven_rows(compared):
+    client = client_of(compared)
+    assert sync(compared) == NOTHING
+    rows = {run.info.run_name.partition(":")[0]: run for run in recorded(client, ROWS)}
+    assert {name for name in rows if not name.endswith("First results")} == set(EXPERIMENTS)
+    table = json.loads(compared.run("dvc", "exp", "show", "--json").stdout)
+    shown = {
+        revision["name"]: revision["data"]["metrics"]["reports/metrics.json"]["data"]
+        for baseline in table
+        for experiment in baseline["experiments"] or []
+        for revision in experiment["revs"]
+    }
+    assert set(shown) == set(EXPERIMENTS)
+    for name, (change, *_) in EXPERIMENTS.items():
+        key, _, value = change.partition("=")
+        assert rows[name].info.run_name == f"{name}: {change}"
+        assert rows[name].data.params[key] == value
+        assert rows[name].data.metrics["test.accuracy"] == shown[name]["test"]["accuracy"]
+        assert f"`dvc exp apply {name}`" in rows[name].data.tags["mlflow.note.content"]
+    runs = recorded(client)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.tags["convae.origin"] for run in runs} == {"executed"}
+    assert len(runs) == 6 + 3 * 2 + 2 * 3 + 4
+    assert not list((compared.folder / ".dvc/tmp/exps").rglob("mlflow.db"))
+
+
+def test_a_database_deleted_comes_back_row_for_row(compared, tmp_path):
+    other = type(compared)(tmp_path / "other")
+    # Not by this process: it has the database open, and closing a file that it copied would drop SQLite's locks.
+    subprocess.run(["cp", "-r", compared.folder, other.folder], check=True)
+    (other.folder / "mlflow.db").unlink()
+    shutil.rmtree(other.folder / "mlartifacts")
+    assert sync(other) == "Added 22 runs of stages and 7 experiments; what MLflow had already stays."
+    before, after = (
+        {experiment: content(client_of(repository), experiment) for experiment in (STAGES, ROWS)}
+        for repository in (compared, other)
+    )
+    assert after == before
+    assert sync(other) == NOTHING
+
+
+def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(compared, clone, tmp_path):
+    other = type(compared)(tmp_path / "other")
+    subprocess.run(["git", "clone", "--quiet", compared.folder, other.folder], check=True)
+    other.run("dvc", "config", "--local", "cache.dir", str(compared.folder / ".dvc/cache"))
+    other.run("git", "fetch", "--quiet", "origin", "refs/exps/*:refs/exps/*")  # `dvc exp pull` without a remote cache
+    assert "Running stage" not in other.run("dvc", "repro").stdout.replace("Running stage 'validate'", "")
+    assert sync(other) == "Added 22 runs of stages and 7 experiments; what MLflow had already stays."
+    rows, expected = (content(client_of(repository), ROWS) for repository in (other, compared))
+    assert rows == expected
+    assert {run.data.tags["convae.origin"] for run in recorded(client_of(other))} == {"restored"}
+    lines = other.run("convae", "lineage", "models/encoder", PYTHONPATH="src").stdout.splitlines()
+    assert [line for line in lines if line in ORDER] == ["features", "train", "prepare", "download"]
+    assert sum(line.startswith("  run ") and "none" not in line for line in lines) == 4
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL of the stage", "Ctrl-C"])
+def test_a_training_that_is_stopped_is_a_killed_run_and_its_repetition_a_finished_one(clone, sent):
+    repository = clone(history=False)
+    repository.run("dvc", "repro", "prepare")
+    repository.set("train.epochs=500")
+    repro = repository.start("dvc", "repro")
+    client = client_of(repository)
+
+    def trainings():
+        return [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"]
+
+    wait_for(lambda: any({"validation_loss", CPU_LOAD} <= set(run.data.metrics) for run in trainings()))
+    (train,) = trainings()
+    assert train.info.status == "RUNNING"
+    if sent == signal.SIGKILL:
+        os.kill(int(train.data.tags["process.pid"]), sent)
+    else:
+        os.killpg(repro.pid, sent)  # as a terminal does, to the whole group
+    repro.communicate()
+    assert repro.returncode != 0
+    wait_for(lambda: trainings()[0].info.status == "KILLED")
+    repository.set("train.epochs=2")
+    repository.run("dvc", "repro", "train")
+    assert [run.info.status for run in trainings()] == ["KILLED", "FINISHED"]
+    assert len(client.get_metric_history(trainings()[1].info.run_id, "train_loss")) == 2
+
+
+@pytest.mark.skipif(NO_POSTGRES, reason="Debian's package postgresql is missing")
+def test_two_workers_and_a_server_on_postgresql(clone, tmp_path):
+    repository = clone(history=False)
+    with postgres() as store, mlflow_server(tmp_path, store) as (address, _):
+        server = {"MLFLOW_TRACKING_URI": address}
+        assert "no longer recorded" not in repository.run("dvc", "repro", **server).stderr
+        commit(repository)
+        run_queue(repository, {name: EXPERIMENTS[name] for name in ("ridge", "weak")}, **server)
+        client = MlflowClient(address)
+        assert sync(repository, **server) == NOTHING
+        assert len(recorded(client)) == 6 + 2 * 2
+        assert {run.info.status for run in recorded(client)} == {"FINISHED"}
+        names = {run.info.run_name.partition(":")[0].split(" ", 1)[-1] for run in recorded(client, ROWS)}
+        assert names == {"First results", "ridge", "weak"}
+        assert sync(repository) == "Added 10 runs of stages and 3 experiments; what MLflow had already stays."
+        assert content(client_of(repository), ROWS) == content(client, ROWS)
+    assert any((tmp_path / "artifacts").rglob("report.html"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
+def test_the_interface_opens_on_a_comparison(compared):
+    from playwright.sync_api import expect, sync_playwright
+
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    ui = compared.start("convae", "ui", "--port", str(free_port()), PYTHONPATH="src")
+    try:
+        assert ui.stdout.readline().strip() == NOTHING
+        line = ui.stdout.readline()
+        assert line.startswith("Compare experiments at http://127.0.0.1:")
+        address = line.split()[3]
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            context = browser.new_context(viewport={"width": 1600, "height": 900})
+            # MLflow's assistant, which covers a third of the page until it is closed for the first time.
+            context.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
+            context.set_default_timeout(60_000)
+            page = context.new_page()
+            expect.set_options(timeout=60_000)
+            wait_for(lambda: answers(page, address))
+            landing(page, expect)
+            page.screenshot(path=SCREENSHOTS / "experiments.png")
+            curves(page, expect)
+            page.screenshot(path=SCREENSHOTS / "curves.png")
+            page.goto(address)
+            three_runs(page, expect)
+            page.screenshot(path=SCREENSHOTS / "three-runs.png", full_page=True)
+            page.goto(address)
+            page.get_by_role("link", name="longer: train.epochs=4").click()
+            link = page.get_by_role("link", name="report", exact=True).first
+            assert "/artifacts/report.html" in link.get_attribute("href")
+            page.goto(address.partition("#")[0] + link.get_attribute("href"))
+            expect(page.get_by_text("report.html").first).to_be_visible()
+            page.wait_for_timeout(3000)
+            page.screenshot(path=SCREENSHOTS / "report.png")
+            browser.close()
+    finally:
+        for process in [*psutil.Process(ui.pid).children(recursive=True), ui]:
+            process.terminate()
+        ui.communicate()
+
+
+def answers(page, address):
+    from playwright.sync_api import Error
+
+    try:
+        page.goto(address)
+    except Error:
+        return False
+    return True
+
+
+def landing(page, expect):
+    """The table: accuracies and what differs as columns, best first, no parameter that all have alike."""
+    expect(page.get_by_text("7 matching runs")).to_be_visible()
+    expect(page.locator(".ag-header-cell").filter(has_text="test.accuracy")).to_be_visible()
+    headers = sorted(page.locator(".ag-header-cell").all(), key=lambda header: header.bounding_box()["x"])
+    shown = [text for text in (header.inner_text().strip() for header in headers) if "." in text]
+    assert shown[:2] == ["validation.accuracy", "test.accuracy"]
+    assert {"classifier.kind", "features.power", "train.epochs"} & set(shown)
+    assert not {"seed", "data.dataset", "train.batch_size"} & set(shown)
+    cells = page.locator('.ag-row [col-id="metrics.`validation.accuracy`"]')
+    expect(cells).to_have_count(7)
+    accuracies = [float(text) for text in cells.all_inner_texts()]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def curves(page, expect):
+    """One click further: the learning curves of all, one over the other, and a table of what differs."""
+    page.locator('label:has(input[value="CHART"])').click()
+    for name in ("validation_loss", "train_loss"):
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+    expect(page.locator(".js-plotly-plot .scatterlayer").first).to_be_visible()
+    names = page.evaluate("document.querySelector('.js-plotly-plot').data.map(trace => trace.name)")
+    assert len(set(names)) == 7
+    expect(page.get_by_text("Show differences only")).to_be_visible()
+    page.wait_for_timeout(2000)
+
+
+def three_runs(page, expect):
+    """Three rows ticked and compared: what differs, what came of it."""
+    expect(page.locator(".ag-row [col-id] input[type=checkbox]").first).to_be_attached()
+    for name in ("ridge: ", "longer: ", "coarse: "):
+        row = page.locator(".ag-row").filter(has_text=name).first.get_attribute("row-index")
+        page.locator(f'.ag-row[row-index="{row}"] .ag-selection-checkbox input').first.click(force=True)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_text("Comparing 3 Runs from 1 Experiment")).to_be_visible()
+    for name in ("classifier.kind", "features.grid", "train.epochs", "test.accuracy"):
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+    page.wait_for_timeout(2000)
+
+
+def test_a_parameter_flipped_back_adds_no_row_and_what_dvc_restores_is_marked(compared):
+    client = client_of(compared)
+    before = content(client, ROWS)
+    compared.set("classifier.kind=k_nearest_neighbors")
+    compared.run("dvc", "repro", CONVAE_TRACKING="off")
+    for kind in ("ridge", "k_nearest_neighbors", "logistic_regression"):
+        compared.set(f"classifier.kind={kind}")
+        output = compared.run("dvc", "repro").stdout
+        assert "Stage 'evaluate' is cached - skipping run" in output
+        assert "Running stage 'report'" in output  # its page is kept by git alone
+    assert sync(compared) == NOTHING
+    origins = {
+        run.data.params["classifier.kind"]: run.data.tags["convae.origin"]
+        for run in recorded(client)
+        if run.data.tags["dvc.stage"] == "evaluate"
+    }
+    restored = [kind for kind, origin in origins.items() if origin == "restored"]
+    assert restored == ["k_nearest_neighbors"]
+    (new,) = [row for row in content(client, ROWS) if row not in before]
+    assert ("classifier.kind", "k_nearest_neighbors") in new[2]

@@ -1,0 +1,359 @@
+"""What dvc.lock knows comes into MLflow, once, from wherever git keeps it."""
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from helpers import ROWS, STAGES, content, recorded
+from mlflow import MlflowClient
+
+from convae.tracking.context import process_tags
+from convae.tracking.git import git, places
+from convae.tracking.lock import chain, ordered, path_md5, read_lock
+from convae.tracking.records import Records
+from convae.tracking.sync import Sync
+
+REPOSITORY = Path(__file__).parents[2]
+# `train` learns "weights" from the images, `report` tells of metrics and parameters.
+PIPELINE = """\
+stages:
+  train:
+    cmd: python train.py
+    deps: [data/prepared/train]
+    params: [data.dataset, train.epochs]
+    outs:
+      - models/autoencoder
+      - reports/training.csv: {cache: false}
+      - reports/metrics.json: {cache: false}
+  report:
+    cmd: python report.py
+    deps: [models/autoencoder, reports/metrics.json, reports/training.csv]
+    params: [seed, data.dataset, train.epochs]
+    outs:
+      - reports/report.html: {cache: false}
+"""
+TRAIN = """\
+import json
+from pathlib import Path
+from convae.tracking.stage import run_stage
+
+def train(params, run):
+    epochs = params.train.epochs
+    Path("models/autoencoder").mkdir(parents=True)
+    Path("models/autoencoder/config.json").write_text(str(epochs))
+    rows = [f"{epoch},{1 / (epoch + 1):.6g}" for epoch in range(epochs)]
+    Path("reports/training.csv").write_text("\\n".join(["epoch,train_loss", *rows, ""]))
+    Path("reports/metrics.json").write_text(json.dumps({"test": {"accuracy": 1 - 1 / (epochs + 1)}}))
+
+run_stage("train", train)
+"""
+REPORT = """\
+from pathlib import Path
+from convae.tracking.stage import run_stage
+run_stage("report", lambda params, run: Path("reports/report.html").write_text("<p>all is well</p>"))
+"""
+
+
+def dvc(*arguments: str, **environment: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        env=os.environ | settings | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def untracked(*arguments: str) -> str:
+    return dvc(*arguments, CONVAE_TRACKING="off")
+
+
+def set_epochs(count: int) -> None:
+    lines = Path("params.yaml").read_text().splitlines(keepends=True)
+    changed = [f"  epochs: {count}\n" if line.startswith("  epochs:") else line for line in lines]
+    Path("params.yaml").write_text("".join(changed))
+
+
+def commit(message: str) -> None:
+    git("add", "--all")
+    git("commit", "--quiet", "--message", message)
+
+
+@pytest.fixture
+def pipeline(workspace: Path) -> Path:
+    """The workspace with two stages that DVC can run."""
+    Path("dvc.yaml").write_text(PIPELINE)
+    Path("train.py").write_text(TRAIN)
+    Path("report.py").write_text(REPORT)
+    set_epochs(2)
+    commit("Two stages")
+    return workspace
+
+
+def sync(database: str = "mlflow.db") -> tuple[int, int]:
+    """Synchronise; gives the numbers of runs and rows added."""
+    one = Sync(Records(f"sqlite:///{Path(database).absolute()}", ROWS))
+    one.run()
+    return one.runs_added, one.rows_added
+
+
+def names(client: MlflowClient) -> list[str]:
+    return sorted(str(run.info.run_name) for run in recorded(client, ROWS))
+
+
+def test_a_database_rebuilt_is_the_one_that_was(pipeline: Path, client: MlflowClient) -> None:
+    dvc("repro")
+    commit("Results")
+    dvc("exp", "run", "--name", "longer", "--set-param", "train.epochs=4")
+    assert sync() == (0, 0)
+    before = {experiment: content(client, experiment) for experiment in (STAGES, ROWS)}
+    assert [len(runs) for runs in before.values()] == [4, 2]
+
+    assert sync("other.db") == (4, 2)
+    other = MlflowClient(f"sqlite:///{pipeline}/other.db")
+    assert {experiment: content(other, experiment) for experiment in (STAGES, ROWS)} == before
+    assert {run.data.tags["convae.origin"] for run in recorded(client)} == {"executed"}
+    assert {run.data.tags["convae.origin"] for run in recorded(other)} == {"restored"}
+    head = git("rev-parse", "--short=7", "HEAD")
+    assert names(other) == [f"{head} Results", "longer: train.epochs=4"]
+    results, longer = recorded(other, ROWS)
+    assert longer.data.params == {"seed": "0", "data.dataset": "fashion_mnist", "train.epochs": "4"}
+    assert longer.data.metrics["test.accuracy"] == 0.8
+    assert [e.value for e in other.get_metric_history(longer.info.run_id, "train_loss")] == [1.0, 0.5, 0.333333, 0.25]
+    assert "Bring it back: `dvc exp apply longer`" in longer.data.tags["mlflow.note.content"]
+    assert f"Bring it back: `git checkout {head} && dvc checkout`" in results.data.tags["mlflow.note.content"]
+    assert sync("other.db") == (0, 0)
+
+
+def test_every_commit_branch_and_experiment_is_found_without_a_run_ever_tracked(
+    pipeline: Path, client: MlflowClient
+) -> None:
+    untracked("repro")
+    commit("First")
+    set_epochs(3)
+    untracked("repro")
+    commit("Second, soon overwritten")
+    set_epochs(2)
+    untracked("repro")  # from DVC's run cache
+    commit("As at first")
+    git("switch", "--quiet", "--create", "side")
+    set_epochs(5)
+    untracked("repro")
+    commit("On the side")
+    git("switch", "--quiet", "-")
+    untracked("checkout")
+    untracked("exp", "run", "--name", "six", "--set-param", "train.epochs=6")
+    set_epochs(7)
+    untracked("repro")
+    assert recorded(client) == []
+
+    assert sync() == (10, 5)
+    rows = {run.data.params["train.epochs"]: run for run in recorded(client, ROWS)}
+    kinds = {epochs: str(run.info.run_name).split(" ", 1)[-1] for epochs, run in rows.items()}
+    assert kinds == {
+        "2": "First",
+        "3": "Second, soon overwritten",
+        "5": "On the side",
+        "6": "train.epochs=6",
+        "7": "train.epochs=7",
+    }
+    assert rows["7"].info.run_name == "workspace: train.epochs=7"
+    assert rows["7"].data.metrics["test.accuracy"] == 0.875
+    assert sync() == (0, 0)
+    commit("Seven")
+    assert sync() == (0, 0)
+    assert any(name.endswith("Seven") for name in names(client))
+
+
+def test_a_run_leads_to_its_producers_by_content(pipeline: Path, client: MlflowClient) -> None:
+    dvc("repro")
+    train, report = recorded(client)
+    (row,) = recorded(client, ROWS)
+    link = f"#/experiments/{train.info.experiment_id}/runs"
+    assert f"[train fashion_mnist]({link}/{train.info.run_id})" in report.data.tags["mlflow.note.content"]
+    note = row.data.tags["mlflow.note.content"]
+    assert f"[report]({link}/{report.info.run_id}/artifacts/report.html)" in note
+    assert f"[train]({link}/{train.info.run_id})" in note
+    (model,) = client.search_logged_models([train.info.experiment_id])
+    for run in (report, row):
+        assert [item.model_id for item in client.get_run(run.info.run_id).inputs.model_inputs] == [model.model_id]
+
+
+def test_a_stage_whose_results_dvc_had_already_appears_as_restored(pipeline: Path, client: MlflowClient) -> None:
+    untracked("repro")
+    Path("reports/report.html").unlink()
+    dvc("repro", "--force", "--single-item", "report")
+    origins = {run.data.tags["dvc.stage"]: run.data.tags["convae.origin"] for run in recorded(client)}
+    assert origins == {"train": "restored", "report": "executed"}
+    assert sync() == (0, 0)
+
+
+def test_what_broke_off_is_completed(pipeline: Path, client: MlflowClient) -> None:
+    """As if a server had died while the stage carried on."""
+    Path("train.py").write_text(TRAIN.replace("    Path(", BREAK + "    Path(", 1))
+    line = "train: no longer recorded in MLflow (its recorder died); results are unaffected"
+    assert line in dvc("repro", "train")
+    (broken,) = recorded(client)
+    assert (broken.info.status, broken.data.metrics) == ("RUNNING", {})
+    assert sync() == (1, 0)
+    (train,) = recorded(client)
+    assert (train.info.run_id, train.info.status) == (broken.info.run_id, "FINISHED")
+    assert train.data.metrics["test.accuracy"] == pytest.approx(2 / 3)
+    assert "process.vanished" not in train.data.tags
+    assert sync() == (0, 0)
+
+
+class Breaking:
+    """A client of MLflow whose process ends in the middle of the n-th call that writes."""
+
+    WRITES = ("create_", "log_", "set_", "finalize_", "delete_")
+
+    def __init__(self, client: MlflowClient, calls: int) -> None:
+        self._client, self._left = client, calls
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(self.WRITES):
+            self._left -= 1
+            if self._left < 0:
+                os._exit(3)
+        return getattr(self._client, name)
+
+
+def write_live(database: str, calls: int) -> None:
+    """Record both stages and the row as their recorders do, up to so many calls of MLflow."""
+    records = Records(database, ROWS)
+    records.client = cast("MlflowClient", Breaking(records.client, calls))
+    *_, place = places()
+    for execution in ordered(place.executions):
+        run_id = records.begin(execution, place, process_tags())
+        records.complete(run_id, execution, place, Path())
+        if execution.stage == "report":
+            records.add_row(execution, place, Path())
+        records.client.set_terminated(run_id, "FINISHED")
+
+
+def test_whatever_was_half_written_ends_as_if_nothing_had_happened(
+    pipeline: Path, templates: Path, client: MlflowClient
+) -> None:
+    untracked("repro")
+    expected = None
+    for calls in range(100):
+        database = f"sqlite:///{pipeline}/{calls}.db"
+        shutil.copy(pipeline / "mlflow.db", f"{calls}.db")
+        writer = multiprocessing.get_context("fork").Process(target=write_live, args=(database, calls))
+        writer.start()
+        writer.join()
+        one = Sync(Records(database, ROWS))
+        one.run()
+        records = MlflowClient(database)
+        assert {run.info.status for run in recorded(records)} == {"FINISHED"}
+        found = [content(records, experiment) for experiment in (STAGES, ROWS)]
+        assert found == (expected or found), f"after {calls} calls"
+        expected = found
+        if writer.exitcode == 0:  # it came to its end
+            break
+    assert [len(runs) for runs in expected] == [2, 1]
+    assert calls > 20
+
+
+# Ends the recorder once it has begun its run.
+BREAK = """\
+    import psutil
+    from mlflow import MlflowClient
+    client = MlflowClient("sqlite:///mlflow.db")
+    while not (client.get_experiment_by_name("convae-stages") and client.search_runs(["2"])):
+        pass
+    psutil.Process().children()[0].kill()
+"""
+
+
+def test_doubles_written_from_two_machines_are_removed(pipeline: Path, client: MlflowClient) -> None:
+    untracked("repro")
+    assert sync() == (2, 1)
+    records = Records(f"sqlite:///{pipeline}/mlflow.db", ROWS)
+    *_, place = places()
+    train, report = ordered(place.executions)
+    records.restore(train, place, pipeline)
+    records.add_row(report, place, pipeline)
+    assert (len(recorded(client)), len(recorded(client, ROWS))) == (3, 2)
+    assert sync() == (0, 0)
+    assert (len(recorded(client)), len(recorded(client, ROWS))) == (2, 1)
+
+
+def test_an_execution_that_is_repeated_is_a_run_of_its_own_but_no_second_row(
+    pipeline: Path, client: MlflowClient
+) -> None:
+    dvc("repro")
+    dvc("repro", "--force")
+    assert len(recorded(client)) == 4
+    assert len({run.data.tags["convae.key"] for run in recorded(client)}) == 2
+    assert len(recorded(client, ROWS)) == 1
+    assert sync() == (0, 0)
+    assert len(recorded(client)) == 4
+
+
+def convae(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "convae.cli", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_lineage_of_something_copied_elsewhere(pipeline: Path, client: MlflowClient, tmp_path: Path) -> None:
+    dvc("repro")
+    commit("Results")
+    shutil.copytree("models/autoencoder", tmp_path / "copy")
+    done = convae("lineage", str(tmp_path / "copy"))
+    assert done.returncode == 0, done.stderr
+    (train,) = [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"]
+    images = path_md5(Path("data/prepared/train"))
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == [str(tmp_path / "copy"), path_md5(Path("models/autoencoder"))]
+    assert lines[2][2:] == ["git", "checkout", git("rev-parse", "--short=7", "HEAD"), "&&", "dvc", "checkout"]
+    assert ["run", train.info.run_id] in lines
+    assert ["data", "data/prepared/train", images] in lines
+    assert ["parameter", "train.epochs", "=", "2"] in lines
+
+    (tmp_path / "copy/config.json").write_text("changed")
+    done = convae("lineage", str(tmp_path / "copy"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"convae: {tmp_path}/copy: no dvc.lock of this repository knows its content (MD5 ")
+    done = convae("lineage", "nowhere")
+    assert (done.returncode, done.stderr) == (1, "convae: nowhere: no such file or folder\n")
+
+
+def test_sync_from_the_command_line(pipeline: Path) -> None:
+    untracked("repro")
+    done = convae("sync")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "Added 2 runs of stages and 1 experiments; what MLflow had already stays.\n"
+    done = convae("sync", CONVAE_TRACKING="off")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "convae: tracking is switched off, by CONVAE_TRACKING or tracking.enabled\n",
+    )
+    Path("mlflow.db").write_bytes(b"this is no database")
+    done = convae("sync")
+    assert done.returncode == 1
+    assert done.stderr.startswith("convae: the store of the runs can't be used: DatabaseError: file is not a database")
+
+
+def test_hashes_and_keys_are_those_of_dvc(pipeline: Path, client: MlflowClient) -> None:
+    dvc("repro")
+    executions = read_lock(Path("dvc.lock").read_text())
+    assert {run.data.tags["convae.key"] for run in recorded(client)} == {one.key for one in executions.values()}
+    train, report = executions["train"], executions["report"]
+    assert {**train.inputs, **train.outputs} == {path: path_md5(Path(path)) for path in [*train.inputs, *train.outputs]}
+    assert [one.stage for one in ordered({"report": report, "train": train})] == ["train", "report"]
+    assert chain(executions, report) == [train]
+    # A lock of which one stage is newer than the others: what was read is not what is there now.
+    newer = replace(train, outputs=dict.fromkeys(train.outputs, "0"))
+    assert chain({"train": newer, "report": report}, report) == []
