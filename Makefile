@@ -13,7 +13,7 @@ run: $(BIN)/.installed  ## install, run the pipeline as far as anything changed,
 	@$(BIN)/python -m pipeline.summary
 
 test: $(BIN)/.installed  ## the whole test suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadfile
 
 check: $(BIN)/.installed  ## lint, formatting and types
 	$(BIN)/ruff check

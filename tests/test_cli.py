@@ -21,7 +21,7 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("command", ["ui", "sync"])
+@pytest.mark.parametrize("command", [("ui", "--port", "0"), ("sync",)], ids=["ui", "sync"])
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -37,11 +37,24 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path):
 def test_without_a_store_one_line_says_why(repository, tmp_path, command, environment, message):
     (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
     (tmp_path / "mlflow.db").write_text("not a database" * 100)
-    done = convae(command, cwd=tmp_path, **environment)
+    done = convae(*command, cwd=tmp_path, **environment)
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert "secret" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_told_at_once(repository, tmp_path):
+    (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = convae("ui", "--port", port, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"convae: port {port} can't be used (")
+    assert done.stderr.endswith("); name another with --port\n")
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_ui_serves_the_database_on_loopback(repository, tmp_path):

@@ -14,7 +14,7 @@ def trained(experiment, train_set, validation_set, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     layer = experiment().model.layers[0].model_dump() | {"batch_norm": True}
     params = experiment(train={"epochs": 1}, model={"layers": [layer]})
-    encoder, _ = train_encoder(params, train_set, validation_set, lambda row: None)
+    encoder, _, _ = train_encoder(params, train_set, validation_set, lambda row: None)
     encoder.save(tmp_path / "autoencoder")
     return params
 

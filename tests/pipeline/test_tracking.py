@@ -248,7 +248,6 @@ def test_the_interface_opens_on_a_comparison(compared):
             page.screenshot(path=SCREENSHOTS / "curves.png")
             page.goto(address)
             three_runs(page, expect)
-            page.screenshot(path=SCREENSHOTS / "three-runs.png", full_page=True)
             page.goto(address)
             page.get_by_role("link", name="longer: train.epochs=4").click()
             link = page.get_by_role("link", name="report", exact=True).first
@@ -274,18 +273,27 @@ def answers(page, address):
     return True
 
 
+def texts(locator, axis):
+    """What elements say, as they stand along an axis; in the page's source they are in any order."""
+    return [element.inner_text().strip() for element in sorted(locator.all(), key=lambda e: e.bounding_box()[axis])]
+
+
+def lines(page):
+    """The names of the experiments whose curves are in the first chart."""
+    return set(page.evaluate("document.querySelector('.js-plotly-plot').data.map(trace => trace.name)"))
+
+
 def landing(page, expect):
     """The table: accuracies and what differs as columns, best first, no parameter that all have alike."""
     expect(page.get_by_text("7 matching runs")).to_be_visible()
     expect(page.locator(".ag-header-cell").filter(has_text="test.accuracy")).to_be_visible()
-    headers = sorted(page.locator(".ag-header-cell").all(), key=lambda header: header.bounding_box()["x"])
-    shown = [text for text in (header.inner_text().strip() for header in headers) if "." in text]
+    shown = [text for text in texts(page.locator(".ag-header-cell"), "x") if "." in text]
     assert shown[:2] == ["validation.accuracy", "test.accuracy"]
     assert {"classifier.kind", "features.power", "train.epochs"} & set(shown)
     assert not {"seed", "data.dataset", "train.batch_size"} & set(shown)
     cells = page.locator('.ag-row [col-id="metrics.`validation.accuracy`"]')
     expect(cells).to_have_count(7)
-    accuracies = [float(text) for text in cells.all_inner_texts()]
+    accuracies = [float(text) for text in texts(cells, "y")]
     assert accuracies == sorted(accuracies, reverse=True)
 
 
@@ -295,14 +303,13 @@ def curves(page, expect):
     for name in ("validation_loss", "train_loss"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     expect(page.locator(".js-plotly-plot .scatterlayer").first).to_be_visible()
-    names = page.evaluate("document.querySelector('.js-plotly-plot').data.map(trace => trace.name)")
-    assert len(set(names)) == 7
+    assert len(lines(page)) == 7
     expect(page.get_by_text("Show differences only")).to_be_visible()
     page.wait_for_timeout(2000)
 
 
 def three_runs(page, expect):
-    """Three rows ticked and compared: what differs, what came of it."""
+    """Three rows ticked and compared: what differs, what came of it, and a click further their curves."""
     expect(page.locator(".ag-row [col-id] input[type=checkbox]").first).to_be_attached()
     for name in ("ridge: ", "longer: ", "coarse: "):
         row = page.locator(".ag-row").filter(has_text=name).first.get_attribute("row-index")
@@ -312,6 +319,13 @@ def three_runs(page, expect):
     for name in ("classifier.kind", "features.grid", "train.epochs", "test.accuracy"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     page.wait_for_timeout(2000)
+    page.screenshot(path=SCREENSHOTS / "three-runs.png", full_page=True)
+    page.get_by_role("link", name="validation_loss", exact=True).click()
+    expect(page.locator(".js-plotly-plot .scatterlayer").first).to_be_visible()
+    names = {name.partition(":")[0] for name in lines(page)}
+    assert names == {"ridge", "longer", "coarse"}
+    page.wait_for_timeout(2000)
+    page.screenshot(path=SCREENSHOTS / "three-curves.png")
 
 
 def test_a_parameter_flipped_back_adds_no_row_and_what_dvc_restores_is_marked(compared):

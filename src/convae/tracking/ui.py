@@ -1,6 +1,7 @@
 """What the commands `sync`, `lineage` and `ui` do."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from convae.tracking.sync import Sync
 from convae.tracking.view import set_view
 
 SERVERS = ("http://", "https://")
+LOOPBACK = "127.0.0.1"
 
 
 def synchronise() -> str:
@@ -39,18 +41,18 @@ def open_ui(port: int) -> None:
     """Synchronise, then become MLflow's server, on loopback alone; where a server has the runs, say where it is.
 
     Raises:
-        ConvaeError: tracking is off, or the store can't be used.
+        ConvaeError: tracking is off, the port is taken, or the store can't be used.
     """
-    view = synchronise()
     uri = _uri(load_params().tracking)
     if uri.startswith(SERVERS):
-        print(f"Compare experiments at {uri}{view}")
+        print(f"Compare experiments at {uri}{synchronise()}")
         return
-    print(f"Compare experiments at http://127.0.0.1:{port}{view} (Ctrl-C ends it).", flush=True)
+    _check_free(port)
+    print(f"Compare experiments at http://{LOOPBACK}:{port}{synchronise()} (Ctrl-C ends it).", flush=True)
     # By the environment: arguments are for everybody to read, and an address may hold a password.
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
-    server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, "-W", "ignore::DeprecationWarning", "-m", *server])
+    os.environ |= {"MLFLOW_BACKEND_STORE_URI": uri, "PYTHONWARNINGS": "ignore"}
+    options = f"--host {LOOPBACK} --port {port} --workers 1 --uvicorn-opts --log-level=warning"
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *options.split()])
 
 
 def print_lineage(path: Path) -> None:
@@ -73,6 +75,15 @@ def print_lineage(path: Path) -> None:
                     runs[one.key] = f"{uri}/{page}" if uri.startswith(SERVERS) else run.info.run_id
     for line in describe(path, place, execution, runs):
         print(line)
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((LOOPBACK, port))
+        except (OSError, OverflowError) as error:
+            raise ConvaeError(f"port {port} can't be used ({error}); name another with --port") from None
 
 
 def _uri(tracking: TrackingParams) -> str:
