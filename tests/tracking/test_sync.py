@@ -5,18 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import pytest
-from helpers import ROWS, STAGES, content, recorded
+from helpers import ROWS, STAGES, content, recorded, wait_for
 from mlflow import MlflowClient
 
 from convae.tracking.context import process_tags
 from convae.tracking.git import git, places
-from convae.tracking.lock import chain, ordered, path_md5, read_lock
+from convae.tracking.lock import Execution, chain, ordered, path_md5, read_lock
 from convae.tracking.records import Records
+from convae.tracking.store import ending, public
 from convae.tracking.sync import Sync
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,7 +28,7 @@ REPORT_STAGE = """\
   report:
     cmd: python report.py
     deps: [models/autoencoder, reports/metrics.json, reports/training.csv]
-    params: [seed, data.dataset, train.epochs]
+    params: [seed, data.dataset]
     outs:
       - reports/report.html: {cache: false}
 """
@@ -190,19 +193,43 @@ def test_a_stage_whose_results_dvc_had_already_appears_as_restored(pipeline: Pat
     assert sync() == (0, 0)
 
 
-def test_what_broke_off_is_completed(pipeline: Path, client: MlflowClient) -> None:
-    """As if a server had died while the stage carried on."""
+def training_runs(client: MlflowClient) -> list[tuple[str, str]]:
+    """Status and origin of the training runs, in the order of the status."""
+    runs = [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"]
+    return sorted((run.info.status, run.data.tags["convae.origin"]) for run in runs)
+
+
+@pytest.mark.parametrize("target", ["train", "report"], ids=["last stage", "another stage follows"])
+def test_what_broke_off_while_the_stage_carried_on_comes_once(
+    pipeline: Path, client: MlflowClient, target: str
+) -> None:
+    """As if a server had died."""
     Path("train.py").write_text(TRAIN.replace("    Path(", BREAK + "    Path(", 1))
     line = "train: no longer recorded in MLflow (its recorder died); results are unaffected"
-    assert line in dvc("repro", "train")
-    (broken,) = recorded(client)
-    assert (broken.info.status, broken.data.metrics) == ("RUNNING", {})
-    assert sync() == (1, 0)
-    (train,) = recorded(client)
-    assert (train.info.run_id, train.info.status) == (broken.info.run_id, "FINISHED")
+    assert line in dvc("repro", target)
+    if target == "train":
+        assert training_runs(client) == [("RUNNING", "executed")]
+    assert sync() == ((1, 0) if target == "train" else (0, 0))
+    assert training_runs(client) == [("FINISHED", "restored")]
+    (train, *_) = recorded(client)
     assert train.data.metrics["test.accuracy"] == pytest.approx(2 / 3)
-    assert "process.vanished" not in train.data.tags
     assert sync() == (0, 0)
+
+
+def test_a_killed_run_stays_one_when_its_repetition_was_not_tracked(
+    pipeline: Path, client: MlflowClient, start_stage: Callable[[str], "subprocess.Popen[str]"]
+) -> None:
+    script = Path("train.py").read_text()
+    process = start_stage("run.log_metrics({'train_loss': 99.0})\ntime.sleep(600)")
+    wait_for(lambda: any(run.data.metrics for run in recorded(client)))
+    (recorder,) = psutil.Process(process.pid).children()
+    recorder.kill()
+    process.kill()
+    process.wait()
+    Path("train.py").write_text(script)
+    untracked("repro")
+    assert sync() == (2, 1)
+    assert training_runs(client) == [("FINISHED", "restored"), ("KILLED", "executed")]
 
 
 class Breaking:
@@ -221,10 +248,8 @@ class Breaking:
         return getattr(self._client, name)
 
 
-def write_live(database: str, calls: int) -> None:
-    """Record both stages and the row as their recorders do, up to so many calls of MLflow."""
-    records = Records(database, ROWS)
-    records.client = cast("MlflowClient", Breaking(records.client, calls))
+def write_live(records: Records) -> None:
+    """Record both stages and the row as their recorders do."""
     *_, place = places()
     for execution in ordered(place.executions):
         run_id = records.begin(execution, place, process_tags())
@@ -234,28 +259,46 @@ def write_live(database: str, calls: int) -> None:
         records.client.set_terminated(run_id, "FINISHED")
 
 
+def write_synced(records: Records) -> None:
+    Sync(records).run()
+
+
+def write_until(calls: int, write: Callable[[Records], None], database: str) -> None:
+    """Write up to so many calls of MLflow, then leave word of the end as a stage does whose recorder died."""
+    records = Records(database, ROWS)
+    records.client = cast("MlflowClient", Breaking(records.client, calls))
+    word = ending(process_tags())
+    word.parent.mkdir(parents=True, exist_ok=True)
+    word.write_text("FINISHED")
+    write(records)
+
+
+@pytest.mark.parametrize("write", [write_live, write_synced])
 def test_whatever_was_half_written_ends_as_if_nothing_had_happened(
-    pipeline: Path, templates: Path, client: MlflowClient
+    pipeline: Path, client: MlflowClient, write: Callable[[Records], None]
 ) -> None:
     untracked("repro")
     expected = None
     for calls in range(100):
         database = f"sqlite:///{pipeline}/{calls}.db"
         shutil.copy(pipeline / "mlflow.db", f"{calls}.db")
-        writer = multiprocessing.get_context("fork").Process(target=write_live, args=(database, calls))
+        writer = multiprocessing.get_context("fork").Process(target=write_until, args=(calls, write, database))
         writer.start()
         writer.join()
         one = Sync(Records(database, ROWS))
         one.run()
         records = MlflowClient(database)
         assert {run.info.status for run in recorded(records)} == {"FINISHED"}
-        found = [content(records, experiment) for experiment in (STAGES, ROWS)]
+        stages = records.get_experiment_by_name(STAGES)
+        assert stages is not None
+        models = records.search_logged_models([stages.experiment_id])
+        found = [len(models), *(content(records, experiment) for experiment in (STAGES, ROWS))]
         assert found == (expected or found), f"after {calls} calls"
         expected = found
         if writer.exitcode == 0:  # it came to its end
             break
-    assert [len(runs) for runs in expected] == [2, 1]
-    assert calls > 20
+    assert [len(runs) for runs in expected[1:]] == [2, 1]
+    assert calls > 15
 
 
 # Ends the recorder once it has begun its run.
@@ -294,6 +337,81 @@ def test_an_execution_that_is_repeated_is_a_run_of_its_own_but_no_second_row(
     assert len(recorded(client)) == 4
 
 
+def test_what_dvc_keeps_beside_its_experiments_is_none(pipeline: Path, client: MlflowClient) -> None:
+    dvc("repro")
+    commit("Results")
+    dvc("exp", "run", "--name", "longer", "--set-param", "train.epochs=4")
+    git("checkout", "--quiet", "--", ".")
+    dvc("exp", "apply", "longer")
+    assert "refs/exps/apply" in git("for-each-ref")
+    assert sync() == (0, 0)
+
+
+def test_a_row_says_so_when_nothing_brings_it_back_any_more(pipeline: Path, client: MlflowClient) -> None:
+    dvc("repro")
+    commit("Results")
+    for epochs in (4, 5):
+        dvc("exp", "run", "--force", "--name", "mine", "--set-param", f"train.epochs={epochs}")
+    assert sync() == (0, 0)
+    notes = {run.data.params["train.epochs"]: run.data.tags["mlflow.note.content"] for run in recorded(client, ROWS)}
+    assert notes["4"].endswith("Kept nowhere any more.")
+    assert notes["5"].endswith("Bring it back: `dvc exp apply mine`")
+    assert notes["2"].endswith("&& dvc checkout`")
+
+
+def test_numbers_come_from_the_commit_that_has_them(pipeline: Path, client: MlflowClient) -> None:
+    untracked("repro")
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--message", "As DVC proposes")
+    commit("And its reports")
+    set_epochs(3)
+    untracked("repro")
+    assert sync() == (4, 2)
+    rows = {run.data.params["train.epochs"]: run for run in recorded(client, ROWS)}
+    assert rows["2"].data.metrics["test.accuracy"] == pytest.approx(2 / 3)
+    assert str(rows["2"].info.run_name).endswith("And its reports")
+
+
+def test_a_lock_file_that_nobody_can_read_is_left_out(
+    pipeline: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untracked("repro")
+    commit("Results \u2028 of two lines")
+    lock = Path("dvc.lock").read_text()
+    Path("dvc.lock").write_text(f"<<<<<<< mine\n{lock}=======\n{lock}>>>>>>> theirs\n")
+    commit("A conflict")
+    Path("dvc.lock").write_text(lock)
+    assert sync() == (2, 1)
+    head = git("rev-parse", "--short=7", "HEAD")
+    line = f"commit {head}: dvc.lock can't be read, perhaps because of a conflict; left out\n"
+    assert capsys.readouterr().err == line
+    Path("dvc.lock").write_text("stages: 1")
+    assert convae("sync").stderr.endswith("convae: dvc.lock can't be read, perhaps because of a conflict\n")
+
+
+def test_any_path_can_be_an_input(pipeline: Path, client: MlflowClient) -> None:
+    records = Records(f"sqlite:///{pipeline}/mlflow.db", ROWS)
+    *_, place = places()
+    paths = ["/srv/my pictures/", "../pictures", "a//b", "naïve|`x`", "long/" * 100]
+    records.restore(Execution("download", {}, dict.fromkeys(paths, "0" * 32)), place, pipeline)
+    (run,) = recorded(client)
+    assert sum(name.startswith("input.") for name in run.data.tags) == len(paths)
+
+
+def test_an_experiment_that_was_deleted_in_the_interface_comes_back(pipeline: Path, client: MlflowClient) -> None:
+    dvc("repro")
+    found = client.get_experiment_by_name(ROWS)
+    assert found is not None
+    client.delete_experiment(found.experiment_id)
+    assert sync() == (0, 0)
+    assert len(recorded(client, ROWS)) == 1
+
+
+@pytest.mark.parametrize("password", ["secret", "sec@ret", "sec/ret"])
+def test_an_address_is_shown_without_its_password(password: str) -> None:
+    assert public(f"at http://me:{password}@example.org:5000/x") == "at http://example.org:5000/x"
+
+
 def convae(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "convae.cli", *arguments]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
@@ -320,6 +438,11 @@ def test_lineage_of_something_copied_elsewhere(pipeline: Path, client: MlflowCli
     assert done.stderr.startswith(f"convae: {tmp_path}/copy: no dvc.lock of this repository knows its content (MD5 ")
     done = convae("lineage", "nowhere")
     assert (done.returncode, done.stderr) == (1, "convae: nowhere: no such file or folder\n")
+
+    done = convae("lineage", "models/autoencoder", CONVAE_TRACKING="off")
+    assert done.returncode == 0
+    assert "train.epochs = 2" in done.stdout
+    assert train.info.run_id not in done.stdout
 
 
 def test_sync_from_the_command_line(pipeline: Path) -> None:

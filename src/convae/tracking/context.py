@@ -6,6 +6,7 @@ import platform
 import socket
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import psutil
 
@@ -17,8 +18,12 @@ PACKAGES = ("convae", "dvc", "mlflow", "numpy", "pytorch-lightning", "scikit-lea
 def process_tags() -> dict[str, str]:
     """Who and where; process id and start time tell later whether a run that never ended can still be going on."""
     process = psutil.Process()
+    try:
+        user = {"mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):  # nobody knows a name for this user id, as in many containers
+        user = {}
     return {
-        "mlflow.user": getpass.getuser(),
+        **user,
         "process.host": this_host(),
         "process.pid": str(process.pid),
         "process.started": f"{process.create_time():.2f}",
@@ -26,8 +31,9 @@ def process_tags() -> dict[str, str]:
 
 
 def this_host() -> str:
-    """The name of this machine."""
-    return socket.gethostname()
+    """The name of this machine and, where Linux tells, of the space that its process ids belong to."""
+    space = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {space.readlink()}" if space.is_symlink() else socket.gethostname()
 
 
 def context_tags() -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 import io
 import os
+import re
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -11,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from convae.tracking.lock import LOCK_FILE, Executions, read_lock
+from convae.errors import ConvaeError
+from convae.tracking.lock import LOCK_FILE, REPORTS, Executions, read_lock
 
-EXPERIMENTS = "refs/exps/"
-# What DVC keeps beside the experiments: those under way, queued and failed.
-INTERNAL = ("refs/exps/exec/", "refs/exps/celery/", "refs/exps/stash", "refs/exps/tasks/")
+EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
 SUBJECT_LENGTH = 40
 
 
@@ -56,19 +57,27 @@ def git(*arguments: str) -> str:
     # Without optional locks: DVC may be at work in the same repository.
     command = ["git", "--no-optional-locks", *arguments]
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError, UnicodeDecodeError):
+        done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
+    except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
 
 
 def lock_at(commit: str) -> Executions:
-    """The executions that dvc.lock has at a commit."""
-    return read_lock(git("show", f"{commit}:./{LOCK_FILE}"))
+    """The executions that dvc.lock has at a commit; none where it can't be read, of which a line on stderr tells."""
+    try:
+        return read_lock(git("show", f"{commit}:./{LOCK_FILE}"))
+    except ConvaeError as error:
+        print(f"commit {commit[:7]}: {error}; left out", file=sys.stderr)
+        return {}
 
 
 def workspace(time: int) -> Place:
-    """The current folder, which under `dvc exp run` belongs to an experiment, at this time."""
+    """The current folder, which under `dvc exp run` belongs to an experiment, at this time.
+
+    Raises:
+        ConvaeError: its dvc.lock can't be read.
+    """
     executions = read_lock(LOCK_FILE.read_text("utf-8") if LOCK_FILE.exists() else "")
     name = os.environ.get("DVC_EXP_NAME")
     if name:
@@ -78,17 +87,24 @@ def workspace(time: int) -> Place:
 
 
 def places() -> Iterator[Place]:
-    """Every commit of branches and tags that changed dvc.lock, oldest first; DVC's experiments; the workspace."""
-    history = ("--full-history", "--reverse", "--branches", "--tags", "--remotes", "--", str(LOCK_FILE))
-    for line in git("log", "--format=%H%x09%ct%x09%s", *history).splitlines():
-        commit, seconds, subject = line.split("\t", 2)
+    """Commits of HEAD, branches and tags that changed dvc.lock or reports/, oldest first; experiments; the workspace.
+
+    Raises:
+        ConvaeError: dvc.lock in the workspace can't be read.
+    """
+    heads = [*filter(None, [git("rev-parse", "--verify", "--quiet", "HEAD")]), "--branches", "--tags", "--remotes"]
+    form = "--format=%H%x09%ct%x09%s"
+    options = ("-z", "--no-show-signature", "--full-history", "--reverse", form)
+    for record in filter(None, git("log", *options, *heads, "--", str(LOCK_FILE), REPORTS).split("\0")):
+        commit, seconds, subject = record.split("\t", 2)
         name = f"{commit[:7]} {subject[:SUBJECT_LENGTH]}"
         yield Place(name, lock_at(commit), int(seconds) * 1000, f"git checkout {commit[:7]} && dvc checkout", commit)
     form = "--format=%(refname)%09%(objectname)%09%(creatordate:unix)"
-    for line in git("for-each-ref", "--sort=creatordate", form, EXPERIMENTS.rstrip("/")).splitlines():
+    for line in git("for-each-ref", "--sort=creatordate", form, "refs/exps").splitlines():
         reference, commit, seconds = line.split("\t")
-        if not reference.startswith(INTERNAL):
-            start, rest, name = reference.removeprefix(EXPERIMENTS).split("/", 2)
+        experiment = EXPERIMENT.fullmatch(reference)  # DVC keeps other things beside them
+        if experiment:
+            start, rest, name = experiment.groups()
             command = f"dvc exp apply {name}"
             yield Place(name, lock_at(commit), int(seconds) * 1000, command, commit, start + rest)
     yield workspace(now())

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
+from convae.errors import ConvaeError
 from convae.names import flatten
 
 if TYPE_CHECKING:
@@ -35,14 +37,9 @@ class Execution:
     outputs: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def inputs_key(self) -> str:
-        """Hash of what determined the execution."""
-        return _hash([self.stage, self.params, self.inputs])
-
-    @cached_property
     def key(self) -> str:
         """Hash of the whole execution; equal for a run that was seen and one that is read from dvc.lock."""
-        return _hash([self.inputs_key, self.outputs])
+        return _hash([self.stage, self.params, self.inputs, self.outputs])
 
     @cached_property
     def experiment_key(self) -> str:
@@ -55,9 +52,16 @@ Executions = Mapping[str, Execution]
 
 @lru_cache(maxsize=512)  # most branches and experiments share theirs
 def read_lock(text: str) -> Executions:
-    """The executions in the text of a dvc.lock, by stage, in its order."""
-    stages = (YAML(typ="safe", pure=True).load(text) or {}).get("stages") or {}
-    return {name: _execution(name, entry) for name, entry in stages.items() if name not in UNRECORDED}
+    """The executions in the text of a dvc.lock, by stage, in its order.
+
+    Raises:
+        ConvaeError: it can't be read.
+    """
+    try:
+        stages = (YAML(typ="safe", pure=True).load(text) or {}).get("stages") or {}
+        return {name: _execution(name, entry) for name, entry in stages.items() if name not in UNRECORDED}
+    except (YAMLError, AttributeError, KeyError, TypeError):
+        raise ConvaeError(f"{LOCK_FILE} can't be read, perhaps because of a conflict") from None
 
 
 def ordered(executions: Executions) -> list[Execution]:

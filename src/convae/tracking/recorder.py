@@ -1,7 +1,8 @@
 """The process beside a stage that records it, so that MLflow's imports and a slow store cost the stage no time.
 
 What happens arrives as lines of JSON on stdin. The first says where to record and about whom, the last how the stage
-ended; where that one is missing, the stage was killed. Nothing is printed but a line on stderr where recording fails.
+ended; where that one is missing, the stage was killed. Nothing is printed but a line on stderr where recording fails,
+and on stdout, which the stage reads, a sign before the outputs are hashed and one after.
 """
 
 import gc
@@ -18,7 +19,7 @@ from convae.tracking.context import context_tags
 from convae.tracking.git import Place, now, workspace
 from convae.tracking.lock import Execution, begun, chain, ended, load_stage, reports_in
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import import_mlflow, one_at_a_time, presentable
+from convae.tracking.store import GAVE_UP, WARNING, import_mlflow, one_at_a_time, presentable
 
 SAMPLING_SECONDS = 5  # of system metrics
 PROBLEM_LENGTH = 2000
@@ -28,20 +29,28 @@ def main() -> None:
     """Record the stage that writes to stdin."""
     gc.disable()  # while so much is imported it finds nothing, and takes a quarter of the time
     messages = map(json.loads, sys.stdin)
-    first = next(messages)
-    with _own_stderr() as stderr:
+    first = next(messages, None)
+    if first is None:  # the stage ended before it had begun
+        return
+    code = 0
+    with _own_streams() as (signs, stderr):
         try:
-            _record(messages, **first)
+            _record(messages, signs, **first)
         except Exception as error:  # of MLflow, SQLAlchemy, a driver, DVC or ours: nothing may disturb the stage
-            reason = presentable(error)
-            line = f"{first['stage']}: no longer recorded in MLflow ({reason}); results are unaffected"
-            print(line, file=stderr, flush=True)
+            print(WARNING.format(first["stage"], presentable(error)), file=stderr, flush=True)
+            code = GAVE_UP
     # All is written. What libraries still do at an exit takes a second, or for ever where a connection hangs.
-    os._exit(0)
+    os._exit(code)
 
 
 def _record(
-    messages: Iterator[dict[str, Any]], uri: str, experiment: str, stage: str, began: int, tags: dict[str, str]
+    messages: Iterator[dict[str, Any]],
+    signs: TextIO,
+    uri: str,
+    experiment: str,
+    stage: str,
+    began: int,
+    tags: dict[str, str],
 ) -> None:
     # MLflow does without it where it is missing, and starts a third sooner; nothing here needs it.
     sys.modules["pandas"] = None  # type: ignore[assignment]
@@ -52,9 +61,9 @@ def _record(
     gc.freeze()
     gc.enable()
     place = workspace(began)
-    run_id = records.begin(execution, place, tags | context_tags())
     records.close_vanished()
     _add_missing(records, execution, place)
+    run_id = records.begin(execution, place, tags | context_tags())
     with _system_metrics(run_id, uri):
         end = _follow(messages, records, run_id)
     if end is None:
@@ -63,7 +72,9 @@ def _record(
     if end["problem"]:
         records.log(run_id, tags={"problem": end["problem"][:PROBLEM_LENGTH]})
     if end["status"] == "FINISHED":
+        print("hashing", file=signs, flush=True)
         execution, place = ended(execution, definition), replace(place, time=now())
+        print("hashed", file=signs, flush=True)
         records.complete(run_id, execution, place, Path())
         _add_row(records, execution, place)
     records.client.set_terminated(run_id, end["status"])
@@ -111,11 +122,16 @@ def _system_metrics(run_id: str, uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own_stderr() -> Iterator[TextIO]:
-    """Keep what libraries print off the terminal."""
-    with os.fdopen(os.dup(2), "w") as stderr, Path(os.devnull).open("w") as nowhere:
+def _own_streams() -> Iterator[tuple[TextIO, TextIO]]:
+    """Stdout and stderr for the recorder alone; what libraries print is for nobody."""
+    with (
+        os.fdopen(os.dup(1), "w") as stdout,
+        os.fdopen(os.dup(2), "w") as stderr,
+        Path(os.devnull).open("w") as nowhere,
+    ):
+        os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-        yield stderr
+        yield stdout, stderr
 
 
 if __name__ == "__main__":

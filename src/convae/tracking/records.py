@@ -1,37 +1,48 @@
 """What is written to MLflow about executions, while they run as well as from dvc.lock alone."""
 
 import json
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
 from convae.tracking.context import process_tags, this_host
 from convae.tracking.facts import Fact, facts_in, files_in
 from convae.tracking.git import Place, lock_at
-from convae.tracking.lock import CODE, REPORTS, Execution, chain, reports_in, written
-from convae.tracking.store import open_store
+from convae.tracking.lock import CODE, REPORTS, Execution, Executions, chain, reports_in, written
+from convae.tracking.store import ending, open_store, store_root
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.entities import Run as Recorded
 
 # Names of tags.
-KEY, INPUTS_KEY, ORIGIN, COMMAND = "convae.key", "convae.inputs_key", "convae.origin", "convae.command"
-VANISHED = "process.vanished"
+KEY, ORIGIN, COMMAND, REPOSITORY = "convae.key", "convae.origin", "convae.command", "convae.repository"
 NOTE = "mlflow.note.content"
 # Values of ORIGIN.
 EXECUTED, RESTORED = "executed", "restored"
+# Value of COMMAND where nothing brings a row back; empty for what is in the workspace alone.
+GONE = "gone"
 
 DATA = ("data/raw/", "data/prepared/", "data/features", "data/predictions")
 MODELS = "models/"
 PARTS = ("train", "validation", "test")
 BATCH_SIZES = {"params": 100, "tags": 100, "metrics": 1000}  # the most that MLflow's servers take at once
 SHOWN_CHANGES = 3
+LONGEST_TAG = 250
+
+
+class Input(NamedTuple):
+    """Data that a stage read."""
+
+    path: str
+    name: str
+    digest: str
 
 
 class Records:
@@ -48,64 +59,77 @@ class Records:
     def begin(self, execution: Execution, place: Place, tags: Mapping[str, str], origin: str = EXECUTED) -> str:
         """A new run of a stage, with all that is known before its end; gives its id."""
         experiment = f" {place.name}" if place.command.startswith("dvc exp") else ""
+        dataset = _dataset(execution, place)
+        about = {
+            ORIGIN: origin,
+            "dvc.stage": execution.stage,
+            COMMAND: place.command,
+            NOTE: self.note(execution, place),
+        }
         run = self.client.create_run(
             self.stages,
             place.time,
-            {ORIGIN: origin, INPUTS_KEY: execution.inputs_key, "dvc.stage": execution.stage, **tags},
-            f"{execution.stage} {_dataset(execution, place)}{experiment}",
+            {**about, **_tags("input", execution.inputs), **tags},
+            f"{execution.stage} {dataset}{experiment}",
         )
         run_id = str(run.info.run_id)
         self.log(run_id, params=written(execution.params))
+        self._log_datasets(run_id, _datasets(execution.inputs, dataset))
         return run_id
 
     def complete(self, run_id: str, execution: Execution, place: Place, folder: Path) -> None:
-        """Write what came of an execution: hashes, numbers, figures, data sets, models and where all that is from.
+        """Write what came of an execution: hashes, numbers, figures and models.
 
-        Writing may have broken off before: what is there already is not written twice, and the key comes last.
+        The key comes last: what has none is not whole.
         """
-        hashes = {**_tags("input", execution.inputs), **_tags("output", execution.outputs)}
-        tags = {**hashes, COMMAND: place.command, NOTE: self.note(execution, place)}
-        self.log(run_id, params=written(execution.params), tags=tags)
+        self.log(run_id, tags=_tags("output", execution.outputs))
         files = files_in(folder, execution.outputs)
         for file in files:
             below = file.parent.relative_to(REPORTS).as_posix()
             self.client.log_artifact(run_id, str(folder / file), None if below == "." else below)
-        datasets = self._log_datasets(run_id, execution.inputs, _dataset(execution, place))
-        models = self._log_models(run_id, execution, place.time)
-        self._log_facts(run_id, facts_in(folder, files), place.time, models, datasets)
+        models = self._log_models(run_id, execution)
+        parts = {PurePosixPath(one.path).name: one for one in _datasets(execution.inputs, _dataset(execution, place))}
+        self._log_facts(run_id, facts_in(folder, files), place.time, models, parts)
         self.log(run_id, tags={KEY: execution.key})
 
-    def restore(self, execution: Execution, place: Place, folder: Path) -> str:
+    def restore(self, execution: Execution, place: Place, folder: Path) -> None:
         """A run for an execution that is known from dvc.lock alone."""
         commit = {"mlflow.source.git.commit": place.commit} if place.commit else {}
         run_id = self.begin(execution, place, process_tags() | commit, RESTORED)
         self.complete(run_id, execution, place, folder)
         self.client.set_terminated(run_id, "FINISHED", place.time)
-        return run_id
 
-    def add_row(self, report: Execution, place: Place, folder: Path) -> str:
+    def add_row(self, report: Execution, place: Place, folder: Path) -> None:
         """A row for the experiment that `report` tells about: all parameters, final numbers, curves."""
-        run_id = str(self.client.create_run(self.rows, place.time, process_tags()).info.run_id)
+        tags = {**process_tags(), REPOSITORY: this_repository()}
+        run_id = str(self.client.create_run(self.rows, place.time, tags).info.run_id)
         self.describe_row(run_id, report, place)
-        self.log(run_id, params=written(report.params))
-        used = chain(place.executions, report)
-        self._log_datasets(
-            run_id, {path: md5 for one in used for path, md5 in one.inputs.items()}, _dataset(report, place)
-        )
+        self.log(run_id, params=written(all_params(place.executions, report)))
+        inputs = {path: md5 for one in chain(place.executions, report) for path, md5 in one.inputs.items()}
+        self._log_datasets(run_id, _datasets(inputs, _dataset(report, place)))
         self._link_models(run_id, report.inputs)
         self._log_facts(run_id, facts_in(folder, files_in(folder, report.inputs)), place.time)
         self.log(run_id, tags={KEY: report.experiment_key})
         self.client.set_terminated(run_id, "FINISHED", place.time)
-        return run_id
 
     def describe_row(self, run_id: str, report: Execution, place: Place) -> None:
         """Name a row and say where it is from."""
         stages = [*chain(place.executions, report), report]
         links = {one.stage: _link(one.stage, self.find(self.stages, KEY, one.key)) for one in stages}
         shown = _link("report", self.find(self.stages, KEY, report.key), "/artifacts/report.html")
-        note = f"**{shown}**\n\nStages: {', '.join(links.values())}\n\n{_way_back(place)}"
+        note = f"**{shown}**\n\nStages: {', '.join(links.values())}\n\n{_way_back(place.command)}"
         name = row_name(report, place)
         self.log(run_id, tags={"mlflow.runName": name, COMMAND: place.command, NOTE: note})
+
+    def describe_run(self, run_id: str, execution: Execution, place: Place) -> None:
+        """Say of a stage's run where it is kept now."""
+        self.log(run_id, tags={COMMAND: place.command, NOTE: self.note(execution, place)})
+
+    def forget_place(self, row: "Recorded") -> None:
+        """Say of a row that nothing brings it back any more."""
+        tags = row.data.tags
+        note = tags.get(NOTE, "").replace(_way_back(tags.get(COMMAND, "")), _way_back(GONE))
+        self.log(row.info.run_id, tags={COMMAND: GONE, NOTE: note})
 
     def note(self, execution: Execution, place: Place) -> str:
         """Markdown: how to get an execution back, which runs it builds upon, and what it read of them."""
@@ -119,7 +143,7 @@ class Records:
                 producers[link] = None
         links = ", ".join(filter(None, producers))
         table = "\n".join(lines) if len(lines) > 2 else ""
-        return "\n\n".join(filter(None, [_way_back(place), links and f"From {links}", table]))
+        return "\n\n".join(filter(None, [_way_back(place.command), links and f"From {links}", table]))
 
     def find(self, experiment: str, tag: str, value: str) -> "Recorded | None":
         """The oldest run whose tag has this value."""
@@ -139,20 +163,29 @@ class Records:
                 return
 
     def close_vanished(self) -> None:
-        """Close as killed the stages of this host whose process is gone without having done so itself.
+        """Close the runs of this host whose process is gone without having done so itself.
 
-        What was being written from dvc.lock, and will be again, is removed.
+        A stage was killed unless it left word how it ended. What dvc.lock tells of and is not whole is removed: it
+        will be written once more.
         """
         of_this_host = f"attributes.status = 'RUNNING' and tags.`process.host` = '{this_host()}'"
         for run in [*self.all(self.stages, of_this_host), *self.all(self.rows, of_this_host)]:
             tags = run.data.tags
             if _is_alive(int(tags["process.pid"]), float(tags["process.started"])):
                 continue
-            if tags.get(ORIGIN) == EXECUTED:
-                self.log(run.info.run_id, tags={VANISHED: "true"})
-                self.client.set_terminated(run.info.run_id, "KILLED")
+            word = ending(tags)
+            status = (word.exists() and word.read_text("utf-8")) or "KILLED"
+            if status == "FINISHED" or tags.get(ORIGIN) != EXECUTED:
+                self.remove(run.info.run_id)
             else:
-                self.client.delete_run(run.info.run_id)
+                self.client.set_terminated(run.info.run_id, status)
+            word.unlink(missing_ok=True)
+
+    def remove(self, run_id: str) -> None:
+        """Delete a run and the models that it made."""
+        for model in self.client.search_logged_models([self.stages], f"source_run_id = '{run_id}'"):
+            self.client.delete_logged_model(model.model_id)
+        self.client.delete_run(run_id)
 
     def log(
         self,
@@ -177,50 +210,38 @@ class Records:
     def _producer(self, path: str, md5: str) -> "Recorded | None":
         return self.find(self.stages, _tag("output", path), md5)
 
-    def _log_datasets(self, run_id: str, inputs: Mapping[str, str], dataset: str) -> dict[str, tuple[str, str]]:
-        """Name and digest of what was read, by the part of the data set that it is."""
+    def _log_datasets(self, run_id: str, datasets: Sequence[Input]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        entries: list[DatasetInput] = []
-        parts = {}
-        for path, md5 in inputs.items():
-            if path.startswith(DATA):
-                name, digest = f"{dataset} {path.removeprefix('data/')}".strip(), md5.removesuffix(".dir")
-                part = PurePosixPath(path).name
-                source = json.dumps({"path": path, "md5": md5})
-                tags = [InputTag("mlflow.data.context", part)] if part in PARTS else []
-                entries.append(DatasetInput(Dataset(name, digest, "local", source), tags))
-                if part in PARTS:
-                    parts[part] = name, digest
+        entries = []
+        for one in datasets:
+            part = PurePosixPath(one.path).name
+            tags = [InputTag("mlflow.data.context", part)] if part in PARTS else []
+            source = json.dumps({"path": one.path, "md5": one.digest})
+            entries.append(DatasetInput(Dataset(one.name, one.digest, "local", source), tags))
         if entries:
             self.client.log_inputs(run_id, entries)
-        return parts
 
-    def _log_models(self, run_id: str, execution: Execution, time: int) -> list[str]:
+    def _log_models(self, run_id: str, execution: Execution) -> list[str]:
         """Ids of the models that were read or made; their bytes stay with DVC."""
         from mlflow.entities import LoggedModelOutput
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
-        there = self.client.search_logged_models([self.stages], f"source_run_id = '{run_id}'")
-        made = {model.tags["path"]: model for model in there}
+        made = []
         for path, md5 in execution.outputs.items():
-            if path.startswith(MODELS) and path not in made:
-                made[path] = self.client.create_logged_model(
+            if path.startswith(MODELS):
+                model = self.client.create_logged_model(
                     self.stages,
                     name=PurePosixPath(path).name,
                     source_run_id=run_id,
                     tags={"path": path, "md5": md5, MLFLOW_MODEL_IS_EXTERNAL: "true"},
                     params=written(execution.params),
                 )
-        ids = [str(model.model_id) for model in made.values()]
-        for model_id in ids:
-            self.client.finalize_logged_model(model_id, "READY")
-        outputs = self.client.get_run(run_id).outputs
-        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
-        new = [LoggedModelOutput(model_id, 0) for model_id in ids if model_id not in linked]
-        if new:
-            self.client.log_outputs(run_id, new)
-        return ids + self._link_models(run_id, execution.inputs)
+                self.client.finalize_logged_model(model.model_id, "READY")
+                made.append(str(model.model_id))
+        if made:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, 0) for model_id in made])
+        return made + self._link_models(run_id, execution.inputs)
 
     def _link_models(self, run_id: str, inputs: Mapping[str, str]) -> list[str]:
         """Ids of the models among `inputs`, of which the run then tells that it read them."""
@@ -241,33 +262,54 @@ class Records:
         facts: Sequence[Fact],
         time: int,
         models: Sequence[str] = (),
-        datasets: Mapping[str, tuple[str, str]] | None = None,
+        parts: Mapping[str, Input] | None = None,
     ) -> None:
-        """Write numbers to a run, where they are not there yet, and those about data to the models too."""
+        """Write numbers to a run, but for epochs that it had while it ran, and those about a part to the models too."""
         from mlflow.entities import Metric
 
-        names = {fact.name for fact in facts} & self.client.get_run(run_id).data.metrics.keys()
-        there = {(name, entry.step) for name in names for entry in self.client.get_metric_history(run_id, name)}
+        epochs = {fact.name for fact in facts if fact.step}
+        there = {(name, entry.step) for name in epochs for entry in self.client.get_metric_history(run_id, name)}
         entries = []
         for fact in facts:
             if (fact.name, fact.step) not in there:
                 entries.append(Metric(fact.name, fact.value, time, fact.step))
-                about = (datasets or {}).get(fact.name.partition(".")[0])
-                if about:
-                    entries += [Metric(fact.name, fact.value, time, fact.step, model, *about) for model in models]
+            about = (parts or {}).get(fact.name.partition(".")[0])
+            if about:
+                entries += [
+                    Metric(fact.name, fact.value, time, fact.step, model, about.name, about.digest) for model in models
+                ]
         self.log(run_id, metrics=entries)
+
+
+def all_params(executions: Executions, report: Execution) -> dict[str, Any]:
+    """The parameters of an experiment: those that it reports, and others of the stages behind it."""
+    return {name: value for one in [*chain(executions, report), report] for name, value in one.params.items()}
 
 
 def row_name(report: Execution, place: Place) -> str:
     """The place's name, and what sets an experiment's parameters apart."""
-    before = next(reports_in(lock_at(place.baseline)), None) if place.baseline else None
+    baseline = lock_at(place.baseline) if place.baseline else {}
+    before = next(reports_in(baseline), None)
     if before is None:
         return place.name
-    changes = [
-        f"{name}={value}" for name, value in written(report.params).items() if written(before.params).get(name) != value
-    ]
+    old, new = (written(all_params(*pair)) for pair in ((baseline, before), (place.executions, report)))
+    changes = [f"{name}={value}" for name, value in new.items() if old.get(name) != value]
     more = ", …" if len(changes) > SHOWN_CHANGES else ""
     return f"{place.name}: {', '.join(changes[:SHOWN_CHANGES])}{more}" if changes else place.name
+
+
+def this_repository() -> str:
+    """Where this repository lies: another one may have experiments of the same name."""
+    return f"{this_host()} {store_root()}"
+
+
+def _datasets(inputs: Mapping[str, str], dataset: str) -> list[Input]:
+    """The data among inputs, which go by path with their hash."""
+    return [
+        Input(path, f"{dataset} {path.removeprefix('data/')}".strip(), md5.removesuffix(".dir"))
+        for path, md5 in inputs.items()
+        if path.startswith(DATA)
+    ]
 
 
 def _dataset(execution: Execution, place: Place) -> str:
@@ -281,7 +323,8 @@ def _tags(prefix: str, hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tag(prefix: str, path: str) -> str:
-    return f"{prefix}." + re.sub(r"[^\w./: -]", "_", path)  # what MLflow allows
+    """What MLflow allows: certain characters, no detour in the path, a limited length."""
+    return posixpath.normpath(f"{prefix}." + re.sub(r"[^\w./: -]", "_", path))[:LONGEST_TAG]
 
 
 def _link(text: str, run: "Recorded | None", page: str = "") -> str:
@@ -294,8 +337,10 @@ def _code(text: str) -> str:
     return "`" + re.sub(r"[`|]", "_", text) + "`"
 
 
-def _way_back(place: Place) -> str:
-    return f"Bring it back: `{place.command}`" if place.command else "In the workspace, not committed yet."
+def _way_back(command: str) -> str:
+    if command == GONE:
+        return "Kept nowhere any more."
+    return f"Bring it back: `{command}`" if command else "In the workspace, not committed yet."
 
 
 def _is_alive(pid: int, started: float) -> bool:

@@ -18,7 +18,7 @@ from convae.errors import ConvaeError
 from convae.params import Params
 from convae.tracking.context import process_tags
 from convae.tracking.git import now
-from convae.tracking.store import SQLITE, store_uri
+from convae.tracking.store import GAVE_UP, SQLITE, WARNING, ending, store_uri
 
 # How long a stage waits for its recorder to end. A server may be dead; a database's first tables take a while.
 SERVER_PATIENCE = 12.0
@@ -38,18 +38,24 @@ class Run:
         if uri is None:
             return
         self._patience = SQLITE_PATIENCE if uri.startswith(SQLITE) else SERVER_PATIENCE
+        self._process = process_tags()
         # The package of this workspace, which may be a copy of the one that is installed.
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._recorder = subprocess.Popen(
-            [sys.executable, "-m", "convae.tracking.recorder"],
-            env=os.environ | {"PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the stage; its recorder still has to write that down
-        )
+        try:
+            self._recorder = subprocess.Popen(
+                [sys.executable, "-m", "convae.tracking.recorder"],
+                env=os.environ | {"PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C is for the stage; its recorder still has to write that down
+            )
+        except OSError as error:  # too many processes, or no memory
+            self._warn(str(error))
+            return
         os.set_blocking(self._messages.fileno(), False)
         # Not among the arguments, which everybody on the machine can read: an address may hold a password.
-        tags = {**process_tags(), "threads": str(params.train.threads)}
+        tags = {**self._process, "threads": str(params.train.threads)}
         self._tell(uri=uri, experiment=params.tracking.experiment, stage=stage, began=now(), tags=tags)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -61,24 +67,54 @@ class Run:
         self._tell(tags={name: str(value) for name, value in tags.items()})
 
     def close(self, status: str, problem: str = "") -> None:
-        """End with MLflow's `status` (FINISHED, FAILED or KILLED) and wait until that is recorded."""
+        """End with MLflow's `status` (FINISHED, FAILED or KILLED) and wait until that is recorded.
+
+        Ctrl-C and SIGTERM end the waiting, not a stage that has done its work.
+        """
         recorder = self._recorder
         if recorder is None:
             return
-        deadline = time.monotonic() + self._patience
-        select.select([], [self._messages], [], self._patience)  # until there is room for the last message
-        self._tell(status=status, problem=problem[:LONGEST_PROBLEM])
-        reason = "its recorder died"
         try:
-            recorder.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            reason = "no answer in time"
+            reason = self._wait(recorder, status, problem)
+        except (KeyboardInterrupt, SystemExit):
+            reason = "interrupted"
+        if recorder.poll() is None:
             recorder.kill()
             recorder.wait()
         if recorder.returncode:
-            line = f"{self._stage}: no longer recorded in MLflow ({reason}); results are unaffected"
-            print(line, file=sys.stderr, flush=True)
-        self._messages.close()
+            if recorder.returncode != GAVE_UP:
+                self._warn(reason)
+            self._leave_word(status)
+        for stream in (recorder.stdin, recorder.stdout):
+            cast("IO[bytes]", stream).close()
+
+    def _wait(self, recorder: "subprocess.Popen[bytes]", status: str, problem: str) -> str:
+        """Tell how the stage ended and wait for the recorder's end; gives the reason should it not come in time."""
+        signs = cast("IO[bytes]", recorder.stdout)
+        start = time.monotonic()
+        select.select([], [self._messages], [], self._patience)  # until there is room for the last message
+        self._tell(status=status, problem=problem[:LONGEST_PROBLEM])
+        left = self._patience - (time.monotonic() - start)
+        if not select.select([signs], [], [], max(0.0, left))[0]:
+            return "no answer in time"
+        left = self._patience - (time.monotonic() - start)
+        if signs.readline():  # it hashes the outputs, however long; DVC need not do it again
+            signs.readline()
+        try:
+            recorder.wait(max(0.0, left))
+        except subprocess.TimeoutExpired:
+            return "no answer in time"
+        return "its recorder died"
+
+    def _leave_word(self, status: str) -> None:
+        """For whoever finds the run still open: how the stage ended."""
+        word = ending(self._process)
+        with suppress(OSError):
+            word.parent.mkdir(parents=True, exist_ok=True)
+            word.write_text(status, "utf-8")
+
+    def _warn(self, reason: str) -> None:
+        print(WARNING.format(self._stage, reason), file=sys.stderr, flush=True)
 
     @property
     def _messages(self) -> IO[bytes]:

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from convae.params import TrackingParams
 
 SQLITE = "sqlite:///"
+WARNING = "{}: no longer recorded in MLflow ({}); results are unaffected"
+GAVE_UP = 3  # exit code of a recorder that has said so itself
 
 # Two attempts of 5 s bound what a server costs that is dead or hangs; a Retry-After of an hour is not obeyed.
 SETTINGS = {
@@ -48,6 +50,11 @@ def store_uri(tracking: "TrackingParams") -> str | None:
     if uri.startswith(SQLITE):
         return f"{SQLITE}{store_root() / uri.removeprefix(SQLITE)}"
     return uri
+
+
+def ending(process: Mapping[str, str]) -> Path:
+    """Where a stage leaves its status when that could not be recorded; it is known by the tags of its process."""
+    return store_root() / ".convae/endings" / f"{process['process.pid']}-{process['process.started']}"
 
 
 def import_mlflow() -> None:
@@ -85,16 +92,20 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
 def one_at_a_time() -> Iterator[None]:
     """Keep other processes of this repository from looking for the same missing runs."""
     folder = store_root() / ".convae"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "records.lock"):
         yield
 
 
 def presentable(error: Exception) -> str:
     """An error in one line, without the password that an address may hold."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    text = re.sub(r"//[^/@ ]*@", "//", text)
+    text = public(f"{type(error).__name__}: {' '.join(str(error).split())}")
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def public(text: str) -> str:
+    """An address, or words with one in them, without user name and password."""
+    return re.sub(r"//\S*@", "//", text)
 
 
 def _open(uri: str, experiments: tuple[str, ...]) -> tuple["MlflowClient", list[str]]:
@@ -110,6 +121,8 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
     found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
     if found is None:
         # Without a location MLflow would take the current folder. A server has its own.
         is_database = uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES

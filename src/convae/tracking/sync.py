@@ -1,17 +1,21 @@
 """Bringing MLflow up to what DVC and git know."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from convae.tracking.facts import files_in
 from convae.tracking.git import Place, places
-from convae.tracking.lock import Execution, ordered, reports_in
-from convae.tracking.records import COMMAND, INPUTS_KEY, KEY, NOTE, ORIGIN, RESTORED, VANISHED, Records
+from convae.tracking.lock import REPORTS, Execution, ordered, reports_in
+from convae.tracking.records import COMMAND, GONE, KEY, ORIGIN, REPOSITORY, RESTORED, Records, this_repository
 from convae.tracking.store import one_at_a_time
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded
+
+Homes = dict[str, list[tuple[Execution, Place]]]  # by key, the oldest place first
 
 
 class Sync:
@@ -27,63 +31,77 @@ class Sync:
         """Find out what is recorded."""
         self._records = records
         records.close_vanished()
-        runs = list(records.all(records.stages))
-        self._runs = self._by_key(runs)
-        self._rows = self._by_key(list(records.all(records.rows)))
-        # Broken off by a server, perhaps, while the stage carried on: completed rather than written once more.
-        self._vanished = {run.data.tags[INPUTS_KEY]: run.info.run_id for run in runs if VANISHED in run.data.tags}
-        self._seen: set[str] = set()
+        self._runs = self._by_key(records.stages)
+        self._rows = self._by_key(records.rows)
 
     def run(self) -> None:
-        """Create the runs and rows that are missing."""
+        """Create the runs and rows that are missing.
+
+        Raises:
+            ConvaeError: dvc.lock in the workspace can't be read.
+        """
+        runs: Homes = {}
+        rows: Homes = {}
         for place in tqdm(places(), "Reading dvc.lock", unit=" states", leave=False, disable=None):
-            # The first place that has something is the one to bring it back from.
-            runs = [one for one in ordered(place.executions) if self._is_new(one.key)]
-            rows = [one for one in reports_in(place.executions) if self._is_new(one.experiment_key)]
-            if runs or rows:
-                with one_at_a_time(), place.folder() as folder:
-                    for execution in runs:
-                        self._bring_run(execution, place, folder)
-                    for report in rows:
-                        self._bring_row(report, place, folder)
+            for execution in ordered(place.executions):
+                runs.setdefault(execution.key, []).append((execution, place))
+            for report in reports_in(place.executions):
+                rows.setdefault(report.experiment_key, []).append((report, place))
+        for homes in tqdm(runs.values(), "Stages", leave=False, disable=None):
+            self._bring_run(homes)
+        for homes in tqdm(rows.values(), "Experiments", leave=False, disable=None):
+            self._bring_row(homes)
+        for key, row in self._rows.items():
+            tags = row.data.tags
+            if key not in rows and tags.get(REPOSITORY) == this_repository() and tags.get(COMMAND) != GONE:
+                self._records.forget_place(row)
 
-    def _is_new(self, key: str) -> bool:
-        is_new = key not in self._seen
-        self._seen.add(key)
-        return is_new
+    def _bring_run(self, homes: list[tuple[Execution, Place]]) -> None:
+        execution, place = homes[0]
+        with one_at_a_time():
+            run = self._runs.get(execution.key) or self._records.find(self._records.stages, KEY, execution.key)
+            if run is None:
+                execution, place = _whole(homes, execution.outputs)
+                with place.folder() as folder:
+                    self._records.restore(execution, place, folder)
+                self.runs_added += 1
+            elif _is_elsewhere(run, homes):
+                self._records.describe_run(run.info.run_id, execution, place)
 
-    def _bring_run(self, execution: Execution, place: Place, folder: Path) -> None:
-        run = self._runs.get(execution.key) or self._records.find(self._records.stages, KEY, execution.key)
-        if run is None or VANISHED in run.data.tags:
-            self._add_run(execution, place, folder)
-        elif run.data.tags.get(COMMAND, "") != place.command:
-            tags = {COMMAND: place.command, NOTE: self._records.note(execution, place)}
-            self._records.log(run.info.run_id, tags=tags)
-
-    def _add_run(self, execution: Execution, place: Place, folder: Path) -> None:
-        vanished = self._vanished.pop(execution.inputs_key, None)
-        if vanished is None:
-            self._records.restore(execution, place, folder)
-        else:
-            self._records.complete(vanished, execution, place, folder)
-            self._records.client.delete_tag(vanished, VANISHED)
-            self._records.client.set_terminated(vanished, "FINISHED")
-        self.runs_added += 1
-
-    def _bring_row(self, report: Execution, place: Place, folder: Path) -> None:
+    def _bring_row(self, homes: list[tuple[Execution, Place]]) -> None:
+        report, place = homes[0]
         key = report.experiment_key
-        row = self._rows.get(key) or self._records.find(self._records.rows, KEY, key)
-        if row is None:
-            self._records.add_row(report, place, folder)
-            self.rows_added += 1
-        elif row.data.tags.get(COMMAND, "") != place.command:
-            self._records.describe_row(row.info.run_id, report, place)
+        with one_at_a_time():
+            row = self._rows.get(key) or self._records.find(self._records.rows, KEY, key)
+            if row is None:
+                report, place = _whole(homes, report.inputs)
+                with place.folder() as folder:
+                    self._records.add_row(report, place, folder)
+                self.rows_added += 1
+            elif _is_elsewhere(row, homes):
+                self._records.describe_row(row.info.run_id, report, place)
 
-    def _by_key(self, found: "list[Recorded]") -> "dict[str, Recorded]":
+    def _by_key(self, experiment: str) -> "dict[str, Recorded]":
         """The oldest run of each key. A younger one that nobody executed is a double, written from two machines."""
         oldest: dict[str, Recorded] = {}
-        for run in found:
+        for run in self._records.all(experiment):
             key = run.data.tags.get(KEY)
             if key and oldest.setdefault(key, run) is not run and run.data.tags.get(ORIGIN, RESTORED) == RESTORED:
-                self._records.client.delete_run(run.info.run_id)
+                self._records.remove(run.info.run_id)
         return oldest
+
+
+def _whole(homes: list[tuple[Execution, Place]], hashes: Mapping[str, str]) -> tuple[Execution, Place]:
+    """The first home with all files of reports/ that are meant; these may have been committed after dvc.lock."""
+    meant = {path for path in hashes if path.startswith(REPORTS)}
+    for execution, place in homes if meant else []:
+        with place.folder() as folder:
+            files = files_in(folder, hashes)
+        if all(any(file.is_relative_to(Path(path)) for file in files) for path in meant):
+            return execution, place
+    return homes[0]
+
+
+def _is_elsewhere(run: "Recorded", homes: list[tuple[Execution, Place]]) -> bool:
+    commands = {place.command for _, place in homes if place.command} or {""}  # rather than the workspace
+    return run.data.tags.get(COMMAND, "") not in commands

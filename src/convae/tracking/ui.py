@@ -10,9 +10,9 @@ from pathlib import Path
 from convae.errors import ConvaeError
 from convae.params import TrackingParams, load_params
 from convae.tracking.lineage import describe, find_producer
-from convae.tracking.lock import chain
+from convae.tracking.lock import Execution, chain
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import presentable, store_uri
+from convae.tracking.store import presentable, public, store_uri
 from convae.tracking.sync import Sync
 from convae.tracking.view import set_view
 
@@ -45,12 +45,16 @@ def open_ui(port: int) -> None:
     """
     uri = _uri(load_params().tracking)
     if uri.startswith(SERVERS):
-        print(f"Compare experiments at {uri}{synchronise()}")
+        print(f"Compare experiments at {public(uri)}{synchronise()}")
         return
     _check_free(port)
     print(f"Compare experiments at http://{LOOPBACK}:{port}{synchronise()} (Ctrl-C ends it).", flush=True)
     # By the environment: arguments are for everybody to read, and an address may hold a password.
-    os.environ |= {"MLFLOW_BACKEND_STORE_URI": uri, "PYTHONWARNINGS": "ignore"}
+    os.environ |= {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that nothing here needs
+        "PYTHONWARNINGS": "ignore",
+    }
     options = f"--host {LOOPBACK} --port {port} --workers 1 --uvicorn-opts --log-level=warning"
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *options.split()])
 
@@ -59,22 +63,31 @@ def print_lineage(path: Path) -> None:
     """Say of something that a stage wrote which data, code, parameters and runs it is from.
 
     Raises:
-        ConvaeError: nothing is there, no dvc.lock knows it, or the store can't be used.
+        ConvaeError: nothing is there, or no dvc.lock knows it.
     """
     place, execution = find_producer(path)
-    tracking = load_params().tracking
-    uri = store_uri(tracking)
-    runs = {}
-    if uri is not None:
-        with _store_errors():
-            records = Records(uri, tracking.experiment)
-            for one in [execution, *chain(place.executions, execution)]:
-                run = records.find(records.stages, KEY, one.key)
-                if run is not None:
-                    page = f"#/experiments/{records.stages}/runs/{run.info.run_id}"
-                    runs[one.key] = f"{uri}/{page}" if uri.startswith(SERVERS) else run.info.run_id
+    try:
+        runs = _find_runs([execution, *chain(place.executions, execution)])
+    except ConvaeError as error:  # all but the runs is known without MLflow
+        print(f"convae: {error}", file=sys.stderr)
+        runs = {}
     for line in describe(path, place, execution, runs):
         print(line)
+
+
+def _find_runs(executions: list[Execution]) -> dict[str, str]:
+    """Addresses of the runs of executions on a server, or else their ids, by key."""
+    tracking = load_params().tracking
+    uri = _uri(tracking)
+    runs = {}
+    with _store_errors():
+        records = Records(uri, tracking.experiment)
+        for one in executions:
+            run = records.find(records.stages, KEY, one.key)
+            if run is not None:
+                page = f"#/experiments/{records.stages}/runs/{run.info.run_id}"
+                runs[one.key] = f"{public(uri)}/{page}" if uri.startswith(SERVERS) else str(run.info.run_id)
+    return runs
 
 
 def _check_free(port: int) -> None:
@@ -97,5 +110,7 @@ def _uri(tracking: TrackingParams) -> str:
 def _store_errors() -> Iterator[None]:
     try:
         yield
+    except ConvaeError:
+        raise
     except Exception as error:  # of MLflow, SQLAlchemy or a driver
         raise ConvaeError(f"the store of the runs can't be used: {presentable(error)}") from None
