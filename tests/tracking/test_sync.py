@@ -392,7 +392,7 @@ def test_a_lock_file_that_nobody_can_read_is_left_out(
 def test_any_path_can_be_an_input(pipeline: Path, client: MlflowClient) -> None:
     records = Records(f"sqlite:///{pipeline}/mlflow.db", ROWS)
     *_, place = places()
-    paths = ["/srv/my pictures/", "../pictures", "a//b", "naïve|`x`", "long/" * 100]
+    paths = ["/srv/my pictures/", "../pictures", "a//b", "naïve|`x`", "long/" * 100, "longer/" * 100]
     records.restore(Execution("download", {}, dict.fromkeys(paths, "0" * 32)), place, pipeline)
     (run,) = recorded(client)
     assert sum(name.startswith("input.") for name in run.data.tags) == len(paths)

@@ -1,8 +1,6 @@
 """What is written to MLflow about executions, while they run as well as from dvc.lock alone."""
 
 import json
-import posixpath
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
@@ -13,9 +11,10 @@ import psutil
 
 from convae.tracking.context import process_tags, this_host
 from convae.tracking.facts import Fact, facts_in, files_in
-from convae.tracking.git import Place, lock_at
-from convae.tracking.lock import CODE, REPORTS, Execution, Executions, chain, reports_in, written
+from convae.tracking.git import Place
+from convae.tracking.lock import CODE, REPORTS, Execution, chain, written
 from convae.tracking.store import ending, open_store, store_root
+from convae.tracking.wording import GONE, all_params, code, hash_tags, link, row_name, tag_name, way_back
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -26,15 +25,11 @@ KEY, ORIGIN, COMMAND, REPOSITORY = "convae.key", "convae.origin", "convae.comman
 NOTE = "mlflow.note.content"
 # Values of ORIGIN.
 EXECUTED, RESTORED = "executed", "restored"
-# Value of COMMAND where nothing brings a row back; empty for what is in the workspace alone.
-GONE = "gone"
 
 DATA = ("data/raw/", "data/prepared/", "data/features", "data/predictions")
 MODELS = "models/"
 PARTS = ("train", "validation", "test")
 BATCH_SIZES = {"params": 100, "tags": 100, "metrics": 1000}  # the most that MLflow's servers take at once
-SHOWN_CHANGES = 3
-LONGEST_TAG = 250
 
 
 class Input(NamedTuple):
@@ -69,7 +64,7 @@ class Records:
         run = self.client.create_run(
             self.stages,
             place.time,
-            {**about, **_tags("input", execution.inputs), **tags},
+            {**about, **hash_tags("input", execution.inputs), **tags},
             f"{execution.stage} {dataset}{experiment}",
         )
         run_id = str(run.info.run_id)
@@ -82,7 +77,7 @@ class Records:
 
         The key comes last: what has none is not whole.
         """
-        self.log(run_id, tags=_tags("output", execution.outputs))
+        self.log(run_id, tags=hash_tags("output", execution.outputs))
         files = files_in(folder, execution.outputs)
         for file in files:
             below = file.parent.relative_to(REPORTS).as_posix()
@@ -115,9 +110,9 @@ class Records:
     def describe_row(self, run_id: str, report: Execution, place: Place) -> None:
         """Name a row and say where it is from."""
         stages = [*chain(place.executions, report), report]
-        links = {one.stage: _link(one.stage, self.find(self.stages, KEY, one.key)) for one in stages}
-        shown = _link("report", self.find(self.stages, KEY, report.key), "/artifacts/report.html")
-        note = f"**{shown}**\n\nStages: {', '.join(links.values())}\n\n{_way_back(place.command)}"
+        links = {one.stage: link(one.stage, self.find(self.stages, KEY, one.key)) for one in stages}
+        shown = link("report", self.find(self.stages, KEY, report.key), "/artifacts/report.html")
+        note = f"**{shown}**\n\nStages: {', '.join(links.values())}\n\n{way_back(place.command)}"
         name = row_name(report, place)
         self.log(run_id, tags={"mlflow.runName": name, COMMAND: place.command, NOTE: note})
 
@@ -128,7 +123,7 @@ class Records:
     def forget_place(self, row: "Recorded") -> None:
         """Say of a row that nothing brings it back any more."""
         tags = row.data.tags
-        note = tags.get(NOTE, "").replace(_way_back(tags.get(COMMAND, "")), _way_back(GONE))
+        note = tags.get(NOTE, "").replace(way_back(tags.get(COMMAND, "")), way_back(GONE))
         self.log(row.info.run_id, tags={COMMAND: GONE, NOTE: note})
 
     def note(self, execution: Execution, place: Place) -> str:
@@ -138,12 +133,12 @@ class Records:
         for path, md5 in execution.inputs.items():
             producer = None if path.startswith(CODE) else self.producer(path, md5)
             if producer or path.startswith(DATA):
-                link = _link(producer.info.run_name, producer) if producer else ""
-                lines.append(f"| {_code(path)} | `{md5[:8]}` | {link} |")
-                producers[link] = None
+                writer = link(producer.info.run_name, producer) if producer else ""
+                lines.append(f"| {code(path)} | `{md5[:8]}` | {writer} |")
+                producers[writer] = None
         links = ", ".join(filter(None, producers))
         table = "\n".join(lines) if len(lines) > 2 else ""
-        return "\n\n".join(filter(None, [_way_back(place.command), links and f"From {links}", table]))
+        return "\n\n".join(filter(None, [way_back(place.command), links and f"From {links}", table]))
 
     def find(self, experiment: str, tag: str, value: str) -> "Recorded | None":
         """The oldest run whose tag has this value."""
@@ -208,7 +203,7 @@ class Records:
             self.client.log_batch(run_id, **batch, synchronous=True)
 
     def _producer(self, path: str, md5: str) -> "Recorded | None":
-        return self.find(self.stages, _tag("output", path), md5)
+        return self.find(self.stages, tag_name("output", path), md5)
 
     def _log_datasets(self, run_id: str, datasets: Sequence[Input]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -281,23 +276,6 @@ class Records:
         self.log(run_id, metrics=entries)
 
 
-def all_params(executions: Executions, report: Execution) -> dict[str, Any]:
-    """The parameters of an experiment: those that it reports, and others of the stages behind it."""
-    return {name: value for one in [*chain(executions, report), report] for name, value in one.params.items()}
-
-
-def row_name(report: Execution, place: Place) -> str:
-    """The place's name, and what sets an experiment's parameters apart."""
-    baseline = lock_at(place.baseline) if place.baseline else {}
-    before = next(reports_in(baseline), None)
-    if before is None:
-        return place.name
-    old, new = (written(all_params(*pair)) for pair in ((baseline, before), (place.executions, report)))
-    changes = [f"{name}={value}" for name, value in new.items() if old.get(name) != value]
-    more = ", …" if len(changes) > SHOWN_CHANGES else ""
-    return f"{place.name}: {', '.join(changes[:SHOWN_CHANGES])}{more}" if changes else place.name
-
-
 def this_repository() -> str:
     """Where this repository lies: another one may have experiments of the same name."""
     return f"{this_host()} {store_root()}"
@@ -316,31 +294,6 @@ def _dataset(execution: Execution, place: Place) -> str:
     """Name of the data set, which most stages have among their parameters."""
     source = next((one for one in [execution, *place.executions.values()] if "data.dataset" in one.params), None)
     return str(source.params["data.dataset"]) if source else ""
-
-
-def _tags(prefix: str, hashes: Mapping[str, str]) -> dict[str, str]:
-    return {_tag(prefix, path): md5 for path, md5 in hashes.items()}
-
-
-def _tag(prefix: str, path: str) -> str:
-    """What MLflow allows: certain characters, no detour in the path, a limited length."""
-    return posixpath.normpath(f"{prefix}." + re.sub(r"[^\w./: -]", "_", path))[:LONGEST_TAG]
-
-
-def _link(text: str, run: "Recorded | None", page: str = "") -> str:
-    if run is None:
-        return text
-    return f"[{text}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{page})"
-
-
-def _code(text: str) -> str:
-    return "`" + re.sub(r"[`|]", "_", text) + "`"
-
-
-def _way_back(command: str) -> str:
-    if command == GONE:
-        return "Kept nowhere any more."
-    return f"Bring it back: `{command}`" if command else "In the workspace, not committed yet."
 
 
 def _is_alive(pid: int, started: float) -> bool:

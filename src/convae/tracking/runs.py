@@ -23,7 +23,7 @@ from convae.tracking.store import GAVE_UP, SQLITE, WARNING, ending, store_uri
 # How long a stage waits for its recorder to end. A server may be dead; a database's first tables take a while.
 SERVER_PATIENCE = 12.0
 SQLITE_PATIENCE = 120.0
-LONGEST_PROBLEM = 1000  # characters: a message that fits a pipe is written whole or not at all
+LONGEST_PROBLEM = 600  # characters: a message within the 4096 bytes that a pipe takes whole or not at all
 
 
 class Run:

@@ -9,8 +9,9 @@ from tqdm import tqdm
 from convae.tracking.facts import files_in
 from convae.tracking.git import Place, places
 from convae.tracking.lock import REPORTS, Execution, ordered, reports_in
-from convae.tracking.records import COMMAND, GONE, KEY, ORIGIN, REPOSITORY, RESTORED, Records, this_repository
+from convae.tracking.records import COMMAND, KEY, ORIGIN, REPOSITORY, RESTORED, Records, this_repository
 from convae.tracking.store import one_at_a_time
+from convae.tracking.wording import GONE
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded
