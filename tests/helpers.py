@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -58,6 +59,15 @@ def content(client: MlflowClient, experiment: str) -> list[tuple[object, ...]]:
         )
         for run in recorded(client, experiment)
     )
+
+
+def kill_with_recorder(stage: "subprocess.Popen[str]", client: MlflowClient) -> None:
+    """Kill a stage that has recorded a number, and its recorder before that: nobody closes the run."""
+    wait_for(lambda: any(run.data.metrics for run in recorded(client)))
+    (recorder,) = psutil.Process(stage.pid).children()
+    recorder.kill()
+    stage.kill()
+    stage.wait()
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import ROWS, free_port, mlflow_server, recorded, silent_server, stop, wait_for
+from helpers import ROWS, free_port, kill_with_recorder, mlflow_server, recorded, silent_server, stop, wait_for
 from mlflow import MlflowClient
 
 from convae.errors import ConvaeError
@@ -166,12 +166,7 @@ def test_a_stage_that_is_killed_outright_is_closed_by_its_recorder(
 def test_a_run_whose_processes_vanished_is_closed_by_the_next(
     client: MlflowClient, params: Params, start_stage: StartStage
 ) -> None:
-    process = start_stage("run.log_metrics({'train_loss': 0.5})\ntime.sleep(600)")
-    wait_for(lambda: any(run.data.metrics for run in recorded(client)))
-    (recorder,) = psutil.Process(process.pid).children()
-    recorder.kill()
-    process.kill()
-    process.wait()
+    kill_with_recorder(start_stage("run.log_metrics({'train_loss': 0.5})\ntime.sleep(600)"), client)
     assert recorded(client)[0].info.status == "RUNNING"
     with start_run("train", params):
         pass

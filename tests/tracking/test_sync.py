@@ -10,17 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import pytest
-from helpers import ROWS, STAGES, content, recorded, wait_for
+from helpers import ROWS, STAGES, content, kill_with_recorder, recorded
 from mlflow import MlflowClient
 
+from convae.tracking import sync as module
 from convae.tracking.context import process_tags
 from convae.tracking.git import git, places
 from convae.tracking.lock import Execution, chain, ordered, path_md5, read_lock
 from convae.tracking.records import Records
 from convae.tracking.store import ending, public
-from convae.tracking.sync import Sync
 
 REPOSITORY = Path(__file__).parents[2]
 # Beside the stage `train`, which learns "weights" from the images, one that tells of metrics and parameters.
@@ -97,9 +96,7 @@ def pipeline(workspace: Path) -> Path:
 
 def sync(database: str = "mlflow.db") -> tuple[int, int]:
     """Synchronise; gives the numbers of runs and rows added."""
-    one = Sync(Records(f"sqlite:///{Path(database).absolute()}", ROWS))
-    one.run()
-    return one.runs_added, one.rows_added
+    return module.sync(Records(f"sqlite:///{Path(database).absolute()}", ROWS))
 
 
 def names(client: MlflowClient) -> list[str]:
@@ -220,12 +217,7 @@ def test_a_killed_run_stays_one_when_its_repetition_was_not_tracked(
     pipeline: Path, client: MlflowClient, start_stage: Callable[[str], "subprocess.Popen[str]"]
 ) -> None:
     script = Path("train.py").read_text()
-    process = start_stage("run.log_metrics({'train_loss': 99.0})\ntime.sleep(600)")
-    wait_for(lambda: any(run.data.metrics for run in recorded(client)))
-    (recorder,) = psutil.Process(process.pid).children()
-    recorder.kill()
-    process.kill()
-    process.wait()
+    kill_with_recorder(start_stage("run.log_metrics({'train_loss': 99.0})\ntime.sleep(600)"), client)
     Path("train.py").write_text(script)
     untracked("repro")
     assert sync() == (2, 1)
@@ -259,11 +251,7 @@ def write_live(records: Records) -> None:
         records.client.set_terminated(run_id, "FINISHED")
 
 
-def write_synced(records: Records) -> None:
-    Sync(records).run()
-
-
-def write_until(calls: int, write: Callable[[Records], None], database: str) -> None:
+def write_until(calls: int, write: Callable[[Records], object], database: str) -> None:
     """Write up to so many calls of MLflow, then leave word of the end as a stage does whose recorder died."""
     records = Records(database, ROWS)
     records.client = cast("MlflowClient", Breaking(records.client, calls))
@@ -273,9 +261,9 @@ def write_until(calls: int, write: Callable[[Records], None], database: str) -> 
     write(records)
 
 
-@pytest.mark.parametrize("write", [write_live, write_synced])
+@pytest.mark.parametrize("write", [write_live, module.sync])
 def test_whatever_was_half_written_ends_as_if_nothing_had_happened(
-    pipeline: Path, client: MlflowClient, write: Callable[[Records], None]
+    pipeline: Path, client: MlflowClient, write: Callable[[Records], object]
 ) -> None:
     untracked("repro")
     expected = None
@@ -285,8 +273,7 @@ def test_whatever_was_half_written_ends_as_if_nothing_had_happened(
         writer = multiprocessing.get_context("fork").Process(target=write_until, args=(calls, write, database))
         writer.start()
         writer.join()
-        one = Sync(Records(database, ROWS))
-        one.run()
+        module.sync(Records(database, ROWS))
         records = MlflowClient(database)
         assert {run.info.status for run in recorded(records)} == {"FINISHED"}
         stages = records.get_experiment_by_name(STAGES)

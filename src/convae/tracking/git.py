@@ -27,7 +27,7 @@ class Place:
     name: str
     executions: Executions
     time: int  # in milliseconds since 1970
-    command: str  # brings it back; empty where nothing does
+    command: str  # brings it back; empty for the workspace
     commit: str = ""  # empty for the workspace
     baseline: str = ""  # the commit that an experiment's parameters are told apart from
 
@@ -39,7 +39,7 @@ class Place:
             return
         with TemporaryDirectory() as folder:
             packed = subprocess.run(
-                ["git", "archive", "--format=tar", self.commit, "reports"], capture_output=True, check=False
+                ["git", "archive", "--format=tar", self.commit, REPORTS], capture_output=True, check=False
             )
             if packed.returncode == 0:  # otherwise there is no such folder
                 with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:

@@ -22,7 +22,6 @@ from convae.tracking.records import KEY, Records
 from convae.tracking.store import GAVE_UP, WARNING, import_mlflow, one_at_a_time, presentable
 
 SAMPLING_SECONDS = 5  # of system metrics
-PROBLEM_LENGTH = 2000
 
 
 def main() -> None:
@@ -70,7 +69,7 @@ def _record(
         records.client.set_terminated(run_id, "KILLED")
         return
     if end["problem"]:
-        records.log(run_id, tags={"problem": end["problem"][:PROBLEM_LENGTH]})
+        records.log(run_id, tags={"problem": end["problem"]})
     if end["status"] == "FINISHED":
         print("hashing", file=signs, flush=True)
         execution, place = ended(execution, definition), replace(place, time=now())

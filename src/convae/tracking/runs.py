@@ -53,6 +53,8 @@ class Run:
         except OSError as error:  # too many processes, or no memory
             self._warn(str(error))
             return
+        self._messages = cast("IO[bytes]", self._recorder.stdin)
+        self._signs = cast("IO[bytes]", self._recorder.stdout)
         os.set_blocking(self._messages.fileno(), False)
         # Not among the arguments, which everybody on the machine can read: an address may hold a password.
         tags = {**self._process, "threads": str(params.train.threads)}
@@ -61,6 +63,12 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record numbers, all of one epoch in one call, at `step`."""
         self._tell(metrics={name: float(value) for name, value in metrics.items()}, step=step)
+
+    def log_epoch(self, row: Mapping[str, float]) -> None:
+        """Record a row of a table that goes by epoch."""
+        numbers = dict(row)
+        step = int(numbers.pop("epoch"))
+        self.log_metrics(numbers, step)
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Record words about the run; a tag of the same name is replaced."""
@@ -85,21 +93,20 @@ class Run:
             if recorder.returncode != GAVE_UP:
                 self._warn(reason)
             self._leave_word(status)
-        for stream in (recorder.stdin, recorder.stdout):
-            cast("IO[bytes]", stream).close()
+        self._messages.close()
+        self._signs.close()
 
     def _wait(self, recorder: "subprocess.Popen[bytes]", status: str, problem: str) -> str:
         """Tell how the stage ended and wait for the recorder's end; gives the reason should it not come in time."""
-        signs = cast("IO[bytes]", recorder.stdout)
         start = time.monotonic()
         select.select([], [self._messages], [], self._patience)  # until there is room for the last message
         self._tell(status=status, problem=problem[:LONGEST_PROBLEM])
         left = self._patience - (time.monotonic() - start)
-        if not select.select([signs], [], [], max(0.0, left))[0]:
+        if not select.select([self._signs], [], [], max(0.0, left))[0]:
             return "no answer in time"
         left = self._patience - (time.monotonic() - start)
-        if signs.readline():  # it hashes the outputs, however long; DVC need not do it again
-            signs.readline()
+        if self._signs.readline():  # it hashes the outputs, however long; DVC need not do it again
+            self._signs.readline()
         try:
             recorder.wait(max(0.0, left))
         except subprocess.TimeoutExpired:
@@ -115,10 +122,6 @@ class Run:
 
     def _warn(self, reason: str) -> None:
         print(WARNING.format(self._stage, reason), file=sys.stderr, flush=True)
-
-    @property
-    def _messages(self) -> IO[bytes]:
-        return cast("IO[bytes]", cast("subprocess.Popen[bytes]", self._recorder).stdin)
 
     def _tell(self, **message: Any) -> None:
         if self._recorder is not None:

@@ -13,7 +13,7 @@ from convae.tracking.lineage import describe, find_producer
 from convae.tracking.lock import Execution, chain
 from convae.tracking.records import KEY, Records
 from convae.tracking.store import presentable, public, store_uri
-from convae.tracking.sync import Sync
+from convae.tracking.sync import sync
 from convae.tracking.view import set_view
 
 SERVERS = ("http://", "https://")
@@ -30,10 +30,9 @@ def synchronise() -> str:
     uri = _uri(tracking)
     with _store_errors():
         records = Records(uri, tracking.experiment)
-        sync = Sync(records)
-        sync.run()
+        runs, rows = sync(records)
         view = set_view(records)
-    print(f"Added {sync.runs_added} runs of stages and {sync.rows_added} experiments; what MLflow had already stays.")
+    print(f"Added {runs} runs of stages and {rows} experiments; what MLflow had already stays.")
     return view
 
 

@@ -47,7 +47,7 @@ def set_view(records: Records) -> str:
     return f"/#/experiments/{records.rows}/runs?viewStateShareKey={NAME}"
 
 
-def varying(rows: "Sequence[Recorded]") -> list[str]:
+def _varying(rows: "Sequence[Recorded]") -> list[str]:
     """Names of the parameters in which the rows are not all the same."""
     names = dict.fromkeys(name for row in rows for name in row.data.params)
     return [name for name in names if len({row.data.params.get(name) for row in rows}) > 1]
@@ -56,7 +56,9 @@ def varying(rows: "Sequence[Recorded]") -> list[str]:
 def _view(rows: "Sequence[Recorded]") -> dict[str, Any]:
     has_labels = any(ACCURACIES[0] in row.data.metrics for row in rows)
     shown = ACCURACIES if has_labels else ERRORS
-    columns = [f"metrics.`{name}`" for name in shown] + [f"params.`{name}`" for name in varying(rows)[:MOST_PARAMETERS]]
+    columns = [f"metrics.`{name}`" for name in shown] + [
+        f"params.`{name}`" for name in _varying(rows)[:MOST_PARAMETERS]
+    ]
     return {
         "orderByKey": columns[0],
         "orderByAsc": not has_labels,

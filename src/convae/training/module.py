@@ -83,12 +83,13 @@ class ReconstructionModule(lightning.LightningModule):
                 f"the loss became {train_loss} in epoch {self.current_epoch}: "
                 "lower train.learning_rate or set train.gradient_clip"
             )
-        row = {
-            "epoch": self.current_epoch,
+        numbers = {
             "train_loss": train_loss,
             "validation_loss": float(self.trainer.callback_metrics["validation_loss"]),
             "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
+        # Rounded here, so that whoever is told of an epoch and whoever reads the table have the same numbers.
+        row = {"epoch": self.current_epoch} | {name: float(f"{value:.6g}") for name, value in numbers.items()}
         self.history.append(row)
         self.on_epoch(row)
         self.trainer.should_stop = self._out_of_patience()

@@ -42,8 +42,8 @@ def train_encoder(
         on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
 
     Returns:
-        The encoder; the history: epoch, train_loss, validation_loss, learning_rate for each epoch trained, none where
-        the objective is `none`; and the device that it was trained on.
+        The encoder; the history: epoch, train_loss, validation_loss, learning_rate for each epoch trained, to six
+        digits, none where the objective is `none`; and the device that it was trained on.
 
     Raises:
         ConvaeError: the loss is not finite, or the accelerator asked for is not there.
