@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Stages start `python`: it has to be the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check ui
+.PHONY: help run test check ui ladder
 
 help:            ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -22,6 +22,10 @@ check: $(BIN)/.installed  ## lint, formatting and types
 
 ui: $(BIN)/.installed  ## the MLflow user interface, on this machine only
 	$(BIN)/convae ui
+
+ladder: $(BIN)/.installed  ## compare every system, DATASET=digits, fashion_mnist or cifar10 (else all): reports/ladder.html
+	$(BIN)/dvc repro --keep-going $(if $(DATASET),--glob 'benchmark/dvc.yaml:measure_*@$(DATASET)-*',benchmark/dvc.yaml)
+	$(BIN)/dvc repro --single-item benchmark/dvc.yaml:page
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON=...")'

@@ -1,4 +1,4 @@
-"""Train the autoencoder on images without their labels."""
+"""Train the encoder: on images without their labels, unless `objective.kind` is `classify`."""
 
 from pathlib import Path
 
@@ -17,11 +17,12 @@ def main(params: Params, run: Run) -> None:
 
     prepared = Path("data/prepared")
     unlabelled = ImageSet.load(prepared / "unlabelled")
-    training = unlabelled if len(unlabelled) else ImageSet.load(prepared / "train")
+    with_labels = params.objective.kind == "classify" or not len(unlabelled)
+    training = ImageSet.load(prepared / "train") if with_labels else unlabelled
     encoder, history, device = train_encoder(params, training, ImageSet.load(prepared / "validation"), run.log_epoch)
     run.log_tags({"device": device})
     encoder.save(Path("models/autoencoder"))
-    columns = ["epoch", "train_loss", "validation_loss", "learning_rate"]
+    columns = ["phase", "epoch", "train_loss", "validation_loss", "learning_rate"]
     with new_file(Path("reports/training.csv")) as scratch:
         pd.DataFrame(history, columns=columns).to_csv(scratch, index=False, lineterminator="\n")
 

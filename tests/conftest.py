@@ -29,7 +29,7 @@ def experiment() -> Callable[..., Params]:
             "data": {"dataset": "digits"},
             "model": {"layers": [content["model"]["layers"][0] | {"filters": 4, "kernel": (3, 3)}]},
             "objective": {"sparsity": {"block": (4, 4), "lifetime": 0.2}},
-            "preprocessing": {"whitening": {"window": 3, "epsilon": 0.1}},
+            "preprocessing": {"whitening": {"kind": "zca", "window": 3, "epsilon": 0.1}},
             "features": {"grid": (2, 2)},
             "train": {"epochs": 3, "threads": 1, "accelerator": "cpu", "devices": 1},
         }

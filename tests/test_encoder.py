@@ -20,6 +20,7 @@ LAYER = {
     "padding": "same",
     "activation": "relu",
     "batch_norm": True,
+    "dropout": 0.0,
     "pool": {"kind": "max", "size": [2, 1]},
 }
 READOUT = {
@@ -30,6 +31,7 @@ READOUT = {
     "pooling": "max",
     "grid": [2, 3],
     "power": 0.5,
+    "pca": None,
     "standardize": True,
 }
 
@@ -41,10 +43,11 @@ def encoder(request):
         "image_size": [12, 14],
         "preprocessing": {
             "local_contrast": {"window": 5, "floor": 0.1},
-            "whitening": {"window": 3, "epsilon": 0.1},
+            "whitening": {"kind": "zca", "window": 3, "epsilon": 0.1},
         },
         "layers": [LAYER, LAYER | {"filters": 4}],
         "tied_weights": request.param,
+        "stacked_on": "maps",
         "sparsity": {"block": [3, 3], "lifetime": 0.5},
         "decoder": True,
         "readout": READOUT,
@@ -114,8 +117,8 @@ def rewrite(folder: Path, **changes) -> None:
         (lambda folder: (folder / "config.json").unlink(), "not an encoder"),
         (lambda folder: (folder / "model.safetensors").unlink(), "not an encoder"),
         (lambda folder: (folder / "config.json").write_text("{"), "not an encoder"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "reads format 1"),
-        (lambda folder: rewrite(folder, format=2), "format 2; this version of convae reads format 1"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "reads format 2"),
+        (lambda folder: rewrite(folder, format=3), "format 3; this version of convae reads format 2"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "damaged"),
         (lambda folder: rewrite(folder, layers=[LAYER]), "do not belong together"),
         (lambda folder: rewrite(folder, channels=1), "do not belong together"),

@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+from torch.nn import functional as F
 
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
 from convae.files import new_folder, write_json
 from convae.models.autoencoder import Autoencoder
-from convae.models.geometry import Size, input_sizes
+from convae.models.geometry import Size, layer_sizes
 
-FORMAT = 1
+FORMAT = 2
 MAP_BYTES = 1 << 26
 
 Result = TypeVar("Result")
@@ -34,9 +35,9 @@ class Encoder:
     Args:
         autoencoder: the network; it is put into evaluation mode and its parameters no longer take gradients.
         readout: how activation maps become features, or None.
-        config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights` and `sparsity` build the
-            network, `readout` its readout; `decoder` says whether the decoder was trained, `image_size` and
-            `trained_on` on what, and `versions` with what.
+        config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
+            `sparsity` build the network, `readout` its readout; `decoder` says whether the decoder was trained,
+            `image_size` and `trained_on` on what, and `versions` with what.
     """
 
     def __init__(self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any]) -> None:
@@ -44,6 +45,7 @@ class Encoder:
         self.autoencoder = autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.readout = readout
         self.config = config
+        self.device = torch.device("cpu")  # where the network computes
 
     @property
     def has_decoder(self) -> bool:
@@ -52,9 +54,18 @@ class Encoder:
 
     @property
     def filters(self) -> np.ndarray:
-        """Filters of the first layer, `float32 [n, C, k_h, k_w]`."""
-        filters: np.ndarray = self.autoencoder.layers[0].convolution.weight.cpu().numpy()
-        return filters
+        """Filters of the first layer, `float32 [n, C, k_h, k_w]`; there are none without layers.
+
+        Where it reads principal components of patches, each filter is shown together with these, as a filter of the
+        image.
+        """
+        if not len(self.autoencoder.layers):
+            return np.zeros((0, self.config["channels"], 0, 0), np.float32)
+        filters: Tensor = self.autoencoder.layers[0].convolution.weight
+        preprocessing = self.autoencoder.preprocessing
+        if preprocessing.whitening and preprocessing.whitening["kind"] == "pca":
+            filters = F.conv_transpose2d(filters, preprocessing.whitening_filters)
+        return _to_numpy(filters)
 
     @property
     def parameter_count(self) -> int:
@@ -65,15 +76,11 @@ class Encoder:
     def map_sizes(self) -> list[tuple[int, int]]:
         """Height and width of each layer's activation maps for images of the size trained on."""
         height, width = self.config["image_size"]
-        return input_sizes((height, width), self.autoencoder.geometry)[1:]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
-        return next(self.autoencoder.parameters()).device
+        return [maps for _, maps in self._layer_sizes((height, width))] or [(height, width)]
 
     def to(self, device: str | torch.device) -> "Encoder":
         """Move to `device`; returns self."""
+        self.device = torch.device(device)
         self.autoencoder.to(device)
         if self.readout:
             self.readout.to(device)
@@ -128,12 +135,15 @@ class Encoder:
 
     def _batch_size(self, size: Size) -> int:
         """As many images as keep the largest layer's activation maps within 64 MiB, up to 256."""
-        incoming = input_sizes(size, self.autoencoder.geometry)
-        largest = 1
-        for layer, layer_size in zip(self.autoencoder.layers, incoming, strict=False):
-            height, width = layer.geometry.convolved(layer_size)
+        height, width = size
+        largest = self.autoencoder.preprocessing.channels * height * width
+        for layer, (incoming, _) in zip(self.autoencoder.layers, self._layer_sizes(size), strict=True):
+            height, width = layer.geometry.convolved(incoming)
             largest = max(largest, layer.convolution.out_channels * height * width)
         return max(1, min(256, MAP_BYTES // (4 * largest)))
+
+    def _layer_sizes(self, size: Size) -> list[tuple[Size, Size]]:
+        return layer_sizes(size, self.autoencoder.geometry, self.autoencoder.stacked_on)
 
     def _encode(self, batch: Tensor) -> list[Tensor]:
         return self.autoencoder.encode(self.autoencoder.preprocessing(batch))
@@ -160,7 +170,7 @@ def _to_numpy(values: Tensor) -> np.ndarray:
 
 def build_autoencoder(config: dict[str, Any]) -> Autoencoder:
     """The network that `config.json` describes, its weights not yet set."""
-    names = ("channels", "preprocessing", "layers", "tied_weights", "sparsity")
+    names = ("channels", "preprocessing", "layers", "tied_weights", "stacked_on", "sparsity")
     return Autoencoder(**{name: config[name] for name in names})
 
 
@@ -202,4 +212,5 @@ def _load_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
             autoencoder[f"decoder.{index}.weight"] = autoencoder[f"layers.{index}.convolution.weight"]
     encoder.autoencoder.load_state_dict(autoencoder)
     if encoder.readout:
-        encoder.readout.mean, encoder.readout.scale = readout["mean"], readout["scale"]
+        for name in encoder.readout.state_dict():  # their sizes are known from here alone
+            setattr(encoder.readout, name, readout[name])

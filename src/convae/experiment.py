@@ -4,7 +4,7 @@ from pathlib import Path
 
 from convae.datasets.catalogue import CATALOGUE, image_shape
 from convae.errors import ConvaeError
-from convae.models.geometry import GeometryError, LayerGeometry, input_sizes, show
+from convae.models.geometry import GeometryError, LayerGeometry, Size, layer_sizes, resolve_kernels, show
 from convae.params import PARAMS_FILE, Params, load_params
 
 
@@ -16,21 +16,33 @@ def load_experiment(path: Path = PARAMS_FILE) -> Params:
     """
     params = load_params(path)
     _check_sizes(path, params)
-    _, height, width = image_shape(params.data)
     try:
-        sizes = input_sizes((height, width), [LayerGeometry.of(layer.model_dump()) for layer in params.model.layers])[
-            1:
-        ]
+        maps = map_sizes(params)
     except GeometryError as error:
+        _, height, width = image_shape(params.data)
         raise ConvaeError(f"{path}: {error} (images are {show((height, width))})") from None
     grid = params.features.grid
     for layer in params.features.layers:
-        if grid[0] > sizes[layer][0] or grid[1] > sizes[layer][1]:
+        size = maps[layer]
+        if grid[0] > size[0] or grid[1] > size[1]:
             raise ConvaeError(
-                f"{path}: features.grid = {show(grid)}: layer {layer} has maps of {show(sizes[layer])}, "
+                f"{path}: features.grid = {show(grid)}: layer {layer} has maps of {show(size)}, "
                 "and a grid has at most as many cells"
             )
     return params
+
+
+def map_sizes(params: Params) -> list[Size]:
+    """Height and width of what each layer gives; without layers those of the image.
+
+    Raises:
+        GeometryError: names the layer that does not fit.
+    """
+    _, height, width = image_shape(params.data)
+    layers = [layer.model_dump() for layer in params.model.layers]
+    resolved = resolve_kernels((height, width), layers, params.model.stacked_on)
+    geometry = [LayerGeometry.of(layer) for layer in resolved]
+    return [maps for _, maps in layer_sizes((height, width), geometry, params.model.stacked_on)] or [(height, width)]
 
 
 def _check_sizes(path: Path, params: Params) -> None:

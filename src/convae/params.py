@@ -84,8 +84,9 @@ class LocalContrastParams(_Section):
 
 
 class WhiteningParams(_Section):
-    """ZCA whitening of patches, applied as a convolution (Coates, Lee & Ng 2011, section 3.1)."""
+    """Whitening of patches, applied as a convolution (Coates, Lee & Ng 2011, section 3.1)."""
 
+    kind: Literal["zca", "pca"]
     window: Odd = Field(le=15)
     epsilon: float = Field(gt=0)
 
@@ -108,18 +109,21 @@ class LayerParams(_Section):
     """One convolutional layer of the encoder."""
 
     filters: int = Field(gt=0, le=65536)
-    kernel: Pair = (3, 3)
+    kernel: Pair | Literal["image"] = (3, 3)
     stride: Pair = (1, 1)
     padding: Literal["full", "same", "valid"] = "same"
     activation: Literal["linear", "relu", "leaky_relu", "tanh", "sigmoid"] = "relu"
     batch_norm: bool = False
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     pool: PoolParams | None = None
 
 
 class ModelParams(_Section):
     """The encoder's layers; the decoder mirrors them."""
 
-    layers: list[LayerParams] = Field(min_length=1)
+    layers: list[LayerParams]
+    initialization: Literal["normal", "patches", "kmeans", "filter_bank"]
+    stacked_on: Literal["maps", "reconstructions"]
     tied_weights: bool
 
 
@@ -130,16 +134,40 @@ class SparsityParams(_Section):
     lifetime: float | None = Field(gt=0, le=1)
 
 
+class CorruptionParams(_Section):
+    """Noise, or blocks taken away, before an image has to be reconstructed."""
+
+    kind: Literal["gaussian", "uniform", "masking"]
+    level: float = Field(gt=0)
+    block: Pair
+
+    @model_validator(mode="after")
+    def _a_part_is_masked(self) -> "CorruptionParams":
+        if self.kind == "masking" and self.level >= 1:
+            raise ValueError(f"level = {self.level}: masking takes a part of the blocks away, less than 1")
+        return self
+
+
 class ObjectiveParams(_Section):
     """What training minimises."""
 
-    kind: Literal["reconstruct", "none"]
+    kind: Literal["reconstruct", "classify", "none"]
+    corruption: CorruptionParams | None
     sparsity: SparsityParams | None
+    pretraining: int = Field(ge=0)
+
+
+class AugmentationParams(_Section):
+    """Random changes of the training images that leave what is to be seen as it is."""
+
+    flip: bool
+    shift: int = Field(ge=0)
 
 
 class TrainParams(_Section):
     """How the objective is minimised, and on what."""
 
+    order: Literal["end_to_end", "greedy", "greedy_then_end_to_end", "simultaneous"]
     epochs: Positive
     batch_size: Positive
     optimizer: Literal["adam", "adamw", "sgd"]
@@ -148,6 +176,7 @@ class TrainParams(_Section):
     schedule: Literal["constant", "cosine", "one_cycle"]
     gradient_clip: float | None = Field(gt=0)
     patience: Positive | None
+    augmentation: AugmentationParams | None
     precision: Literal["32-true", "16-mixed", "bf16-mixed"]
     threads: int = Field(gt=0, le=1024)
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
@@ -164,6 +193,7 @@ class FeaturesParams(_Section):
     pooling: Literal["mean", "max"]
     grid: Pair
     power: float = Field(gt=0, le=1)
+    pca: Positive | None
     standardize: bool
 
 
@@ -253,11 +283,17 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Params":
-        count = len(self.model.layers)
+        if not self.model.layers and self.objective.kind != "none":
+            raise ValueError(
+                f"objective.kind = {self.objective.kind}: model.layers is empty, so there is nothing to train; "
+                "none is allowed"
+            )
+        count = max(1, len(self.model.layers))  # without layers the preprocessed image is read
         for layer in self.features.layers:
             if not -count <= layer < count:
                 raise ValueError(
-                    f"features.layers = {layer}: model.layers has {count}, so {-count} to {count - 1} are allowed"
+                    f"features.layers = {layer}: model.layers has {len(self.model.layers)}, "
+                    f"so {-count} to {count - 1} are allowed"
                 )
         return self
 

@@ -24,6 +24,7 @@ def encoder(params: Params, digits: Path, tmp_path: Path) -> Encoder:
         "preprocessing": params.preprocessing.model_dump(mode="json"),
         "layers": [layer.model_dump(mode="json") for layer in params.model.layers],
         "tied_weights": params.model.tied_weights,
+        "stacked_on": "maps",
         "sparsity": None,
         "decoder": True,
         "readout": None,

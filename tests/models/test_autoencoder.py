@@ -17,6 +17,7 @@ def layer(**changes):
         "padding": "same",
         "activation": "tanh",
         "batch_norm": False,
+        "dropout": 0.0,
         "pool": None,
     } | changes
 
@@ -131,7 +132,7 @@ def test_whitening_decorrelates_neighbours():
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(300, 3, 20, 20, generator=generator)
     images = F.avg_pool2d(noise + noise.mean(1, keepdim=True), 3, 1).mul(120).to(torch.uint8)
-    preprocessing = Preprocessing(3, whitening={"window": 5, "epsilon": 1e-6})
+    preprocessing = Preprocessing(3, whitening={"kind": "zca", "window": 5, "epsilon": 1e-6})
     preprocessing.fit(images, generator)
     white = preprocessing(images)[:, :, 2:-2, 2:-2]  # the border sees zeros outside the image
     values = torch.stack(

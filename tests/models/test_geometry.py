@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from convae.models.autoencoder import Autoencoder
-from convae.models.geometry import GeometryError, LayerGeometry, input_sizes
+from convae.models.geometry import GeometryError, LayerGeometry, layer_sizes
 
 sides = st.tuples(st.integers(1, 24), st.integers(1, 24))
 kernels = st.tuples(st.integers(1, 7), st.integers(1, 7))
@@ -41,17 +41,17 @@ def test_sizes_are_those_of_torch_and_the_transpose_gives_the_input_back(size, k
 def test_the_decoder_always_returns_the_size_of_the_input(size, geometries):
     layers = [
         {"filters": 2, "kernel": k, "stride": s, "padding": p, "activation": "relu", "batch_norm": False,
-         "pool": {"kind": "max", "size": pool}}
+         "dropout": 0.0, "pool": {"kind": "max", "size": pool}}
         for k, s, p, pool in geometries
     ]  # fmt: skip
     try:
-        sizes = input_sizes(size, [LayerGeometry.of(layer) for layer in layers])
+        sizes = layer_sizes(size, [LayerGeometry.of(layer) for layer in layers])
     except GeometryError:
         assume(False)
     network = Autoencoder(3, {}, layers, tied_weights=False).eval()
     network.initialize(torch.Generator().manual_seed(0))
     images = torch.rand(2, 3, *size)
-    assert [tuple(maps.shape[2:]) for maps in network.encode(images)] == sizes[1:]
+    assert [tuple(maps.shape[2:]) for maps in network.encode(images)] == [output for _, output in sizes]
     assert network(images).shape == images.shape
 
 
@@ -70,4 +70,4 @@ def test_the_seed_cae_has_the_maps_of_the_article():
 )
 def test_a_layer_that_does_not_fit_is_named_with_both_sizes(layer, message):
     with pytest.raises(GeometryError, match=message.replace("[", r"\[").replace("]", r"\]")):
-        input_sizes((4, 4), [layer])
+        layer_sizes((4, 4), [layer])

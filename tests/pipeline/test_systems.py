@@ -7,15 +7,37 @@ from pathlib import Path
 import pytest
 
 from convae import load_encoder
+from convae.params import load_params
 
-SYSTEMS = sorted(path.stem for path in (Path(__file__).parents[2] / "systems").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "systems"
+SYSTEMS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+# What has no more than one map of one pixel, or reads the pixels of a larger image.
+GRIDS = {"dense_autoencoder": 1, "pixels": 8, "pca": 8}
+
+
+def test_every_system_is_there():
+    names = """pixels pca filter_bank random_filters random_patches kmeans dense_autoencoder seed_cae seed_cae_l2
+        stacked_cae stacked_reconstruction_cae stacked_denoising_cae denoising_cae masked_cae wta_cae wta_cae_stacked
+        default supervised_cnn finetuned_cnn"""
+    assert sorted(names.split()) == SYSTEMS
+
+
+def test_the_default_is_what_is_shipped(repository):
+    assert load_params(FOLDER / "default.yaml") == load_params(repository / "params.yaml")
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_system_runs_to_its_report(clone, system):
-    repository = clone()
+    repository = clone(history=False)
     shutil.copy(repository.folder / f"systems/{system}.yaml", repository.folder / "params.yaml")
-    repository.set("data.dataset=digits", "data.validation_size=0.1", "train.epochs=1")
+    repository.set(
+        "data.dataset=digits",
+        "data.validation_size=0.1",
+        "train.epochs=1",
+        "train.threads=1",
+        f"features.grid={GRIDS.get(system, 4)}",
+        f"features.pca={20 if system == 'pca' else 'null'}",
+    )
     repository.run("dvc", "repro", CONVAE_TRACKING="off")
     assert json.loads(repository.read("reports/metrics.json"))["test"]["accuracy"] > 0.8
     if system == "seed_cae":

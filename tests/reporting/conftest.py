@@ -70,7 +70,7 @@ def evaluated(experiment: Callable[..., Params], tmp_path: Path) -> Callable[...
         shape: tuple[int, int, int] = (1, 8, 8),
         classes: Sequence[str] = ("cat", "dog", "owl"),
         labelled: bool = True,
-        history: str = "0,0.5,0.6,0.003\n1,0.4,0.5,0.003\n",
+        history: str = "0,0,0.5,0.6,0.003\n0,1,0.4,0.5,0.003\n",
         **changes: Any,
     ) -> Evaluated:
         params = experiment(**changes)
@@ -81,6 +81,7 @@ def evaluated(experiment: Callable[..., Params], tmp_path: Path) -> Callable[...
             "preprocessing": params.preprocessing.model_dump(mode="json"),
             "layers": [layer.model_dump(mode="json") for layer in params.model.layers],
             "tied_weights": params.model.tied_weights,
+            "stacked_on": "maps",
             "sparsity": None,
             "decoder": params.objective.kind == "reconstruct",
             "readout": None,
@@ -102,7 +103,9 @@ def evaluated(experiment: Callable[..., Params], tmp_path: Path) -> Callable[...
             predictions=tmp_path / "test.parquet",
             reports=tmp_path / "reports",
         )
-        (tmp_path / "reports/training.csv").write_text("epoch,train_loss,validation_loss,learning_rate\n" + history)
+        (tmp_path / "reports/training.csv").write_text(
+            "phase,epoch,train_loss,validation_loss,learning_rate\n" + history
+        )
         return Evaluated(tmp_path, params, encoder)
 
     return build

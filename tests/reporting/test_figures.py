@@ -53,7 +53,7 @@ def test_pictures_keep_their_place_and_shape(tmp_path):
 def test_the_users_own_style_has_no_part(tmp_path):
     import matplotlib
 
-    history = pd.DataFrame({"epoch": [0, 1], "train_loss": [2.0, 1.0], "validation_loss": [2.0, 1.5]})
+    history = pd.DataFrame({"phase": 0, "epoch": [0, 1], "train_loss": [2.0, 1.0], "validation_loss": [2.0, 1.5]})
     for name, size in (("a.png", 6), ("b.png", 30)):
         with matplotlib.rc_context({"font.size": size, "lines.linewidth": size}), style():
             save_figure(learning_curves_figure(history), tmp_path / name)
@@ -61,7 +61,9 @@ def test_the_users_own_style_has_no_part(tmp_path):
 
 
 def test_the_lowest_validation_loss_is_marked():
-    history = pd.DataFrame({"epoch": range(4), "train_loss": [4.0, 3, 2, 1], "validation_loss": [4.0, 2.5, 3, 3.5]})
+    history = pd.DataFrame(
+        {"phase": 0, "epoch": range(4), "train_loss": [4.0, 3, 2, 1], "validation_loss": [4.0, 2.5, 3, 3.5]}
+    )
     marked = next(line for line in learning_curves_figure(history).axes[0].lines if line.get_label() == "epoch kept")
     assert (list(marked.get_xdata()), list(marked.get_ydata())) == ([1], [2.5])
 

@@ -60,7 +60,7 @@ def test_killed_before_its_first_whole_checkpoint_it_starts_afresh(experiment, t
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train_encoder(params, train_set, validation_set, die)
     (folder,) = CHECKPOINTS.iterdir()
-    (folder / "last.ckpt").unlink()  # best.ckpt is written first
+    (folder / "0/last.ckpt").unlink()  # best.ckpt is written first
     train_encoder(params, train_set, validation_set, ignore)[0].save(tmp_path / "again")
     assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "whole")
 
@@ -83,7 +83,7 @@ def test_killed_after_early_stopping_it_ends_the_same(
             train_encoder(params, train_set, validation_set, ignore)
     (folder,) = CHECKPOINTS.iterdir()
     for name in removed:
-        (folder / name).unlink()
+        (folder / "0" / name).unlink()
     again, history_again, _ = train_encoder(params, train_set, validation_set, ignore)
     again.save(tmp_path / "again")
     assert history_again == history

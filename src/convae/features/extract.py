@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
+from convae.errors import ConvaeError
 from convae.features.readout import Readout
 from convae.files import new_folder, row_chunks
 from convae.params import Params
@@ -34,18 +35,14 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
     use_cuda = torch.cuda.is_available() and params.train.accelerator in ("auto", "gpu")
     encoder.to("cuda" if use_cuda else "cpu")
     with new_folder(output) as scratch:
-        for part in (
-            "train",
-            "validation",
-            "test",
-        ):  # training images first: the others are standardised by them
+        # Training images first: the others are standardised by them.
+        for part in ("train", "validation", "test"):
             image_set = ImageSet.load(prepared / part)
             features = _extract(encoder, image_set, scratch / f"{part}.npy")
             if image_set.labels is not None:
                 np.save(scratch / f"{part}_labels.npy", image_set.labels, allow_pickle=False)
-            if part == "train" and params.features.standardize:
-                mean, scale = _standardize(features)
-                encoder.readout.mean, encoder.readout.scale = torch.from_numpy(mean), torch.from_numpy(scale)
+            if part == "train":
+                _fit(encoder.readout, features, scratch / "train.npy")
                 encoder.to(encoder.device)
     return encoder
 
@@ -63,17 +60,56 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.ndarray:
     return features
 
 
-def _standardize(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bring features `float32 [N, D]` to zero mean and unit variance in place, and return mean and scale `[D]`.
+def _fit(readout: Readout, features: np.ndarray, output: Path) -> None:
+    """Fit principal components and standardisation to features `float32 [N, D]`, and write what they make of them."""
+    if readout.pca is None and not readout.standardize:
+        return
+    mean = _mean(features)
+    if readout.pca is not None:
+        components = _principal_components(features, mean, readout.pca)
+        reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
+        np.save(output, reduced, allow_pickle=False)
+        features = np.load(output, mmap_mode="r+", allow_pickle=False)
+        readout.components = torch.from_numpy(components)
+    else:
+        for rows in row_chunks(features):
+            features[rows] -= mean
+    readout.mean = torch.from_numpy(mean)
+    if readout.standardize:
+        scale = _deviation(features)
+        for rows in row_chunks(features):
+            features[rows] /= scale
+        readout.scale = torch.from_numpy(scale)
 
-    A feature that is constant over the images keeps a scale of one.
-    """
+
+def _mean(features: np.ndarray) -> np.ndarray:
     total = sum(features[rows].sum(0, dtype=np.float64) for rows in row_chunks(features))
-    mean = (total / len(features)).astype(np.float32)
-    squares = sum(np.square(features[rows] - mean).sum(0, dtype=np.float64) for rows in row_chunks(features))
-    deviation = np.sqrt(squares / len(features)).astype(np.float32)
-    scale = np.where(deviation > 1e-6, deviation, np.float32(1))
+    mean: np.ndarray = (total / len(features)).astype(np.float32)
+    return mean
+
+
+def _deviation(centered: np.ndarray) -> np.ndarray:
+    """Standard deviation of features of zero mean, `[D]`; one where a feature is constant over the images."""
+    squares = sum(np.square(centered[rows]).sum(0, dtype=np.float64) for rows in row_chunks(centered))
+    deviation = np.sqrt(squares / len(centered)).astype(np.float32)
+    return np.where(deviation > 1e-6, deviation, np.float32(1))
+
+
+def _principal_components(features: np.ndarray, mean: np.ndarray, count: int) -> np.ndarray:
+    """The `count` directions of the largest variance, `float32 [count, D]`.
+
+    Raises:
+        ConvaeError: there are not so many.
+    """
+    dimension = features.shape[1]
+    if count > min(dimension, len(features)):
+        raise ConvaeError(
+            f"features.pca = {count}: {len(features)} training images have {dimension} features; "
+            f"at most {min(dimension, len(features))} are possible"
+        )
+    products = np.zeros((dimension, dimension))
     for rows in row_chunks(features):
-        features[rows] -= mean
-        features[rows] /= scale
-    return mean, scale
+        centered = features[rows] - mean
+        products += centered.T @ centered
+    directions = np.linalg.eigh(products).eigenvectors
+    return np.ascontiguousarray(directions[:, ::-1][:, :count].T.astype(np.float32))

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 class Readout(nn.Module):
     """Normalise and rectify the maps, pool them over a grid, raise to a power, join the layers, standardise.
 
+    Mean, principal components and scale are fitted on training images; they have no entries before.
+
     Args:
         layers: which layers' maps are read, -1 the last.
         divisive_normalization: s in a / sqrt(s² + mean(a²)), the mean over all maps at the same place, in units of the
@@ -20,10 +22,12 @@ class Readout(nn.Module):
         pooling: `mean` or `max` over each cell.
         grid: rows and columns of cells; images of any size give the same number of features.
         power: exponent on the magnitudes of the pooled values; 0.5 is the signed square root.
-        standardize: zero mean and unit variance once `mean` and `scale` are set; they have no entries before.
+        pca: how many principal components are kept; None keeps the features themselves.
+        standardize: zero mean and unit variance, of the components where there are some.
     """
 
     mean: Tensor
+    components: Tensor
     scale: Tensor
 
     def __init__(
@@ -35,6 +39,7 @@ class Readout(nn.Module):
         pooling: str,
         grid: tuple[int, int],
         power: float,
+        pca: int | None,
         standardize: bool,
     ) -> None:
         super().__init__()
@@ -45,8 +50,10 @@ class Readout(nn.Module):
         self.pooling = pooling
         self.grid = (grid[0], grid[1])
         self.power = power
+        self.pca = pca
         self.standardize = standardize
         self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("components", torch.empty(0))
         self.register_buffer("scale", torch.empty(0))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -56,9 +63,14 @@ class Readout(nn.Module):
         if self.power != 1:
             magnitudes = features.abs().pow_(self.power)
             features = magnitudes if self.rectification != "none" else magnitudes.copysign_(features)
+        features = features.float()
         if len(self.mean):
-            features = (features - self.mean) / self.scale
-        return features.float()
+            features = features - self.mean
+        if len(self.components):
+            features = features @ self.components.T
+        if len(self.scale):
+            features = features / self.scale
+        return features
 
     def _normalize(self, maps: Tensor) -> Tensor:
         if self.divisive_normalization is None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convae.models.geometry import LayerGeometry, Size, input_sizes
+from convae.models.geometry import LayerGeometry, Size, layer_sizes
 from convae.models.preprocessing import Preprocessing
 from convae.models.sparsity import WinnerTakeAll
 
@@ -22,7 +22,7 @@ POOLINGS = {"max": nn.MaxPool2d, "mean": nn.AvgPool2d}
 
 
 class EncoderLayer(nn.Module):
-    """Convolution, batch normalisation where asked for, activation, pooling where asked for."""
+    """Convolution, activation and, where asked for, batch normalisation before it, dropout and pooling after it."""
 
     def __init__(self, channels: int, layer: dict[str, Any]) -> None:
         super().__init__()
@@ -31,11 +31,12 @@ class EncoderLayer(nn.Module):
         self.convolution = nn.Conv2d(channels, layer["filters"], kernel, stride, zeros)
         self.norm = nn.BatchNorm2d(layer["filters"]) if layer["batch_norm"] else nn.Identity()
         self.activation = ACTIVATIONS[layer["activation"]]()
+        self.dropout = nn.Dropout(layer["dropout"])
         self.pool = POOLINGS[layer["pool"]["kind"]](self.geometry.pool) if layer["pool"] else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
         """`[N, D, H, W]` to activation maps `[N, n, H', W']`."""
-        result: Tensor = self.pool(self.activation(self.norm(self.convolution(maps))))
+        result: Tensor = self.pool(self.dropout(self.activation(self.norm(self.convolution(maps)))))
         return result
 
 
@@ -67,18 +68,21 @@ class Autoencoder(nn.Module):
     """Preprocessing, encoder layers and the mirrored decoder.
 
     Hidden layers of the decoder end in the activation of the encoder layer whose input they imitate; the last is
-    linear.
+    linear. Without layers there is nothing but the preprocessing, whose result stands for the activation maps.
 
     Args:
         channels: of the images.
         preprocessing: `local_contrast` and `whitening`, see `Preprocessing`.
         layers: entries of `model.layers`.
         tied_weights: the decoder uses the encoder's filters.
+        stacked_on: what comes into a layer after the first: the activation `maps` of the one below, or its
+            `reconstructions`, which have the channels of the image.
         sparsity: `block` and `lifetime` of `WinnerTakeAll`, through which the code passes to the decoder, or None.
     """
 
     layers: Any  # nn.ModuleList of EncoderLayer, which type checkers can't be told
     decoder: Any  # nn.ModuleList of DecoderLayer
+    sparsity: Any  # nn.ModuleList of WinnerTakeAll or Identity
 
     def __init__(
         self,
@@ -86,16 +90,21 @@ class Autoencoder(nn.Module):
         preprocessing: dict[str, Any],
         layers: Sequence[dict[str, Any]],
         tied_weights: bool,
+        stacked_on: str = "maps",
         sparsity: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.preprocessing = Preprocessing(channels, **preprocessing)
-        depths = [channels, *(layer["filters"] for layer in layers)]
-        encoder = [EncoderLayer(depth, layer) for depth, layer in zip(depths, layers, strict=False)]
+        self.stacked_on = stacked_on
+        filters = [layer["filters"] for layer in layers]
+        incoming = [self.preprocessing.channels, *filters]
+        if stacked_on == "reconstructions":
+            incoming = [self.preprocessing.channels] * len(layers)
+        encoder = [EncoderLayer(depth, layer) for depth, layer in zip(incoming, layers, strict=False)]
         self.geometry = [layer.geometry for layer in encoder]
         self.layers = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList([DecoderLayer(layer, tied_weights) for layer in encoder])
-        self.sparsity = WinnerTakeAll(depths[-1], **sparsity) if sparsity else None
+        self.sparsity = nn.ModuleList([WinnerTakeAll(n, **sparsity) if sparsity else nn.Identity() for n in filters])
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw all filters as the seed CAE does, normal with a deviation of 1 / sqrt(fan-in); set biases to zero."""
@@ -109,25 +118,48 @@ class Autoencoder(nn.Module):
 
     def encode(self, preprocessed: Tensor) -> list[Tensor]:
         """Activation maps of every layer, `[N, n, H', W']` each."""
-        maps = []
-        for layer in self.layers:
-            preprocessed = layer(preprocessed)
-            maps.append(preprocessed)
+        maps = [preprocessed] if not len(self.layers) else []
+        for index, layer in enumerate(self.layers):
+            maps.append(layer(preprocessed))
+            if self.stacked_on == "maps":
+                preprocessed = maps[-1]
+            elif index + 1 < len(self.layers):
+                preprocessed = self.decoder[index](maps[-1], _size(preprocessed))
         return maps
 
+    def input_of(self, index: int, preprocessed: Tensor) -> Tensor:
+        """What comes into a layer, `[N, D, H', W']`."""
+        for below in range(index):
+            maps = self.layers[below](preprocessed)
+            if self.stacked_on == "reconstructions":
+                maps = self.decoder[below](maps, _size(preprocessed))
+            preprocessed = maps
+        return preprocessed
+
+    def reconstruct_layer(self, index: int, incoming: Tensor) -> Tensor:
+        """A single layer's reconstruction `[N, D, H', W']` of what comes into it, linear."""
+        code = self.sparsity[index](self.layers[index](incoming))
+        result: Tensor = self.decoder[index](code, _size(incoming))
+        return result
+
     def decode(self, code: Tensor, size: Size) -> Tensor:
-        """The last layer's activation maps back to images `[N, C, *size]`."""
-        sizes = input_sizes(size, self.geometry)
+        """The last layer's activation maps back to preprocessed images `[N, C, *size]`."""
+        if self.stacked_on == "reconstructions":
+            result: Tensor = self.decoder[-1](code, size)
+            return result
+        sizes = layer_sizes(size, self.geometry)
         for index in reversed(range(len(self.layers))):
-            code = self.decoder[index](code, sizes[index])
+            code = self.decoder[index](code, sizes[index][0])
             if index:
                 code = self.layers[index - 1].activation(code)
         return code
 
     def forward(self, preprocessed: Tensor) -> Tensor:
         """Reconstruct preprocessed images `[N, C, H, W]` from their code, sparse where asked for."""
-        code = self.encode(preprocessed)[-1]
-        if self.sparsity:
-            code = self.sparsity(code)
-        height, width = preprocessed.shape[2:]
-        return self.decode(code, (height, width))
+        code = self.sparsity[-1](self.encode(preprocessed)[-1])
+        return self.decode(code, _size(preprocessed))
+
+
+def _size(maps: Tensor) -> Size:
+    height, width = maps.shape[2:]
+    return height, width

@@ -90,19 +90,42 @@ class LayerGeometry:
         return height, width
 
 
-def input_sizes(size: Size, layers: Iterable[LayerGeometry]) -> list[Size]:
-    """Sizes that come into each layer, and last the size that comes out.
+def layer_sizes(size: Size, layers: Iterable[LayerGeometry], stacked_on: str = "maps") -> list[tuple[Size, Size]]:
+    """Of each layer the size that comes in and the size of its activation maps.
+
+    Args:
+        size: of the images.
+        layers: the first to the last.
+        stacked_on: a layer after the first sees the `maps` of the one below, or its `reconstructions`, which have
+            the size of the images.
 
     Raises:
         GeometryError: names the first layer that does not fit, the size that came in and what would come out.
     """
-    sizes = [size]
+    sizes = []
     for index, layer in enumerate(layers):
         try:
-            sizes.append(layer.output(sizes[-1]))
+            output = layer.output(size)
         except GeometryError as error:
             raise GeometryError(f"model.layers[{index}]: {error}") from None
+        sizes.append((size, output))
+        if stacked_on == "maps":
+            size = output
     return sizes
+
+
+def resolve_kernels(size: Size, layers: Iterable[Mapping[str, Any]], stacked_on: str) -> list[dict[str, Any]]:
+    """Entries of `model.layers` in which the kernel `image` is the size that comes into the layer.
+
+    Raises:
+        GeometryError: as `layer_sizes`.
+    """
+    resolved: list[dict[str, Any]] = []
+    for layer in layers:
+        below = layer_sizes(size, map(LayerGeometry.of, resolved), stacked_on)
+        incoming = below[-1][1] if below and stacked_on == "maps" else size
+        resolved.append({**layer, "kernel": list(incoming) if layer["kernel"] == "image" else layer["kernel"]})
+    return resolved
 
 
 def show(size: Size) -> str:

@@ -16,7 +16,12 @@ class Preprocessing(nn.Module):
     Args:
         channels: C.
         local_contrast: `window` (pixels, odd) and `floor` (least divisor), or None.
-        whitening: `window` (pixels, odd) and `epsilon` (added to the variances), or None; needs `fit`.
+        whitening: `kind`, `window` (pixels, odd) and `epsilon` (added to the variances), or None; needs `fit`. Patches
+            are decorrelated and brought to unit variance as a convolution: `zca` keeps the channels, each pixel the
+            centre of its whitened patch; `pca` gives the C·window² principal components of the patch around a pixel.
+
+    Attributes:
+        channels: of the preprocessed images.
     """
 
     whitening_filters: Tensor
@@ -31,13 +36,16 @@ class Preprocessing(nn.Module):
         super().__init__()
         self.local_contrast = local_contrast
         self.whitening = whitening
+        self.channels = channels
         if whitening:
             window = whitening["window"]
-            self.register_buffer("whitening_filters", torch.zeros(channels, channels, window, window))
-            self.register_buffer("whitening_bias", torch.zeros(channels))
+            if whitening["kind"] == "pca":
+                self.channels = channels * window**2
+            self.register_buffer("whitening_filters", torch.zeros(self.channels, channels, window, window))
+            self.register_buffer("whitening_bias", torch.zeros(self.channels))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Preprocessed images, `float32` of the same shape."""
+        """Preprocessed images `float32 [N, channels, H, W]`."""
         images = self._normalize(images)
         if self.whitening:
             images = F.conv2d(images, self.whitening_filters, self.whitening_bias, padding="same")
@@ -60,7 +68,7 @@ class Preprocessing(nn.Module):
         count, total, products = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         values_per_image = images[0].numel() * window**2
         for batch in chosen.split(max(1, FIT_VALUES // values_per_image)):
-            patches = _patches(self._normalize(images[batch]), window).double()
+            patches = image_patches(self._normalize(images[batch]), window).double()
             count += len(patches)
             total = total + patches.sum(0)
             products = products + patches.T @ patches
@@ -68,10 +76,13 @@ class Preprocessing(nn.Module):
         covariance = products / count - mean.outer(mean)
         variances, directions = torch.linalg.eigh(covariance)
         scales = (variances.clamp(min=0) + self.whitening["epsilon"]).rsqrt()
-        zca = directions * scales @ directions.T
-        center = torch.arange(images.shape[1]) * window**2 + window**2 // 2
-        self.whitening_filters.copy_(zca[center].view_as(self.whitening_filters))
-        self.whitening_bias.copy_(-zca[center] @ mean)
+        if self.whitening["kind"] == "pca":
+            rows = (directions * scales).T.flip(0)  # the largest variance first
+        else:
+            center = torch.arange(images.shape[1]) * window**2 + window**2 // 2
+            rows = (directions * scales @ directions.T)[center]
+        self.whitening_filters.copy_(rows.view_as(self.whitening_filters))
+        self.whitening_bias.copy_(-rows @ mean)
 
 
 def normalize_local_contrast(images: Tensor, window: int, floor: float) -> Tensor:
@@ -94,11 +105,11 @@ def normalize_local_contrast(images: Tensor, window: int, floor: float) -> Tenso
     return centered / local_mean(centered.square()).sqrt().clamp(min=floor)
 
 
-def _patches(images: Tensor, window: int) -> Tensor:
-    """All `window × window` patches inside the images, flattened: `[patches, C * window * window]`.
+def image_patches(images: Tensor, window: int | tuple[int, int]) -> Tensor:
+    """All patches of a window inside the images `[N, C, H, W]`, flattened: `[patches, C * height * width]`.
 
     An image smaller than the window is surrounded by zeros, as in the convolution that applies the whitening.
     """
-    height, width = images.shape[2:]
-    padding = (max(0, window - height + 1) // 2, max(0, window - width + 1) // 2)
-    return F.unfold(images, window, padding=padding).transpose(1, 2).flatten(0, 1)
+    height, width = (window, window) if isinstance(window, int) else window
+    padding = (max(0, height - images.shape[2] + 1) // 2, max(0, width - images.shape[3] + 1) // 2)
+    return F.unfold(images, (height, width), padding=padding).transpose(1, 2).flatten(0, 1)

@@ -15,26 +15,31 @@ MISTAKES, MISTAKE_COLUMNS = 24, 8
 
 
 def learning_curves_figure(history: pd.DataFrame) -> Figure:
-    """Loss over epochs, with the epoch of the lowest validation loss marked.
+    """Loss over epochs, with the epoch of the lowest validation loss of each phase marked.
 
     Args:
-        history: rows of reports/training.csv: epoch, train_loss, validation_loss, learning_rate.
+        history: rows of reports/training.csv: phase, epoch, train_loss, validation_loss, learning_rate.
     """
     figure = Figure(figsize=(6.5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     marker = "o" if len(history) <= 30 else None
-    for column, name, colour in (("train_loss", "training", GREY), ("validation_loss", "validation", BLUE)):
-        axes.plot(history["epoch"], history[column], marker=marker, markersize=4, color=colour, label=name)
-    best = int(history["validation_loss"].to_numpy().argmin())
-    axes.plot(
-        history["epoch"][best],
-        history["validation_loss"][best],
-        "o",
-        ms=10,
-        mfc="none",
-        mec=ORANGE,
-        label="epoch kept",
-    )
+    for phase, rows in history.groupby("phase"):
+        for column, name, colour in (("train_loss", "training", GREY), ("validation_loss", "validation", BLUE)):
+            label = None if phase else name
+            axes.plot(rows["epoch"], rows[column], marker=marker, markersize=4, color=colour, label=label)
+        best = rows["validation_loss"].to_numpy().argmin()
+        label = None if phase else "epoch kept"
+        axes.plot(
+            rows["epoch"].iloc[best],
+            rows["validation_loss"].iloc[best],
+            "o",
+            ms=10,
+            mfc="none",
+            mec=ORANGE,
+            label=label,
+        )
+        if phase:
+            axes.axvline(rows["epoch"].min() - 0.5, color=GREY, linewidth=0.8, linestyle=":")
     losses = history[["train_loss", "validation_loss"]].to_numpy()
     if losses.min() > 0 and losses.max() > 10 * losses.min():
         axes.set_yscale("log")

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -79,14 +80,35 @@ def write_report(
         metrics=read_json(reports / "metrics.json"),
         classifier=read_json(classifier / "classifier.json"),
         per_class=_read_table(reports / "per_class.csv").to_dict("records"),
-        epochs=len(pd.read_csv(reports / "training.csv")),
-        trained=params.objective.kind != "none",
+        origin=_origin(params, len(pd.read_csv(reports / "training.csv"))),
         parameters=_parameters(params),
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         pictures=[(picture, *_embed(file)) for picture, file in zip(pictures, files, strict=True)],
     )
     with new_file(reports / "report.html") as scratch_page:
         scratch_page.write_text(page, "utf-8", newline="\n")
+
+
+UNTRAINED = {
+    "normal": "The encoder was not trained: its filters are as they were drawn at random.",
+    "patches": "The encoder was not trained: its filters are patches of the preprocessed training images.",
+    "kmeans": "The encoder was not trained by gradient: its filters are what k-means found among image patches.",
+    "filter_bank": "The encoder was not trained: its filters are made by hand.",
+}
+
+
+def _origin(params: Params, epochs: int) -> str:
+    """A sentence on where the filters are from."""
+    objective = params.objective
+    if not params.model.layers:
+        return "There are no filters: the preprocessed pixels themselves are read."
+    if objective.kind == "none":
+        return UNTRAINED[params.model.initialization]
+    labels = "without labels" if objective.kind == "reconstruct" else "with labels"
+    trained = f"The encoder was trained {labels} for {epochs} epoch{'' if epochs == 1 else 's'}"
+    if objective.kind == "classify" and objective.pretraining:
+        trained += ", the first of them without"
+    return f"{trained}, then frozen."
 
 
 def _embed(file: Path) -> tuple[str, int]:
@@ -106,6 +128,24 @@ def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[P
     """What the encoder is and does, on validation images."""
     validation = ImageSet.load(prepared / "validation")
     images, names = example_images(validation)
+    pictures = _layer_pictures(encoder, images, names) if encoder.config["layers"] else []
+    caption = "Validation images as they are, and after preprocessing as the first layer sees them."
+    if encoder.has_decoder:
+        caption = (
+            "Validation images as they are, after preprocessing, and as the decoder gives them back. It is "
+            "the preprocessed image that is reconstructed; where there is no preprocessing, it has no row."
+        )
+    pictures.append(Picture("reconstructions", reconstructions_figure(encoder, images, names), "Images", caption))
+    history = pd.read_csv(reports / "training.csv")
+    if len(history):
+        caption = "Loss on training and validation images after each epoch; the encoder is that of the marked one."
+        if history["phase"].any():
+            caption += " Dotted lines part the phases, each of which goes on from the marked epoch of the one before."
+        pictures.append(Picture("learning_curves", learning_curves_figure(history), "Learning curves", caption))
+    return pictures
+
+
+def _layer_pictures(encoder: Encoder, images: np.ndarray, names: list[str]) -> list[Picture]:
     filters = encoder.filters
     shown = f"The first {MOST_FILTERS} of {len(filters)}" if len(filters) > MOST_FILTERS else f"All {len(filters)}"
     colours = "mid-grey is zero" if filters.shape[1] == 3 else "white is zero, blue positive, red negative"
@@ -129,17 +169,6 @@ def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[P
                 "positive, red negative; each column has its own scale.",
             )
         )
-    caption = "Validation images as they are, and after preprocessing as the first layer sees them."
-    if encoder.has_decoder:
-        caption = (
-            "Validation images as they are, after preprocessing, and as the decoder gives them back. It is "
-            "the preprocessed image that is reconstructed; where there is no preprocessing, it has no row."
-        )
-    pictures.append(Picture("reconstructions", reconstructions_figure(encoder, images, names), "Images", caption))
-    history = pd.read_csv(reports / "training.csv")
-    if len(history):
-        caption = "Loss on training and validation images after each epoch; the encoder is that of the marked one."
-        pictures.append(Picture("learning_curves", learning_curves_figure(history), "Learning curves", caption))
     return pictures
 
 

@@ -36,7 +36,7 @@ def run_stage(name: str, body: Callable[[Params, Run], None]) -> None:
         params = load_experiment()
         with (
             nullcontext() if is_helper else _alone(name),
-            _threads(params.train.threads),
+            limit_threads(params.train.threads),
             start_run(name, params) as run,
         ):
             start = time.monotonic()
@@ -78,7 +78,7 @@ def _alone(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def limit_threads(count: int) -> Iterator[None]:
     """Limit the threads of linear algebra, in the libraries loaded already and in those that will be."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
     with threadpool_limits(count):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from convae.errors import ConvaeError
 from convae.params import TrackingParams, load_params
+from convae.tracking.ladder import ladder_cells, record
 from convae.tracking.lineage import describe, find_producer
 from convae.tracking.lock import Execution, chain
 from convae.tracking.records import KEY, Records
@@ -32,7 +33,10 @@ def synchronise() -> str:
         records = Records(uri, tracking.experiment)
         runs, rows = sync(records)
         view = set_view(records)
+        cells = record(uri, tracking.experiment, ladder_cells())
     print(f"Added {runs} runs of stages and {rows} experiments; what MLflow had already stays.")
+    if cells:
+        print(f"Added {cells} cells of the ladder to the experiment {tracking.experiment}-ladder.")
     return view
 
 

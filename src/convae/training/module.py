@@ -1,4 +1,4 @@
-"""The autoencoder as a Lightning module: loss, optimiser, schedule and the history of its epochs."""
+"""An objective as a Lightning module: optimiser, schedule and the history of its epochs."""
 
 import math
 from collections.abc import Callable
@@ -7,34 +7,44 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from convae.errors import ConvaeError
-from convae.models.autoencoder import Autoencoder
 from convae.params import TrainParams
-from convae.training.batches import ImageBatches, epoch_seed
+from convae.training.batches import Batch, ImageBatches, epoch_seed
+from convae.training.objectives import Objective
 
 Row = dict[str, float]
+VALIDATION_EPOCH = 2**31  # no training is as long: validation images are corrupted alike after every epoch
 
 
-class ReconstructionModule(lightning.LightningModule):
-    """Minimises the mean squared error between preprocessed images and their reconstructions.
+class TrainingModule(lightning.LightningModule):
+    """Minimises an objective: one phase of a training.
 
     Args:
-        autoencoder: its preprocessing is already fitted.
+        objective: what is minimised.
         params: the section `train`.
         seed: of everything random in an epoch.
+        phase: the number of phases before this one.
+        first_epoch: the number of epochs trained in these.
         on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, params: TrainParams, seed: int, on_epoch: Callable[[Row], None]
+        self,
+        objective: Objective,
+        params: TrainParams,
+        seed: int,
+        phase: int,
+        first_epoch: int,
+        on_epoch: Callable[[Row], None],
     ) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
+        self.objective = objective
         self.params = params
         self.seed = seed
+        self.phase = phase
+        self.first_epoch = first_epoch
         self.on_epoch = on_epoch
         self.history: list[Row] = []
 
@@ -49,25 +59,27 @@ class ReconstructionModule(lightning.LightningModule):
         batches.move_to(self.device)
         batches.epoch = self.current_epoch
         batches.rank, batches.world_size = self.trainer.global_rank, self.trainer.world_size
+        self.objective.freeze()
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch) + self.trainer.global_rank)
         self.losses: list[Tensor] = []
 
-    def training_step(self, batch: Tensor) -> Tensor:
-        """Loss of one batch `uint8 [n, C, H, W]`."""
-        loss = self._loss(batch)
-        self.losses.append(loss.detach() * len(batch))
+    def training_step(self, batch: Batch) -> Tensor:
+        """Loss of one batch."""
+        loss: Tensor = self.objective(batch)
+        self.losses.append(loss.detach() * len(batch[0]))
         return loss
 
     def on_validation_start(self) -> None:
-        """Validation images stay on the GPU as well."""
+        """Validation images stay on the GPU as well, and are corrupted alike after every epoch."""
         batches = self.trainer.val_dataloaders
         assert isinstance(batches, ImageBatches)
         batches.move_to(self.device)
+        torch.manual_seed(epoch_seed(self.seed, VALIDATION_EPOCH) + self.trainer.global_rank)
 
-    def validation_step(self, batch: Tensor) -> None:
+    def validation_step(self, batch: Batch) -> None:
         """Log the mean over the validation images; checkpoints and early stopping read it."""
-        loss = self._loss(batch)
-        self.log("validation_loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        loss = self.objective(batch)
+        self.log("validation_loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Add a row to the history.
@@ -80,7 +92,7 @@ class ReconstructionModule(lightning.LightningModule):
         train_loss = float(total) / images
         if not math.isfinite(train_loss):
             raise ConvaeError(
-                f"the loss became {train_loss} in epoch {self.current_epoch}: "
+                f"the loss became {train_loss} in epoch {self.first_epoch + self.current_epoch}: "
                 "lower train.learning_rate or set train.gradient_clip"
             )
         numbers = {
@@ -89,7 +101,8 @@ class ReconstructionModule(lightning.LightningModule):
             "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
         # Rounded here, so that whoever is told of an epoch and whoever reads the table have the same numbers.
-        row = {"epoch": self.current_epoch} | {name: float(f"{value:.6g}") for name, value in numbers.items()}
+        row: Row = {"phase": self.phase, "epoch": self.first_epoch + self.current_epoch}
+        row |= {name: float(f"{value:.6g}") for name, value in numbers.items()}
         self.history.append(row)
         self.on_epoch(row)
         self.trainer.should_stop = self._out_of_patience()
@@ -106,15 +119,19 @@ class ReconstructionModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser and learning-rate schedule by parameter."""
-        params, parameters = self.params, self.autoencoder.parameters()
-        rate, decay = params.learning_rate, params.weight_decay
+        params, rate = self.params, self.params.learning_rate
+        trained = list(self.objective.trained())
+        groups: list[dict[str, Any]] = [  # biases and batch normalisation do not decay
+            {"params": [one for one in trained if one.ndim > 1], "weight_decay": params.weight_decay},
+            {"params": [one for one in trained if one.ndim == 1], "weight_decay": 0.0},
+        ]
         optimizer: torch.optim.Optimizer
         if params.optimizer == "sgd":
-            optimizer = torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9)
+            optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
         elif params.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+            optimizer = torch.optim.AdamW(groups, lr=rate)
         else:
-            optimizer = torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+            optimizer = torch.optim.Adam(groups, lr=rate)
         if params.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
@@ -129,7 +146,3 @@ class ReconstructionModule(lightning.LightningModule):
         if self.params.patience is None or not losses:
             return False
         return len(losses) - 1 - losses.index(min(losses)) >= self.params.patience
-
-    def _loss(self, batch: Tensor) -> Tensor:
-        preprocessed = self.autoencoder.preprocessing(batch)
-        return F.mse_loss(self.autoencoder(preprocessed), preprocessed)

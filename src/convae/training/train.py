@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,20 @@ from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, build_autoencoder
 from convae.errors import ConvaeError
 from convae.files import file_sha256
+from convae.models.autoencoder import Autoencoder
+from convae.models.corruption import Corruption
+from convae.models.geometry import resolve_kernels
+from convae.models.initialization import set_filters
 from convae.params import Params
 from convae.training.batches import ImageBatches
-from convae.training.module import ReconstructionModule, Row
+from convae.training.module import Row, TrainingModule
+from convae.training.objectives import (
+    Classification,
+    LayerReconstruction,
+    Objective,
+    Reconstruction,
+    SimultaneousReconstruction,
+)
 
 CHECKPOINTS = Path(".convae/checkpoints")
 
@@ -30,46 +41,80 @@ CHECKPOINTS = Path(".convae/checkpoints")
 def train_encoder(
     params: Params, training: ImageSet, validation: ImageSet, on_epoch: Callable[[Row], None]
 ) -> tuple[Encoder, list[Row], str]:
-    """Fit the preprocessing, then train the autoencoder and keep its best epoch by validation loss.
+    """Fit the preprocessing, then train the autoencoder, phase by phase; each keeps its best epoch by validation loss.
 
     An interrupted training of the same parameters, images and code is taken up after its last whole epoch and ends
     with the same bits.
 
     Args:
         params: the experiment.
-        training: images to learn from; labels are not used.
+        training: images to learn from; labels are of use to the objective `classify` alone.
         validation: images that choose the epoch.
         on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
 
     Returns:
-        The encoder; the history: epoch, train_loss, validation_loss, learning_rate for each epoch trained, to six
-        digits, none where the objective is `none`; and the device that it was trained on.
+        The encoder; the history: phase, epoch, train_loss, validation_loss, learning_rate for each epoch trained, to
+        six digits, none where the objective is `none`; and the device that it was trained on.
 
     Raises:
-        ConvaeError: the loss is not finite, or the accelerator asked for is not there.
+        ConvaeError: the loss is not finite, the accelerator asked for is not there, or there are no labels to learn.
     """
+    if params.objective.kind == "classify" and training.labels is None:
+        raise ConvaeError("objective.kind = classify: the training images have no labels; reconstruct needs none")
     torch.set_num_threads(params.train.threads)
     config = encoder_config(params, training)
     autoencoder = build_autoencoder(config)
     generator = torch.Generator().manual_seed(params.seed)
     autoencoder.initialize(generator)
-    autoencoder.preprocessing.fit(torch.from_numpy(training.images), generator)
+    images = torch.from_numpy(training.images)
+    autoencoder.preprocessing.fit(images, generator)
+    if params.model.initialization != "normal":
+        set_filters(autoencoder, params.model.initialization, images, generator)
     autoencoder.to(memory_format=torch.channels_last)
-    if params.objective.kind == "none":
-        return Encoder(autoencoder, None, config), [], "cpu"
-    module = ReconstructionModule(autoencoder, params.train, params.seed, on_epoch)
-    device = _fit(module, params, training, validation)
-    return Encoder(autoencoder, None, config), module.history, device
+    folder = CHECKPOINTS / training_key(params, training, validation)
+    history: list[Row] = []
+    device = "cpu"
+    torch.manual_seed(params.seed)  # of a classifier's head
+    for phase, (objective, epochs) in enumerate(_phases(params, autoencoder, training)):
+        module = TrainingModule(objective, params.train, params.seed, phase, len(history), on_epoch)
+        device = _fit(module, epochs, params, training, validation, folder / str(phase))
+        history += module.history
+    if history:
+        for resume in folder.glob("*/last.ckpt"):
+            resume.unlink()  # first: without it a folder half removed is no training to resume
+        shutil.rmtree(folder)
+    return Encoder(autoencoder, None, config), history, device
+
+
+def _phases(params: Params, network: Autoencoder, training: ImageSet) -> Iterator[tuple[Objective, int]]:
+    """What is minimised in turn, and for how many epochs at most; each phase starts where the one before ended."""
+    objective, train = params.objective, params.train
+    corruption = Corruption(**objective.corruption.model_dump()) if objective.corruption else None
+    augmentation = train.augmentation.model_dump() if train.augmentation else None
+    epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
+    if epochs and train.order.startswith("greedy"):
+        for index in range(len(network.layers)):
+            yield LayerReconstruction(network, corruption, augmentation, index), epochs
+    if epochs and train.order.endswith("end_to_end"):
+        yield Reconstruction(network, corruption, augmentation), epochs
+    if epochs and train.order == "simultaneous":
+        yield SimultaneousReconstruction(network, corruption, augmentation), epochs
+    if objective.kind == "classify":
+        image, classes = torch.from_numpy(training.images[:1]), len(training.classes)
+        yield Classification(network, augmentation, image, classes), train.epochs
 
 
 def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
     """What `config.json` says of an encoder trained so, its readout not yet decided."""
+    channels, height, width = training.images.shape[1:]
+    layers = [layer.model_dump(mode="json") for layer in params.model.layers]
     return {
-        "channels": training.images.shape[1],
-        "image_size": list(training.images.shape[2:]),
+        "channels": channels,
+        "image_size": [height, width],
         "preprocessing": params.preprocessing.model_dump(mode="json"),
-        "layers": [layer.model_dump(mode="json") for layer in params.model.layers],
+        "layers": resolve_kernels((height, width), layers, params.model.stacked_on),
         "tied_weights": params.model.tied_weights,
+        "stacked_on": params.model.stacked_on,
         "sparsity": params.objective.sparsity and params.objective.sparsity.model_dump(mode="json"),
         "decoder": params.objective.kind == "reconstruct",
         "readout": None,
@@ -83,12 +128,16 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
     }
 
 
-def _fit(module: ReconstructionModule, params: Params, training: ImageSet, validation: ImageSet) -> str:
+def _fit(
+    module: TrainingModule, epochs: int, params: Params, training: ImageSet, validation: ImageSet, folder: Path
+) -> str:
+    """Train one phase and leave the module with its best epoch; gives the device. What is whole is not done again."""
     # Lightning's advertisements and notes on its own internals; errors and warnings about the training stay.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec|Checkpoint directory", module="pytorch_lightning")
+    warnings.filterwarnings(
+        "ignore", message=".*LeafSpec|Checkpoint directory|Found .* in eval mode", module="pytorch_lightning"
+    )
     train = params.train
-    folder = CHECKPOINTS / training_key(params, training, validation)
     # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
     best = ModelCheckpoint(
         folder, "best", monitor="validation_loss", save_on_train_epoch_end=True, enable_version_counter=False
@@ -96,7 +145,7 @@ def _fit(module: ReconstructionModule, params: Params, training: ImageSet, valid
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     try:
         trainer = lightning.Trainer(
-            max_epochs=train.epochs,
+            max_epochs=epochs,
             accelerator=train.accelerator,
             devices=train.devices,
             precision=train.precision,
@@ -114,18 +163,17 @@ def _fit(module: ReconstructionModule, params: Params, training: ImageSet, valid
     resume = folder / "last.ckpt"
     if resume.exists():
         print(f"resuming after the last whole epoch, from {resume}")
+    labelled = params.objective.kind == "classify"
     trainer.fit(
         module,
-        ImageBatches(training.images, train.batch_size, params.seed),
-        ImageBatches(validation.images, max(train.batch_size, 256)),
+        ImageBatches(training.images, train.batch_size, params.seed, training.labels if labelled else None),
+        ImageBatches(validation.images, max(train.batch_size, 256), labels=validation.labels if labelled else None),
         ckpt_path=resume if resume.exists() else None,
     )
     if not trainer.is_global_zero:  # the other processes of a distributed training have done their part
         raise SystemExit(0)
     checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
-    resume.unlink()  # first: without it a folder half removed is no training to resume
-    shutil.rmtree(folder)
     return str(trainer.strategy.root_device)
 
 

@@ -1,0 +1,46 @@
+"""What is done to an image before it has to be reconstructed."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Corruption:
+    """Noise, or blocks of pixels taken away, drawn from torch's global generator.
+
+    `gaussian` and `uniform` add noise (Vincent et al. 2010, "Stacked denoising autoencoders", JMLR 11, section 3.3);
+    `masking` sets blocks to zero in all channels, and only these have to be reconstructed (He et al. 2022, "Masked
+    autoencoders are scalable vision learners", section 3).
+
+    Args:
+        kind: `gaussian`, `uniform` or `masking`.
+        level: standard deviation, largest deviation in units of the preprocessed image, or the part of the blocks
+            taken away.
+        block: height and width of a block in pixels; of no use to noise.
+    """
+
+    def __init__(self, kind: str, level: float, block: tuple[int, int]) -> None:
+        self.kind = kind
+        self.level = level
+        self.block = block
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Corrupted images `[N, C, H, W]` and, where not all pixels count, which do: `bool [N, 1, H, W]`."""
+        if self.kind == "gaussian":
+            return images + self.level * torch.randn_like(images), None
+        if self.kind == "uniform":
+            return images + self.level * (2 * torch.rand_like(images) - 1), None
+        count, _, height, width = images.shape
+        rows, columns = -(-height // self.block[0]), -(-width // self.block[1])
+        blocks = torch.rand(count, 1, rows, columns, device=images.device) < self.level
+        cover = F.interpolate(blocks.float(), scale_factor=(float(self.block[0]), float(self.block[1])))
+        hidden = cover[..., :height, :width] > 0
+        return images.masked_fill(hidden, 0), hidden
+
+
+def reconstruction_error(reconstruction: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+    """Mean squared error over all pixels, or over those that count."""
+    if counted is None:
+        return F.mse_loss(reconstruction, target)
+    errors = (reconstruction - target).square().mean(1, keepdim=True)
+    return (errors * counted).sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,81 @@
+"""The cells of the ladder as rows in MLflow."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from convae.files import read_json
+from convae.params import TrackingParams
+from convae.tracking.store import WARNING, one_at_a_time, open_store, presentable, store_root, store_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEY = "convae.key"
+BATCH = 1000
+
+
+def ladder_cells() -> list[dict[str, Any]]:
+    """The cells in reports/ladder.json, none where there is no ladder."""
+    path = store_root() / "reports/ladder.json"
+    return list(read_json(path)) if path.exists() else []
+
+
+def record_live(tracking: TrackingParams, cell: Mapping[str, Any]) -> None:
+    """Add the row of a cell that was just measured; a store that can't be used costs a warning and no more."""
+    uri = store_uri(tracking)
+    if uri is None:
+        return
+    try:
+        record(uri, tracking.experiment, [cell])
+    except Exception as error:  # whatever MLflow and what lies under it come up with
+        print(WARNING.format("ladder", presentable(error)), file=sys.stderr)
+
+
+def record(uri: str, experiment: str, cells: Sequence[Mapping[str, Any]]) -> int:
+    """Add a row to the experiment `<experiment>-ladder` for each cell that it lacks; gives their number.
+
+    Raises:
+        Exception: whatever MLflow and what lies under it come up with.
+    """
+    if not cells:
+        return 0
+    client, (ladder,) = open_store(uri, f"{experiment}-ladder")
+    with one_at_a_time():
+        known = _keys(client, ladder)
+        missing = [cell for cell in cells if _key(cell) not in known]
+        for cell in missing:
+            _add(client, ladder, cell)
+    return len(missing)
+
+
+def _key(cell: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()
+
+
+def _keys(client: "MlflowClient", experiment: str) -> set[str]:
+    keys: set[str] = set()
+    token = None
+    while True:
+        page = client.search_runs([experiment], max_results=BATCH, page_token=token)
+        keys |= {run.data.tags.get(KEY, "") for run in page}
+        token = page.token
+        if not token:
+            return keys
+
+
+def _add(client: "MlflowClient", experiment: str, cell: Mapping[str, Any]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    run = client.create_run(experiment, run_name=f"{cell['system']} {cell['dataset']} seed {cell['seed']}")
+    time = run.info.start_time
+    numbers = {name: value for name, value in cell.items() if isinstance(value, (int, float)) and name != "seed"}
+    metrics = [Metric(name, float(value), time, 0) for name, value in numbers.items()]
+    for entry in cell.get("by_dimension") or ():
+        metrics.append(Metric("test_accuracy_by_dimension", entry["test_accuracy"], time, entry["dimension"]))
+    params = [Param(name, str(value)) for name, value in cell.items()
+              if name == "seed" or isinstance(value, str)]  # fmt: skip
+    client.log_batch(run.info.run_id, metrics, params, [RunTag(KEY, _key(cell))], synchronous=True)
+    client.set_terminated(run.info.run_id, "FINISHED")

@@ -1,0 +1,153 @@
+"""What a training minimises: a loss over a batch, and which layers learn from it.
+
+Each objective is a module around the one autoencoder, so that a checkpoint of it holds everything that is trained.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convae.models.autoencoder import Autoencoder
+from convae.models.corruption import Corruption, reconstruction_error
+from convae.training.batches import Batch, augment
+
+HEAD_GRID = 7
+
+
+class Objective(nn.Module):
+    """The part that all objectives share: preprocessing, augmentation, corruption.
+
+    Args:
+        autoencoder: the network; its preprocessing is fitted.
+        corruption: what is done to the input while training, or None.
+        augmentation: `flip` and `shift` of `augment`, or None; never used on validation images.
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, corruption: Corruption | None, augmentation: dict[str, Any] | None
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.corruption = corruption
+        self.augmentation = augmentation
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean loss over a batch."""
+        images, labels = batch
+        if self.training and self.augmentation:
+            images = augment(images, **self.augmentation)
+        return self.loss(self.autoencoder.preprocessing(images), labels)
+
+    def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean loss over preprocessed images `[n, C, H, W]`."""
+        raise NotImplementedError
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The parameters that learn."""
+        return self.parameters()
+
+    def freeze(self) -> None:
+        """Put what does not learn into evaluation mode, after Lightning put everything into training mode."""
+
+    def _corrupt(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.corruption(images) if self.corruption else (images, None)
+
+
+class Reconstruction(Objective):
+    """The image from the last layer's code, through all layers."""
+
+    def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean squared error, over masked pixels alone where there are some."""
+        corrupted, counted = self._corrupt(preprocessed)
+        return reconstruction_error(self.autoencoder(corrupted), preprocessed, counted)
+
+
+class LayerReconstruction(Objective):
+    """One layer learns to reconstruct what comes into it from the layers below, which stay as they are.
+
+    Masci et al. (2011), "Stacked convolutional auto-encoders for hierarchical feature extraction", section 2.5.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        corruption: Corruption | None,
+        augmentation: dict[str, Any] | None,
+        index: int,
+    ) -> None:
+        super().__init__(autoencoder, corruption, augmentation)
+        self.index = index
+
+    def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean squared error of what comes into the layer, over masked pixels alone where there are some."""
+        with torch.no_grad():
+            incoming = self.autoencoder.input_of(self.index, preprocessed)
+        corrupted, counted = self._corrupt(incoming)
+        return reconstruction_error(self.autoencoder.reconstruct_layer(self.index, corrupted), incoming, counted)
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The layer and its decoder; tied filters are one parameter."""
+        both = nn.ModuleList([self.autoencoder.layers[self.index], self.autoencoder.decoder[self.index]])
+        return both.parameters()
+
+    def freeze(self) -> None:
+        """Dropout and batch normalisation below the layer."""
+        self.autoencoder.layers[: self.index].eval()
+
+
+class SimultaneousReconstruction(Objective):
+    """Every layer reconstructs what comes into it, all at once; no gradient passes from one to another.
+
+    With corruption all of them imitate the clean image, so that each takes away what the one below has left.
+    """
+
+    def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
+        """Sum over the layers of the mean squared errors."""
+        network = self.autoencoder
+        incoming, counted = self._corrupt(preprocessed)
+        total = torch.zeros((), device=preprocessed.device)
+        for index, layer in enumerate(network.layers):
+            reconstruction = network.reconstruct_layer(index, incoming)
+            on_reconstructions = network.stacked_on == "reconstructions"
+            target = preprocessed if self.corruption and (on_reconstructions or index == 0) else incoming
+            total = total + reconstruction_error(reconstruction, target, counted if target is preprocessed else None)
+            incoming = (reconstruction if on_reconstructions else layer(incoming)).detach()
+        return total
+
+
+class Classification(Objective):
+    """Labels from the last layer's maps: both signs rectified, averaged over a grid, normalised over the batch.
+
+    The readout of the features is not used, so that another one trains nothing anew.
+
+    Args:
+        autoencoder: the network, of which the encoder learns.
+        augmentation: as of `Objective`.
+        image: one image `uint8 [1, C, H, W]`, for the size of the maps.
+        classes: how many.
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, augmentation: dict[str, Any] | None, image: Tensor, classes: int
+    ) -> None:
+        super().__init__(autoencoder, None, augmentation)
+        with torch.no_grad():
+            maps = autoencoder.encode(autoencoder.preprocessing(image))[-1]
+        self.grid = (min(HEAD_GRID, maps.shape[2]), min(HEAD_GRID, maps.shape[3]))
+        width = 2 * maps.shape[1] * self.grid[0] * self.grid[1]
+        self.head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes))
+
+    def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean cross-entropy, natural logarithm."""
+        assert labels is not None
+        maps = self.autoencoder.encode(preprocessed)[-1]
+        pooled = [F.adaptive_avg_pool2d(part.relu(), self.grid).flatten(1) for part in (maps, -maps)]
+        return F.cross_entropy(self.head(torch.cat(pooled, 1)), labels)
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """Encoder and head."""
+        yield from self.autoencoder.layers.parameters()
+        yield from self.head.parameters()

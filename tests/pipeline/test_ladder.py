@@ -1,0 +1,105 @@
+"""`make ladder DATASET=digits`, as a user runs it, with fewer systems and seeds."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+
+CELLS = {
+    "pixels-0",
+    "default-0",
+    "default-1",
+    "default_untrained-0",
+    "default_untrained-1",
+    "default_patches-0",
+    "default_patches-1",
+    "dense_autoencoder-0",
+    "supervised_cnn-0",
+}
+
+
+@pytest.fixture(scope="module")
+def ladder(clone):
+    """A clone in which a small ladder was climbed."""
+    repository = clone()
+    path = repository.folder / "benchmark/ladder.yaml"
+    yaml = YAML()
+    settings = yaml.load(path)
+    settings["untouched_by_chance"]["systems"] = ["pixels"]
+    settings["main"] |= {"systems": ["default", "default_untrained", "default_patches"], "seeds": [0, 1]}
+    settings["others"] |= {"systems": ["dense_autoencoder", "supervised_cnn"], "seeds": [0]}
+    settings["curves"] = ["default_untrained", "pixels", "supervised_cnn"]
+    settings["data"]["digits"] |= {"train.epochs": 2, "train.threads": 1, "data.validation_size": 0.2}
+    yaml.dump(settings, path)
+    climb(repository)
+    return repository
+
+
+def climb(repository):
+    command = ("make", "ladder", "DATASET=digits", f"BIN={Path(sys.executable).parent}")
+    return repository.run(*command, MLFLOW_TRACKING_URI=f"sqlite:///{repository.folder}/mlflow.db").stdout
+
+
+def cells(repository):
+    return {f"{row['system']}-{row['seed']}": row for row in json.loads(repository.read("reports/ladder.json"))}
+
+
+def test_every_cell_is_a_row_with_what_was_promised(ladder):
+    rows = cells(ladder)
+    assert set(rows) == CELLS
+    for row in rows.values():
+        assert row["dataset"] == "digits"
+        assert 0.8 < row["test_accuracy"] <= 1
+        assert 0.7 < row["knn_accuracy"] <= 1
+    assert len({row["protocol"] for row in rows.values()}) == 1
+    assert "both signs rectified, mean over a grid of 4×4 cells" in rows["default-0"]["protocol"]
+    assert rows["default-0"]["dimension"] == rows["default_untrained-0"]["dimension"] == 64 * 2 * 16
+    assert rows["pixels-0"]["dimension"] == 64
+    assert rows["dense_autoencoder-0"]["dimension"] == 256 * 2
+    assert rows["default-0"]["encoder_parameters"] == 64 * (49 + 1)
+    assert rows["dense_autoencoder-0"]["encoder_parameters"] == 256 * (64 + 1)
+    assert rows["default_untrained-1"]["control_of"] == "default"
+    assert rows["default_untrained-0"]["test_accuracy"] != rows["default_untrained-1"]["test_accuracy"]
+
+
+def test_curves_have_five_draws_and_end_at_the_full_width(ladder):
+    rows = cells(ladder)
+    row = rows["default_untrained-0"]
+    assert [entry["dimension"] for entry in row["by_dimension"]] == [64, 256, 1024, 2048]
+    assert row["by_dimension"][-1]["test_accuracy"] == row["test_accuracy"]
+    draws = [(entry["labels_per_class"], entry["draw"]) for entry in row["by_labels"]]
+    assert draws == [(count, draw) for count in (1, 10, 100) for draw in range(5)]  # no class has a thousand
+    means = [sum(e["test_accuracy"] for e in row["by_labels"] if e["labels_per_class"] == n) / 5 for n in (1, 10, 100)]
+    assert means == sorted(means)
+    assert [entry["labels_per_class"] for entry in rows["default_untrained-1"]["by_labels"]] == [1] * 5 + [10] * 5
+    assert rows["default-0"]["by_labels"] is None
+    assert len(rows["supervised_cnn-0"]["by_labels"]) == 15
+
+
+def test_every_cell_is_a_row_in_mlflow(ladder):
+    client = MlflowClient(f"sqlite:///{ladder.folder}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("convae-ladder").experiment_id])
+    assert len(runs) == len(CELLS)
+    accuracies = {f"{run.data.params['system']}-{run.data.params['seed']}": run.data.metrics for run in runs}
+    assert all(accuracies[name]["test_accuracy"] == row["test_accuracy"] for name, row in cells(ladder).items())
+
+
+def test_a_changed_system_reruns_its_own_cells_alone(ladder):
+    assert "python -m benchmark.ladder train" not in climb(ladder)
+    before = ladder.read("reports/ladder.json")
+    path = ladder.folder / "systems/dense_autoencoder.yaml"
+    path.write_text(path.read_text().replace("filters: 256", "filters: 32"))
+    said = climb(ladder)
+    commands = [line for line in said.splitlines() if line.startswith("> python -m benchmark.ladder")]
+    assert [command.split("benchmark.ladder ")[1] for command in commands] == [
+        "parameters",
+        "train digits dense_autoencoder 0",
+        "measure digits dense_autoencoder 0",
+        "page",
+    ]
+    rows, old = cells(ladder), {f"{row['system']}-{row['seed']}": row for row in json.loads(before)}
+    assert [name for name, row in rows.items() if row != old[name]] == ["dense_autoencoder-0"]
+    assert b"dense_autoencoder" in ladder.read("reports/ladder.html")

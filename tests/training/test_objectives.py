@@ -1,0 +1,182 @@
+"""What learns, from what, and what stays as it is."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from convae.errors import ConvaeError
+from convae.models.autoencoder import Autoencoder
+from convae.models.corruption import Corruption
+from convae.training.objectives import (
+    Classification,
+    LayerReconstruction,
+    Reconstruction,
+    SimultaneousReconstruction,
+)
+from convae.training.train import train_encoder
+
+LAYER = {
+    "filters": 4,
+    "kernel": (3, 3),
+    "stride": (1, 1),
+    "padding": "full",
+    "activation": "tanh",
+    "batch_norm": True,
+    "dropout": 0.0,
+    "pool": None,
+}
+IMAGES = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def _in_scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def network(**changes):
+    made = Autoencoder(1, {}, [LAYER, LAYER, LAYER], tied_weights=False, **changes)
+    made.initialize(torch.Generator().manual_seed(0))
+    return made
+
+
+def moved(objective, batch, steps=3):
+    """Names of the parameters and buffers of the autoencoder that a few steps change."""
+    before = {name: value.clone() for name, value in objective.autoencoder.state_dict().items()}
+    optimizer = torch.optim.SGD(list(objective.trained()), lr=0.1)
+    objective.train()
+    objective.freeze()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        objective(batch).backward()
+        optimizer.step()
+    after = objective.autoencoder.state_dict()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def test_greedily_one_layer_learns_and_everything_else_stays():
+    changed = moved(LayerReconstruction(network(), None, None, 1), (IMAGES, None))
+    assert changed
+    assert {name.rsplit(".", 1)[0].split(".")[1] for name in changed} == {"1"}
+    assert any("running_mean" in name for name in changed)
+
+
+def test_a_layer_reconstructs_the_maps_of_the_one_below():
+    made = network().eval()
+    objective = LayerReconstruction(made, None, None, 1).eval()
+    below = made.layers[0](IMAGES.float() / 255)
+    reconstruction = made.decoder[1](made.layers[1](below), (10, 10))
+    torch.testing.assert_close(objective((IMAGES, None)), F.mse_loss(reconstruction, below))
+
+
+def test_end_to_end_the_image_comes_back_through_all_layers():
+    made = network().eval()
+    torch.testing.assert_close(
+        Reconstruction(made, None, None).eval()((IMAGES, None)), F.mse_loss(made(IMAGES / 255), IMAGES / 255)
+    )
+    assert {name.split(".")[1] for name in moved(Reconstruction(made, None, None), (IMAGES, None))} == {"0", "1", "2"}
+
+
+def test_masked_pixels_alone_are_to_be_reconstructed():
+    made = network().eval()
+    objective = Reconstruction(made, Corruption("masking", 0.5, (4, 4)), None).eval()
+    torch.manual_seed(3)
+    loss = objective((IMAGES, None))
+    torch.manual_seed(3)
+    corrupted, hidden = objective.corruption(IMAGES / 255)
+    errors = (made(corrupted) - IMAGES / 255).square()
+    torch.testing.assert_close(loss, errors[hidden].mean())
+
+
+def test_stacked_reconstructions_have_the_channels_of_the_image_and_no_gradient_between_them():
+    made = network(stacked_on="reconstructions").eval()
+    assert [layer.convolution.in_channels for layer in made.layers] == [1, 1, 1]
+    image = IMAGES / 255
+    first = made.decoder[0](made.layers[0](image), (8, 8))
+    second = made.decoder[1](made.layers[1](first), (8, 8))
+    third = made.decoder[2](made.layers[2](second), (8, 8))
+    torch.testing.assert_close(made(image), third)
+    torch.testing.assert_close(made.encode(image)[2], made.layers[2](second))
+    expected = F.mse_loss(first, image) + F.mse_loss(second, first) + F.mse_loss(third, second)
+    torch.testing.assert_close(SimultaneousReconstruction(made, None, None).eval()((IMAGES, None)), expected)
+
+    (filters,) = torch.autograd.grad(
+        SimultaneousReconstruction(made, None, None).eval()((IMAGES, None)), made.layers[0].convolution.weight
+    )
+    (alone,) = torch.autograd.grad(
+        F.mse_loss(made.decoder[0](made.layers[0](image), (8, 8)), image), made.layers[0].convolution.weight
+    )
+    torch.testing.assert_close(filters, alone)
+
+
+def test_denoising_stacked_reconstructions_all_imitate_the_clean_image():
+    made = network(stacked_on="reconstructions").eval()
+    objective = SimultaneousReconstruction(made, Corruption("uniform", 0.5, (1, 1)), None).eval()
+    torch.manual_seed(3)
+    loss = objective((IMAGES, None))
+    torch.manual_seed(3)
+    image, expected = IMAGES / 255, 0
+    incoming, _ = objective.corruption(image)
+    for index in range(3):
+        incoming = made.reconstruct_layer(index, incoming)
+        expected = expected + F.mse_loss(incoming, image)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_labels_teach_the_encoder_and_not_the_decoder():
+    torch.manual_seed(0)
+    labels = torch.arange(6) % 3
+    objective = Classification(network(), None, IMAGES[:1], 3)
+    before = objective.train()((IMAGES, labels)).item()
+    changed = moved(objective, (IMAGES, labels), steps=20)
+    assert {name.split(".")[0] for name in changed} == {"layers"}
+    assert objective((IMAGES, labels)).item() < 0.5 * before
+
+
+@pytest.mark.parametrize("order", ["greedy", "greedy_then_end_to_end", "simultaneous", "end_to_end"])
+def test_phases_follow_each_other_and_a_resumed_one_ends_with_the_same_bits(
+    experiment, train_set, validation_set, order
+):
+    layer = experiment().model.layers[0].model_dump() | {"activation": "relu"}
+    pooled = layer | {"pool": {"kind": "max", "size": (2, 2)}}
+    params = experiment(train={"epochs": 2, "order": order}, model={"layers": [pooled, layer]})
+    whole, history, _ = train_encoder(params, train_set, validation_set, lambda row: None)
+    phases = {"greedy": 2, "greedy_then_end_to_end": 3}.get(order, 1)
+    assert [row["phase"] for row in history] == [phase for phase in range(phases) for _ in range(2)]
+    assert [row["epoch"] for row in history] == list(range(2 * phases))
+
+    for death in range(1, 2 * phases):
+
+        def die(row, death=death):
+            if row["epoch"] == death:
+                raise KeyboardInterrupt
+
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train_encoder(params, train_set, validation_set, die)
+        seen = []
+        resumed, again, _ = train_encoder(params, train_set, validation_set, seen.append)
+        assert again == history == seen
+        state = resumed.autoencoder.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in whole.autoencoder.state_dict().items())
+
+
+def test_classification_learns_from_labels_after_a_pretraining(experiment, train_set, validation_set):
+    params = experiment(
+        objective={"kind": "classify", "pretraining": 2},
+        train={"epochs": 6, "learning_rate": 0.01, "augmentation": {"flip": False, "shift": 1}},
+    )
+    encoder, history, _ = train_encoder(params, train_set, validation_set, lambda row: None)
+    assert [row["phase"] for row in history] == [0] * 2 + [1] * 6
+    assert min(row["validation_loss"] for row in history[2:]) < 1.0  # cross-entropy, 2.3 for a guess
+    assert not encoder.has_decoder
+
+
+def test_without_labels_there_is_nothing_to_classify(experiment, digits, train_set, validation_set):
+    from dataclasses import replace
+
+    with pytest.raises(ConvaeError, match="the training images have no labels"):
+        train_encoder(
+            experiment(objective={"kind": "classify"}),
+            replace(train_set, labels=None),
+            validation_set,
+            lambda row: None,
+        )
