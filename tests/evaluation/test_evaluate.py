@@ -97,7 +97,7 @@ def test_without_labels_there_are_reconstructions_and_no_classifier(run, unlabel
         labels.unlink()
     metrics, out = run()
     assert metrics["test"].keys() == metrics["validation"].keys() == {"reconstruction_mse"}
-    assert metrics.keys() == {"test", "validation", "features", "encoder"}
+    assert metrics.keys() == {"test", "validation", "features", "encoder", "health"}
     assert (out / "reports/per_class.csv").read_text() == "class,precision,recall,f1,support\n"
     assert pd.read_parquet(out / "test.parquet").to_dict("list") == {"index": list(range(100))}
     with pytest.raises(ConvaeError, match="no labels"):

@@ -6,7 +6,7 @@ import pytest
 import sklearn
 
 from convae.datasets.image_set import ImageSet
-from convae.files import read_json
+from convae.files import read_json, write_json
 
 ALL = ["filters", "activation_maps", "reconstructions", "learning_curves", "confusion_matrix", "mistakes"]
 
@@ -153,3 +153,68 @@ def test_figures_of_an_earlier_run_do_not_stay(evaluated):
     (experiment.root / "reports/figures").mkdir()
     (experiment.root / "reports/figures/old.png").touch()
     assert "old" not in figures(experiment.write())
+
+
+@pytest.fixture
+def health_of(tmp_path):
+    """`health_of(experiment, copying=...)`: the text of the report with these keys of the metrics' `health` changed."""
+
+    def text_of(experiment, **changes):
+        path = tmp_path / "reports/metrics.json"
+        metrics = read_json(path)
+        write_json(path, metrics | {"health": metrics["health"] | changes})
+        text = " ".join("".join(Page(read(experiment.write("changed"))).text).split())
+        return text[text.index("Encoder health") : text.index("Pictures")]
+
+    return text_of
+
+
+def layer_of(**changes):
+    return {"filters": 64, "dead": 0, "duplicates": 0, "hoyer_sparsity": 0.25, "border_ratio": 0.5} | changes
+
+
+@pytest.mark.parametrize(
+    ("layers", "verdict"),
+    [
+        ([layer_of()], "No filter is dead, none is a duplicate."),
+        ([layer_of(duplicates=2)], "No filter is dead, 2 of 64 are duplicates."),
+        ([layer_of(dead=1), layer_of(duplicates=1)], "1 of 128 filters is dead, 1 of 128 is a duplicate."),
+        ([layer_of(dead=64, hoyer_sparsity=None, border_ratio=None)], "64 of 64 filters are dead"),
+        ([], "The encoder has no layers and so no filters"),
+    ],
+)
+def test_dead_and_duplicate_filters_are_told(evaluated, health_of, layers, verdict):
+    assert verdict in health_of(evaluated(), filters=layers)
+
+
+@pytest.mark.parametrize(
+    ("twin", "baseline", "verdict"),
+    [
+        (0.12, 0.5, "reconstruct better than random ones"),
+        (0.088, 0.5, "says nothing about the filters"),
+        (0.02, 0.5, "says nothing about the filters"),
+        (0.12, 0.07, "no better than the mean image"),
+    ],
+)
+def test_a_low_error_is_set_against_that_of_random_filters(evaluated, health_of, twin, baseline, verdict):
+    errors = {"reconstruction_mse": 0.08, "twin_reconstruction_mse": twin, "baseline_mse": baseline}
+    text = health_of(evaluated(), copying=errors)
+    assert f"an error of {twin:.4f}, this one with 0.0800" in text
+    assert verdict in text
+
+
+def test_health_is_told_without_decoder_and_without_labels(evaluated, health_of):
+    text = health_of(evaluated(labelled=False, objective={"kind": "none", "sparsity": None}))
+    assert "There is no trained decoder" in text
+    assert "The effective rank of the features is" in text
+    assert "random" not in text
+
+
+def test_parameters_of_the_first_layer_are_set_against_a_dense_one(evaluated, health_of):
+    text = health_of(evaluated(shape=(3, 12, 16)))
+    assert "convolution, this encoder 112 112 dense 2\u202f308 9\u202f220" in text  # 4 filters 3×3×3
+    layer = {"filters": 5, "kernel": (8, 8), "padding": "valid"}
+    text = health_of(evaluated(model={"layers": [layer]}, objective={"sparsity": None}, features={"grid": (1, 1)}))
+    assert "The first kernel is as large as the image: this is the dense layer" in text
+    assert "dense, this encoder 325 1\u202f285" in text
+    assert "convolution" not in text

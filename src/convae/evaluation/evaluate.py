@@ -12,6 +12,7 @@ from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
+from convae.evaluation.health import encoder_health
 from convae.evaluation.metrics import (
     classification_metrics,
     per_class_table,
@@ -65,7 +66,8 @@ def evaluate(
         reports: folder that takes `metrics.json` and `per_class.csv`.
 
     Returns:
-        What `metrics.json` holds. Without labels there is no classifier, and the tables are empty.
+        What `metrics.json` holds; its `health` is what `encoder_health` returns. Without labels there is no
+        classifier, and the tables are empty.
 
     Raises:
         ConvaeError: features, labels and image sets do not belong together, or the classifier can't be fit.
@@ -88,6 +90,10 @@ def evaluate(
         error = reconstruction_mse(encoder, parts[part].image_set.images)
         if error is not None:
             metrics[part]["reconstruction_mse"] = error
+    training, validation = parts["train"], parts["validation"]
+    metrics["health"] = encoder_health(
+        encoder, training.image_set.images, validation.image_set.images, validation.features, params.seed
+    )
     save_classifier(classifier, estimator, description)
     _write(tables, predictions, reports)
     write_json(reports / "metrics.json", metrics)

@@ -81,6 +81,7 @@ def write_report(
         classifier=read_json(classifier / "classifier.json"),
         per_class=_read_table(reports / "per_class.csv").to_dict("records"),
         origin=_origin(params, len(pd.read_csv(reports / "training.csv"))),
+        first_layer=_first_layer(encoder),
         parameters=_parameters(params),
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         pictures=[(picture, *_embed(file)) for picture, file in zip(pictures, files, strict=True)],
@@ -122,6 +123,28 @@ def _read_table(path: Path) -> pd.DataFrame:
     """A table of which the first column holds class names, whatever they look like."""
     first = path.read_text("utf-8").split(",", 1)[0].strip()
     return pd.read_csv(path, dtype={first: str}, keep_default_na=False)
+
+
+def _first_layer(encoder: Encoder) -> dict[str, Any] | None:
+    """Parameters of the first convolution and of a dense layer with as many units; None without layers.
+
+    Returns:
+        `filters` and `incoming`, the shape `[D, H, W]` of what they see; `convolution`, n·(k_h·k_w·D + 1), whatever the
+        image; `dense`, n·(H·W·D + 1), for the images trained on and for those of twice the side; `is_dense`, whether
+        the kernel is as large as the image.
+    """
+    layers = encoder.autoencoder.layers
+    if not len(layers):
+        return None
+    filters, depth, *kernel = layers[0].convolution.weight.shape
+    height, width = encoder.config["image_size"]
+    return {
+        "filters": filters,
+        "incoming": [depth, height, width],
+        "convolution": filters * (kernel[0] * kernel[1] * depth + 1),
+        "dense": [filters * (side**2 * height * width * depth + 1) for side in (1, 2)],
+        "is_dense": kernel == [height, width],
+    }
 
 
 def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[Picture]:
