@@ -163,7 +163,7 @@ def health_of(tmp_path):
         path = tmp_path / "reports/metrics.json"
         metrics = read_json(path)
         write_json(path, metrics | {"health": metrics["health"] | changes})
-        text = " ".join("".join(Page(read(experiment.write("changed"))).text).split())
+        text = " ".join(" ".join(Page(read(experiment.write("changed"))).text).split())
         return text[text.index("Encoder health") : text.index("Pictures")]
 
     return text_of
@@ -212,9 +212,9 @@ def test_health_is_told_without_decoder_and_without_labels(evaluated, health_of)
 
 def test_parameters_of_the_first_layer_are_set_against_a_dense_one(evaluated, health_of):
     text = health_of(evaluated(shape=(3, 12, 16)))
-    assert "convolution, this encoder 112 112 dense 2\u202f308 9\u202f220" in text  # 4 filters 3×3×3
+    assert "this encoder 112 112 dense layer 2 308 9 220" in text  # 4 filters 3×3×3
     layer = {"filters": 5, "kernel": (8, 8), "padding": "valid"}
     text = health_of(evaluated(model={"layers": [layer]}, objective={"sparsity": None}, features={"grid": (1, 1)}))
     assert "The first kernel is as large as the image: this is the dense layer" in text
-    assert "dense, this encoder 325 1\u202f285" in text
+    assert "this encoder 325 1 285" in text
     assert "convolution" not in text
