@@ -89,6 +89,32 @@ def test_declared_shapes_are_those_of_the_maps(encoder, images):
     assert encoder.parameter_count == 6 * (15 * 3 + 1) + 2 * 6 + 4 * (15 * 6 + 1) + 2 * 4
 
 
+def test_filters_on_principal_components_are_shown_as_filters_of_the_image(encoder, images):
+    whitening = {"kind": "pca", "window": 3, "epsilon": 0.1}
+    layers = [LAYER | {"kernel": [1, 1], "batch_norm": False, "activation": "linear", "pool": None, "stride": [1, 1]}]
+    preprocessing = {"local_contrast": None, "whitening": whitening}
+    config = encoder.config | {"layers": layers, "preprocessing": preprocessing, "tied_weights": True, "sparsity": None}
+    autoencoder = build_autoencoder(config)
+    autoencoder.initialize(torch.Generator().manual_seed(0))
+    autoencoder.preprocessing.fit(torch.from_numpy(images), torch.Generator().manual_seed(0))
+    made = Encoder(autoencoder, None, config)
+    assert made.filters.shape == (6, 3, 3, 3)
+    pixels = torch.from_numpy(images) / 255
+    answers = torch.nn.functional.conv2d(pixels, torch.from_numpy(made.filters), padding=1)
+    differences = (answers - torch.from_numpy(made.activation_maps(images)[0])).flatten(2)
+    assert differences.std(2).max() < 1e-5  # all but the means, which are subtracted
+
+
+def test_an_encoder_without_layers_reads_the_pixels(encoder, images, tmp_path):
+    readout = READOUT | {"grid": [12, 14], "rectification": "none", "power": 1.0, "divisive_normalization": None}
+    config = encoder.config | {"layers": [], "preprocessing": {"local_contrast": None, "whitening": None}}
+    config |= {"readout": readout, "decoder": False}
+    Encoder(build_autoencoder(config), Readout(**readout), config).save(tmp_path / "pixels")
+    loaded = load_encoder(tmp_path / "pixels")
+    np.testing.assert_allclose(loaded.features(images), images.reshape(7, -1) / 255, rtol=1e-6)
+    assert (loaded.parameter_count, loaded.filters.shape, loaded.map_sizes) == (0, (0, 3, 0, 0), [(12, 14)])
+
+
 def test_images_of_another_size_give_as_many_features(encoder):
     assert encoder.features(np.zeros((2, 3, 40, 33), np.uint8)).shape == (2, 24)
 

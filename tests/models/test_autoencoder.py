@@ -144,3 +144,35 @@ def test_whitening_decorrelates_neighbours():
     ).flatten(0, 1)
     assert torch.corrcoef(before)[0, 3] > 0.5
     assert (torch.corrcoef(values) - torch.eye(6)).abs().max() < 0.15
+
+
+def test_pca_whitening_gives_uncorrelated_components_of_unit_variance():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(200, 2, 12, 12, generator=generator)
+    images = F.avg_pool2d(noise, 3, 1).mul(200).to(torch.uint8)
+    preprocessing = Preprocessing(2, whitening={"kind": "pca", "window": 3, "epsilon": 1e-8})
+    preprocessing.fit(images, generator)
+    white = preprocessing(images)[:, :, 1:-1, 1:-1]
+    assert preprocessing.channels == white.shape[1] == 18
+    values = white.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(values.mean(1), torch.zeros(18), atol=1e-3, rtol=0)
+    torch.testing.assert_close(values @ values.T / values.shape[1], torch.eye(18), atol=1e-2, rtol=0)
+    patches = F.unfold(images / 255, 3).transpose(1, 2).flatten(0, 1)
+    largest = torch.linalg.eigh(torch.cov(patches.T)).eigenvalues[-1]
+    direction = preprocessing.whitening_filters[0].flatten() * largest.sqrt()
+    assert direction.norm().item() == pytest.approx(1, rel=1e-3)  # the first component is that of the largest variance
+
+
+def test_without_layers_the_preprocessed_image_is_read():
+    network = Autoencoder(1, {}, [], tied_weights=False)
+    images = torch.randint(0, 256, (3, 1, 5, 6), dtype=torch.uint8)
+    (maps,) = network.encode(network.preprocessing(images))
+    assert torch.equal(maps, images / 255)
+
+
+def test_dropout_takes_part_in_training_alone():
+    network = Autoencoder(1, {}, [layer(dropout=0.5, activation="linear")], tied_weights=False)
+    network.initialize(torch.Generator().manual_seed(0))
+    images = torch.rand(4, 1, 9, 9)
+    assert 0.3 < (network.train().encode(images)[0] == 0).float().mean() < 0.7
+    assert (network.eval().encode(images)[0] != 0).all()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from convae.models.autoencoder import Autoencoder
-from convae.models.geometry import GeometryError, LayerGeometry, layer_sizes
+from convae.models.geometry import GeometryError, LayerGeometry, layer_sizes, resolve_kernels
 
 sides = st.tuples(st.integers(1, 24), st.integers(1, 24))
 kernels = st.tuples(st.integers(1, 7), st.integers(1, 7))
@@ -71,3 +71,21 @@ def test_the_seed_cae_has_the_maps_of_the_article():
 def test_a_layer_that_does_not_fit_is_named_with_both_sizes(layer, message):
     with pytest.raises(GeometryError, match=message.replace("[", r"\[").replace("]", r"\]")):
         layer_sizes((4, 4), [layer])
+
+
+def entry(kernel, pool=None):
+    return {"kernel": kernel, "stride": (1, 1), "padding": "valid", "pool": pool and {"kind": "max", "size": pool}}
+
+
+def test_a_kernel_as_large_as_the_image_is_a_dense_layer():
+    resolved = resolve_kernels((8, 6), [entry((3, 3), pool=(2, 2)), entry("image"), entry("image")], "maps")
+    assert [layer["kernel"] for layer in resolved] == [(3, 3), [3, 2], [1, 1]]
+    sizes = layer_sizes((8, 6), [LayerGeometry.of(layer) for layer in resolved])
+    assert sizes == [((8, 6), (3, 2)), ((3, 2), (1, 1)), ((1, 1), (1, 1))]
+
+
+def test_on_reconstructions_every_layer_sees_the_size_of_the_image():
+    layers = [LayerGeometry((3, 3), padding="full"), LayerGeometry((5, 5), padding="full")]
+    assert layer_sizes((8, 6), layers, "reconstructions") == [((8, 6), (10, 8)), ((8, 6), (12, 10))]
+    assert layer_sizes((8, 6), layers, "maps") == [((8, 6), (10, 8)), ((10, 8), (14, 12))]
+    assert resolve_kernels((8, 6), [entry((3, 3)), entry("image")], "reconstructions")[1]["kernel"] == [8, 6]
