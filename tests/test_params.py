@@ -83,6 +83,17 @@ MISTAKES = [
     (r"kind: logistic_regression ", "kind: logistic ", "classifier.kind = 'logistic': must be 'logistic_regression'"),
     (r"C: \[0.001, 0.003, 0.01\]", "C: []", "classifier.logistic_regression.C = []: must"),
     (r"devices: 1 ", "devices: many ", "train.devices = 'many': must be"),
+    (r"kernel: 7 ", "kernel: images ", "model.layers[0].kernel: found 'images'; one number or [height, width]"),
+    (r"dropout: 0.0", "dropout: 1", "model.layers[0].dropout = 1: must be less than 1"),
+    (r"initialization: normal", "initialization: zero", "model.initialization = 'zero': must be 'normal', 'patches'"),
+    (r"stacked_on: maps", "stacked_on: images", "model.stacked_on = 'images': must be 'maps' or 'reconstructions'"),
+    (r"(?s)  layers:  .*?  initialization", "  layers: []\n  initialization", "objective.kind = reconstruct: model."),
+    (r"corruption: null", "corruption: {kind: masking, level: 1.5, block: 4}", "objective.corruption: level = 1.5:"),
+    (r"corruption: null", "corruption: {kind: snow, level: 1, block: 4}", "objective.corruption.kind = 'snow':"),
+    (r"pretraining: 0", "pretraining: -1", "objective.pretraining = -1: must be greater than or equal to 0"),
+    (r"order: end_to_end ", "order: random ", "train.order = 'random': must be 'end_to_end', 'greedy'"),
+    (r"augmentation: null", "augmentation: {flip: 1, shift: 2}", "train.augmentation.flip = 1: must be"),
+    (r"pca: null", "pca: 0", "features.pca = 0: must be greater than 0"),
     (r"^data:", "data: {", "not readable as YAML"),
     (r"^seed: 0", "seed: 0\nseed: 1", "not readable as YAML"),
 ]  # fmt: skip
@@ -95,6 +106,16 @@ def test_a_mistake_gives_one_line_that_names_it(repository, tmp_path, old, new, 
     lines = [line for line in str(mistake.value).splitlines() if message in line]
     assert len(lines) == 1, str(mistake.value)
     assert lines[0].startswith(f"{tmp_path / 'params.yaml'}: ")
+
+
+def test_a_filter_bank_needs_four_filters(repository, tmp_path):
+    path = changed(repository, tmp_path, "initialization: normal", "initialization: filter_bank")
+    load_experiment(path)
+    path.write_text(path.read_text().replace("filters: 64", "filters: 3"))
+    with pytest.raises(
+        ConvaeError, match="filter_bank: the first layer has 3 filters of 7×7 pixels; at least 4 of 3×3"
+    ):
+        load_experiment(path)
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "just words", "\udcff"])

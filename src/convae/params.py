@@ -288,6 +288,14 @@ class Params(_Section):
                 f"objective.kind = {self.objective.kind}: model.layers is empty, so there is nothing to train; "
                 "none is allowed"
             )
+        if self.model.layers and self.model.initialization == "filter_bank":
+            first = self.model.layers[0]
+            height, width = first.kernel if first.kernel != "image" else (3, 3)
+            if first.filters < 4 or min(height, width) < 3:
+                raise ValueError(
+                    f"model.initialization = filter_bank: the first layer has {first.filters} filters of "
+                    f"{height}×{width} pixels; at least 4 of 3×3 are needed"
+                )
         count = max(1, len(self.model.layers))  # without layers the preprocessed image is read
         for layer in self.features.layers:
             if not -count <= layer < count:
