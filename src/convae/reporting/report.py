@@ -1,23 +1,20 @@
 """The report: one HTML file that needs neither server nor internet, and its figures as PNG files."""
 
-import base64
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
-from convae.files import new_file, new_folder, read_json
+from convae.files import new_folder, read_json
 from convae.names import flatten
 from convae.params import Params
 from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
-from convae.reporting.drawing import DPI, save_figure, style
+from convae.reporting.drawing import save_figure, style
 from convae.reporting.figures import (
     MOST_FILTERS,
     activation_figures,
@@ -25,19 +22,11 @@ from convae.reporting.figures import (
     filters_figure,
     reconstructions_figure,
 )
+from convae.reporting.page import Picture, embed, write_page
 
 LIBRARIES = ("torch", "pytorch-lightning", "scikit-learn", "numpy", "scipy", "skops", "pandas", "matplotlib")
 # What has no part in the results: where images lie, on what and under which address it ran.
 LEFT_OUT = ("data.root", "tracking.", "train.accelerator", "train.devices")
-
-
-class Picture(NamedTuple):
-    """A figure, the name of its file without `.png`, and what one sees."""
-
-    name: str
-    figure: Figure
-    title: str
-    caption: str
 
 
 def write_report(
@@ -68,14 +57,9 @@ def write_report(
         for picture in pictures:
             save_figure(picture.figure, scratch / f"{picture.name}.png")
     files = [reports / "figures" / f"{picture.name}.png" for picture in pictures]
-    environment = Environment(
-        loader=PackageLoader("convae", "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html").render(
+    write_page(
+        reports / "report.html",
+        "report.html",
         description=read_json(prepared / "description.json"),
         metrics=read_json(reports / "metrics.json"),
         classifier=read_json(classifier / "classifier.json"),
@@ -84,10 +68,8 @@ def write_report(
         first_layer=_first_layer(encoder),
         parameters=_parameters(params),
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        pictures=[(picture, *_embed(file)) for picture, file in zip(pictures, files, strict=True)],
+        pictures=[(picture, *embed(file.read_bytes())) for picture, file in zip(pictures, files, strict=True)],
     )
-    with new_file(reports / "report.html") as scratch_page:
-        scratch_page.write_text(page, "utf-8", newline="\n")
 
 
 UNTRAINED = {
@@ -110,13 +92,6 @@ def _origin(params: Params, epochs: int) -> str:
     if objective.kind == "classify" and objective.pretraining:
         trained += ", the first of them without"
     return f"{trained}, then frozen."
-
-
-def _embed(file: Path) -> tuple[str, int]:
-    """A PNG file in base64, and the width in CSS pixels at which its text has the size of the page's."""
-    content = file.read_bytes()
-    width = int.from_bytes(content[16:20], "big")  # in the header, which stands first
-    return base64.b64encode(content).decode(), round(width * 96 / DPI)
 
 
 def _read_table(path: Path) -> pd.DataFrame:
