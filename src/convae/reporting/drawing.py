@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -41,17 +42,17 @@ def style() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path | BytesIO) -> None:
     """Write a PNG file without date and version; the same figure gives the same bytes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a class name in a script that the font lacks
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def short(name: str) -> str:
-    """A class name that fits beside a picture, on one line."""
+def short(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name of so many characters at most, on one line."""
     line = " ".join(name.split())
-    return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
+    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:

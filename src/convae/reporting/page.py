@@ -31,7 +31,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(percent=percent, number=number)
+    environment.globals.update(percent=percent, number=number, signed=signed)
     page = environment.get_template(template).render(values)
     with new_file(path) as scratch:
         scratch.write_text(page, "utf-8", newline="\n")
@@ -51,3 +51,8 @@ def percent(part: float | None) -> str:
 def number(count: float | None) -> str:
     """`54 000` of 54000, with narrow spaces."""
     return NOTHING if count is None else f"{count:,.0f}".replace(",", "\u202f")
+
+
+def signed(difference: float) -> str:
+    """A difference of two parts in points: `+0.90` of 0.009, `−0.20` of -0.002."""
+    return f"{100 * difference:+.2f}".replace("-", "−")

@@ -1,0 +1,169 @@
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from ladder_rows import ladder_rows
+
+from convae.evaluation.ladder import cells_table, compare
+from convae.reporting.ladder import write_ladder
+from convae.reporting.ladder_words import headlines, highest_sentence
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
+
+
+class Page(HTMLParser):
+    """Text, the tags that occur, and whatever a browser would load."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.sources, self.text = set(), [], ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def page(tmp_path):
+    """`page(rows)`: the page as read."""
+
+    def read(rows):
+        write_ladder(rows, tmp_path / "ladder.html")
+        return Page(tmp_path / "ladder.html")
+
+    return read
+
+
+def cell(system, seed, accuracy, **more):
+    return {"dataset": "d", "protocol": "p", "system": system, "seed": seed, "objective": "none",
+            "test_accuracy": accuracy, "test_images": 10000, **more}  # fmt: skip
+
+
+def pair(own, controls):
+    """A trained system and its control, of each seed the accuracies."""
+    rows = [cell("cae", seed, accuracy, objective="reconstruct") for seed, accuracy in enumerate(own)]
+    more = {"control_of": "cae", "control": "untrained twin"}
+    return rows + [cell("twin", seed, accuracy, **more) for seed, accuracy in enumerate(controls)]
+
+
+def headline(rows):
+    return headlines(compare(cells_table(rows))[0])
+
+
+# Student's 97.5 % quantile is 12.7062 with one degree of freedom
+@pytest.mark.parametrize(
+    ("own", "controls", "sentence"),
+    [
+        (
+            [0.91, 0.912],
+            [0.90, 0.9019],
+            "cae is ahead of its strongest control, twin (untrained twin), by 1.00 points (0.94 to 1.07, 2 seeds).",
+        ),
+        (
+            [0.90, 0.9019],
+            [0.91, 0.912],
+            "cae is behind its strongest control, twin (untrained twin), by 1.00 points (0.94 to 1.07, 2 seeds).",
+        ),
+        (
+            [0.91, 0.912],
+            [0.90, 0.90],
+            "cae cannot be told from its strongest control, twin (untrained twin): the difference of +1.10 points "
+            "(−0.17 to +2.37, 2 seeds) may be zero.",
+        ),
+        (
+            [0.91, 0.912],
+            [0.90],
+            "cae and its strongest control, twin (untrained twin), differ by +1.00 points; 1 seed gives no interval, "
+            "so chance is not ruled out.",
+        ),
+        ([0.91], [], "cae has the highest mean accuracy, 91.00 %."),
+    ],
+)
+def test_sentences_claim_no_more_than_the_interval(own, controls, sentence):
+    assert headline(pair(own, controls)) == [sentence]
+
+
+def test_overlapping_intervals_are_said():
+    rows = [cell("cnn", 0, 0.93, objective="classify"), cell("a", 0, 0.928), cell("b", 0, 0.9)]
+    assert highest_sentence(compare(cells_table(rows))[0]) == (
+        "cnn has the highest mean accuracy, 93.00 %; without labels it is a with 92.80 %. "
+        "The interval of 1 other system overlaps with that of cnn."
+    )
+
+
+def test_the_page_loads_nothing_and_has_the_same_bytes(page, tmp_path):
+    found = page(ladder_rows())
+    assert not found.tags & {"script", "link", "iframe", "object", "base"}
+    assert all(source.startswith(("data:image/png;base64,", "#ladder-")) for source in found.sources)
+    text = (tmp_path / "ladder.html").read_text("utf-8")
+    assert not re.search(r"(https?:)?//\w", re.sub(r"base64,[\w+/=]+", "", text))
+    write_ladder(ladder_rows(), tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "ladder.html").read_bytes()
+
+
+def test_every_text_stays_text(page):
+    name = "<script>alert(1)</script>"
+    rows = [row | {"system": name} for row in ladder_rows() if row["system"] == "default"]
+    twins = [row | {"control_of": name, "system": "$\\frac"} for row in ladder_rows() if row["control"]]
+    twins = [row | {"control": "<b>"} for row in twins if row["dimension"] and row["control"] == "untrained twin"]
+    marked = {"note": "<img src=x>", "dataset": "<i>", "protocol": "<u>"}
+    found = page([row | marked for row in rows + twins if row["dataset"] == "digits"])
+    assert not found.tags & {"script", "b", "i", "u"}
+    assert all(source.startswith(("data:", "#")) for source in found.sources)
+    for text in (name, "<b>", "<i>", "<u>", "<img src=x>", "$\\frac"):
+        assert text in found.text
+
+
+def test_every_system_stands_once_in_the_table_of_its_protocol(page):
+    found = page([cell("a", 0, 0.9), cell("a", 1, 0.92), cell("a", 0, 0.5, protocol="q")])
+    assert "d, protocol 1" in found.text
+    assert "d, protocol 2" in found.text
+    assert found.text.count("91.00 %") == 4  # the headline, a tile, the sentence and the table
+    assert "Protocol: q" in found.text
+
+
+def test_what_was_not_measured_is_not_on_the_page(page):
+    rows = pair([0.91], [0.90])
+    found = page([*rows, {"dataset": "d", "system": "later", "test_accuracy": None}])
+    assert "1 cell has no test accuracy yet and is left out" in found.text
+    assert "later" not in found.text
+    assert "none: 1 pair" in found.text
+    for title in ("Accuracy and dimension", "Accuracy and labels", "10 labels per class"):
+        assert title not in found.text
+    assert "Nothing has been measured yet" in page([]).text
+
+
+def test_incomplete_curves_are_drawn_as_far_as_they_go(page):
+    rows = ladder_rows()
+    first = [row for row in rows if row["seed"] == 0 and row["system"] in ("default", "default_untrained")]
+    first[0]["by_labels"] = first[0]["by_labels"][:1]
+    first[1]["by_dimension"] = first[1]["by_dimension"][-1:]
+    for index in range(1, 4):
+        assert "Accuracy and labels" in page(first[:index]).text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (400, "light"), (1200, "dark")])
+def test_the_page_fits_the_window(page, tmp_path, width, scheme):
+    from playwright.sync_api import sync_playwright
+
+    page(ladder_rows())
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        window = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        window.goto((tmp_path / "ladder.html").as_uri())
+        assert window.evaluate("document.documentElement.scrollWidth") <= width
+        loaded = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+        assert window.evaluate(loaded)
+        scrolled = "[...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)"
+        assert window.evaluate(scrolled) == (width < 1000)
+        window.screenshot(path=SCREENSHOTS / f"ladder-{width}-{scheme}.png", full_page=True)
+        browser.close()
