@@ -1,6 +1,7 @@
 """What the ladder says of a frozen encoder: measured on test images once every choice was made on validation images."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ NEIGHBORS, NEIGHBORS_DIMENSION = 10, 256
 DIMENSIONS = (64, 256, 1024)
 PCA_IMAGES = 4000  # principal directions need no more, and tens of thousands would take minutes
 LABELS, FEW_LABELS, DRAWS = (1, 10, 100, 1000), (1, 10), 5
+LEAST_EPOCH = 3200  # images: a few labelled ones are shown again and again, or there would be next to no steps
 PREPARED, FEATURES = Path("data/prepared"), Path("features")
 
 
@@ -59,17 +61,16 @@ def measure_cell(params: Params, encoder: Path, curves: bool, first: bool) -> di
     features = Features(FEATURES)
     validation, test = features.accuracies(params)
     width = features.x["train"].shape[1]
-    reduced = _reduce(features, min(width, DIMENSIONS[-1] if curves and first else NEIGHBORS_DIMENSION))
     labels = LABELS if first else FEW_LABELS
     row = {
         "test_accuracy": test,
         "validation_accuracy": validation,
-        "knn_accuracy": _neighbors(reduced),
+        "knn_accuracy": _neighbors(_reduce(features, min(width, NEIGHBORS_DIMENSION))),
         "test_images": len(features.y["test"]),
         "dimension": width,
         "encoder_parameters": saved.parameter_count,
         "protocol": _protocol(params, features),
-        "by_dimension": _by_dimension(params, reduced, width, test) if curves and first else None,
+        "by_dimension": _by_dimension(params, features, width, test) if curves and first else None,
         "by_labels": _by_labels(params, features, labels) if curves else None,
     }
     shutil.rmtree(FEATURES)
@@ -79,14 +80,18 @@ def measure_cell(params: Params, encoder: Path, curves: bool, first: bool) -> di
 def _protocol(params: Params, features: Features) -> str:
     train, validation = len(features.y["train"]), len(features.y["validation"])
     return (
-        f"Classifier: {params.classifier.kind.replace('_', ' ')} on {train} training images, its settings chosen on "
-        f"{validation} validation images. k-NN: {NEIGHBORS} neighbours in {NEIGHBORS_DIMENSION} principal components."
+        f"Classifier: {params.classifier.kind.replace('_', ' ')} on {train} training images, the best of the "
+        f"candidates in the system's file on {validation} validation images, whose labels choose among them with few "
+        f"training labels too. k-NN: {NEIGHBORS} neighbours in {NEIGHBORS_DIMENSION} principal components of "
+        f"{PCA_IMAGES} images. With few labels a system that learns from labels sees their images alone."
     )
 
 
 def _reduce(features: Features, dimension: int) -> Features:
     """The first principal components, found on some thousand training images."""
-    pca = PCA(dimension, svd_solver="randomized", random_state=0).fit(features.x["train"][:PCA_IMAGES])
+    x = features.x["train"]
+    some = np.random.default_rng(0).permutation(len(x))[:PCA_IMAGES]  # they may be in the order of their classes
+    pca = PCA(dimension, svd_solver="randomized", random_state=0).fit(x[np.sort(some)])
     reduced = object.__new__(Features)
     reduced.x = {part: _project(pca, x) for part, x in features.x.items()}
     reduced.y = features.y
@@ -99,13 +104,14 @@ def _project(pca: PCA, x: np.ndarray) -> np.ndarray:
 
 def _neighbors(reduced: Features) -> float:
     classifier = KNeighborsClassifier(NEIGHBORS, algorithm="brute")
-    classifier.fit(reduced.x["train"][:, :NEIGHBORS_DIMENSION], reduced.y["train"])
-    found = classifier.predict(reduced.x["test"][:, :NEIGHBORS_DIMENSION])
+    classifier.fit(reduced.x["train"], reduced.y["train"])
+    found = classifier.predict(reduced.x["test"])
     return round(float(np.mean(found == reduced.y["test"])), DIGITS)
 
 
-def _by_dimension(params: Params, reduced: Features, width: int, full: float) -> list[dict[str, float]]:
+def _by_dimension(params: Params, features: Features, width: int, full: float) -> list[dict[str, float]]:
     rows = []
+    reduced = _reduce(features, min(width, DIMENSIONS[-1]))
     for dimension in DIMENSIONS:
         if dimension < width:
             fewer = object.__new__(Features)
@@ -139,11 +145,14 @@ def _learn_from(params: Params, known: np.ndarray) -> float:
     whole = ImageSet.load(PREPARED / "train")
     assert whole.labels is not None
     scratch = Path("few")
+    shutil.rmtree(scratch, ignore_errors=True)
     write_image_set(scratch / "train", (len(known), *whole.images.shape[1:]), [whole.images[known]],
                     whole.labels[known], whole.classes)  # fmt: skip
     for part in ("validation", "test"):
         (scratch / part).symlink_to((PREPARED / part).absolute())
     training = ImageSet.load(scratch / "train")
+    again = np.resize(np.arange(len(known)), max(len(known), LEAST_EPOCH))
+    training = replace(training, images=training.images[again], labels=whole.labels[known][again])
     encoder, _, _ = train_encoder(params, training, ImageSet.load(PREPARED / "validation"), lambda row: None)
     encoder.save(scratch / "encoder")
     extract_features(params, scratch / "encoder", scratch, scratch / "features")

@@ -4,6 +4,7 @@ Needs torch, NumPy and safetensors alone.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,6 @@ class Encoder:
         self.autoencoder = autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.readout = readout
         self.config = config
-        self.device = torch.device("cpu")  # where the network computes
 
     @property
     def has_decoder(self) -> bool:
@@ -69,8 +69,18 @@ class Encoder:
 
     @property
     def parameter_count(self) -> int:
-        """Learned parameters of the encoder's layers: weights, biases and batch normalisation."""
-        return sum(parameter.numel() for parameter in self.autoencoder.layers.parameters())
+        """Learned parameters on the way to the activation maps: weights, biases and batch normalisation."""
+        network = self.autoencoder
+        on_the_way = [network.layers]
+        if network.stacked_on == "reconstructions":
+            on_the_way.append(network.decoder[:-1])
+        return sum(parameter.numel() for parameter in torch.nn.ModuleList(on_the_way).parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        tensors = itertools.chain(self.autoencoder.parameters(), self.autoencoder.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @property
     def map_sizes(self) -> list[tuple[int, int]]:
@@ -80,7 +90,6 @@ class Encoder:
 
     def to(self, device: str | torch.device) -> "Encoder":
         """Move to `device`; returns self."""
-        self.device = torch.device(device)
         self.autoencoder.to(device)
         if self.readout:
             self.readout.to(device)

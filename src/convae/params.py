@@ -139,7 +139,7 @@ class CorruptionParams(_Section):
 
     kind: Literal["gaussian", "uniform", "masking"]
     level: float = Field(gt=0)
-    block: Pair
+    block: Pair = (1, 1)
 
     @model_validator(mode="after")
     def _a_part_is_masked(self) -> "CorruptionParams":
@@ -290,12 +290,19 @@ class Params(_Section):
             )
         if self.model.layers and self.model.initialization == "filter_bank":
             first = self.model.layers[0]
-            height, width = first.kernel if first.kernel != "image" else (3, 3)
-            if first.filters < 4 or min(height, width) < 3:
+            side = 3 if first.kernel == "image" else min(first.kernel)
+            if first.filters < 4 or side < 3:
                 raise ValueError(
                     f"model.initialization = filter_bank: the first layer has {first.filters} filters of "
-                    f"{height}×{width} pixels; at least 4 of 3×3 are needed"
+                    f"{side} pixels; at least 4 of 3 are needed"
                 )
+        reconstructs = self.objective.kind == "reconstruct" or self.objective.pretraining > 0
+        whitening = self.preprocessing.whitening
+        if reconstructs and whitening and whitening.kind == "pca":
+            raise ValueError(
+                "preprocessing.whitening.kind = pca: principal components of patches are no image to reconstruct; "
+                "zca gives one"
+            )
         count = max(1, len(self.model.layers))  # without layers the preprocessed image is read
         for layer in self.features.layers:
             if not -count <= layer < count:

@@ -60,8 +60,19 @@ def test_a_bank_of_colour_filters_is_alike_in_all_channels():
 
 
 def test_a_bank_that_has_no_room_is_refused():
-    with pytest.raises(ConvaeError, match="3 filters of 7×7 pixels; at least 4 of 3×3"):
+    with pytest.raises(ConvaeError, match="3 filters of 7×7 pixels; 4 to 28 are possible"):
         filter_bank(3, 1, 7, 7)
+    with pytest.raises(ConvaeError, match="17 filters of 3×3 pixels; 4 to 16 are possible"):
+        filter_bank(17, 1, 3, 3)
+    with pytest.raises(ConvaeError, match="8 filters of 2×5 pixels; at least 3×3 are needed"):
+        filter_bank(8, 1, 2, 5)
+
+
+@pytest.mark.parametrize("side", [3, 4, 7, 11])
+def test_no_filter_of_a_full_bank_is_empty_or_there_twice(side):
+    bank = filter_bank(4 + 12 * {3: 1, 4: 2, 7: 2, 11: 3}[side], 1, side, side).flatten(1)
+    similar = (bank @ bank.T).fill_diagonal_(0)
+    assert similar.abs().max() < 0.999
 
 
 def test_patches_are_found_in_the_images():

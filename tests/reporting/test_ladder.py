@@ -63,11 +63,11 @@ def headline(rows):
     [
         (
             [0.91, 0.912],
-            [0.90, 0.9019],
+            [0.90, 0.9021],
             "cae is ahead of its strongest control, twin (untrained twin), by 1.00 points (0.94 to 1.07, 2 seeds).",
         ),
         (
-            [0.90, 0.9019],
+            [0.90, 0.9021],
             [0.91, 0.912],
             "cae is behind its strongest control, twin (untrained twin), by 1.00 points (0.94 to 1.07, 2 seeds).",
         ),

@@ -23,6 +23,12 @@ def test_every_image_comes_once_and_the_order_follows_seed_and_epoch():
     assert order(ImageBatches(images(10), 4, seed=2)) != first
 
 
+def test_no_image_is_left_alone_in_a_batch():
+    assert [len(pixels) for pixels, _ in ImageBatches(images(9), 4)] == [4, 5]
+    assert len(ImageBatches(images(9), 4)) == 2
+    assert [len(pixels) for pixels, _ in ImageBatches(images(3), 1, seed=0)] == [1, 1, 1]
+
+
 def test_without_a_seed_the_order_is_that_of_the_images():
     assert order(ImageBatches(images(10), 4)) == list(range(10))
 

@@ -43,8 +43,7 @@ def moved(objective, batch, steps=3):
     """Names of the parameters and buffers of the autoencoder that a few steps change."""
     before = {name: value.clone() for name, value in objective.autoencoder.state_dict().items()}
     optimizer = torch.optim.SGD(list(objective.trained()), lr=0.1)
-    objective.train()
-    objective.freeze()
+    objective.start_training()
     for _ in range(steps):
         optimizer.zero_grad()
         objective(batch).backward()
@@ -64,7 +63,7 @@ def test_a_layer_reconstructs_the_maps_of_the_one_below():
     made = network().eval()
     objective = LayerReconstruction(made, None, None, 1).eval()
     below = made.layers[0](IMAGES.float() / 255)
-    reconstruction = made.decoder[1](made.layers[1](below), (10, 10))
+    reconstruction = torch.tanh(made.decoder[1](made.layers[1](below), (10, 10)))  # as it would be decoded further
     torch.testing.assert_close(objective((IMAGES, None)), F.mse_loss(reconstruction, below))
 
 
@@ -125,7 +124,7 @@ def test_denoising_stacked_reconstructions_all_imitate_the_clean_image():
 def test_labels_teach_the_encoder_and_not_the_decoder():
     torch.manual_seed(0)
     labels = torch.arange(6) % 3
-    objective = Classification(network(), None, IMAGES[:1], 3)
+    objective = Classification(network(), None, (8, 8), 3, seed=0)
     before = objective.train()((IMAGES, labels)).item()
     changed = moved(objective, (IMAGES, labels), steps=20)
     assert {name.split(".")[0] for name in changed} == {"layers"}
@@ -138,25 +137,31 @@ def test_phases_follow_each_other_and_a_resumed_one_ends_with_the_same_bits(
 ):
     layer = experiment().model.layers[0].model_dump() | {"activation": "relu"}
     pooled = layer | {"pool": {"kind": "max", "size": (2, 2)}}
+    pooled |= {"dropout": 0.2, "batch_norm": True}
     params = experiment(train={"epochs": 2, "order": order}, model={"layers": [pooled, layer]})
     whole, history, _ = train_encoder(params, train_set, validation_set, lambda row: None)
     phases = {"greedy": 2, "greedy_then_end_to_end": 3}.get(order, 1)
     assert [row["phase"] for row in history] == [phase for phase in range(phases) for _ in range(2)]
     assert [row["epoch"] for row in history] == list(range(2 * phases))
 
-    for death in range(1, 2 * phases):
+    for death in range(2 * phases):  # at an even one the phases before are whole, and this one has no checkpoint
+        resumes_alike(params, train_set, validation_set, death, whole, history)
 
-        def die(row, death=death):
-            if row["epoch"] == death:
-                raise KeyboardInterrupt
 
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            train_encoder(params, train_set, validation_set, die)
-        seen = []
-        resumed, again, _ = train_encoder(params, train_set, validation_set, seen.append)
-        assert again == history == seen
-        state = resumed.autoencoder.state_dict()
-        assert all(torch.equal(value, state[name]) for name, value in whole.autoencoder.state_dict().items())
+def resumes_alike(params, train_set, validation_set, death, whole, history):
+    """Die after an epoch, before its checkpoint is written; go on, and end as if nothing had happened."""
+
+    def die(row):
+        if row["epoch"] == death:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_encoder(params, train_set, validation_set, die)
+    seen = []
+    resumed, again, _ = train_encoder(params, train_set, validation_set, seen.append)
+    assert again == history == seen
+    state = resumed.autoencoder.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.autoencoder.state_dict().items())
 
 
 def test_classification_learns_from_labels_after_a_pretraining(experiment, train_set, validation_set):
@@ -168,6 +173,35 @@ def test_classification_learns_from_labels_after_a_pretraining(experiment, train
     assert [row["phase"] for row in history] == [0] * 2 + [1] * 6
     assert min(row["validation_loss"] for row in history[2:]) < 1.0  # cross-entropy, 2.3 for a guess
     assert not encoder.has_decoder
+    for death in (2, 3):
+        resumes_alike(params, train_set, validation_set, death, encoder, history)
+
+
+def test_layers_that_were_frozen_learn_again_in_the_next_phase():
+    made = network()
+    LayerReconstruction(made, None, None, 2).start_training()
+    assert [layer.training for layer in made.layers] == [False, False, True]
+    Reconstruction(made, None, None).start_training()
+    assert all(layer.training for layer in made.layers)
+
+
+def test_layers_on_maps_all_learn_at_once_what_each_learns_alone():
+    made = network().eval()
+    total = SimultaneousReconstruction(made, None, None).eval()((IMAGES, None))
+    alone = [LayerReconstruction(made, None, None, index).eval()((IMAGES, None)) for index in range(3)]
+    torch.testing.assert_close(total, sum(alone))
+
+
+def test_several_phases_on_several_devices_are_refused(experiment, train_set, validation_set):
+    params = experiment(objective={"kind": "classify", "pretraining": 1}, train={"devices": 2})
+    with pytest.raises(ConvaeError, match=r"train\.devices = 2: this training has 2 phases"):
+        train_encoder(params, train_set, validation_set, lambda row: None)
+
+
+def test_one_image_left_over_does_not_stop_a_classification(experiment, train_set, validation_set):
+    params = experiment(objective={"kind": "classify"}, train={"epochs": 1, "batch_size": 57})  # 400 = 7 * 57 + 1
+    _, history, _ = train_encoder(params, train_set, validation_set, lambda row: None)
+    assert len(history) == 1
 
 
 def test_without_labels_there_is_nothing_to_classify(experiment, digits, train_set, validation_set):

@@ -59,8 +59,8 @@ def compare(cells: pd.DataFrame) -> list[Comparison]:
     """A comparison for each data set and protocol, in the order in which they occur."""
     return [
         Comparison(
-            dataset,
-            protocol,
+            str(dataset),
+            str(protocol),
             systems_table(group),
             differences(group, group["test_accuracy"]),
             differences(group, few_labels_accuracy(group, FEW_LABELS)),
@@ -71,7 +71,12 @@ def compare(cells: pd.DataFrame) -> list[Comparison]:
     ]
 
 
-def accuracy_interval(accuracies: Sequence[float], images: int) -> tuple[float, float]:
+def rows_of(table: pd.DataFrame) -> list[Any]:
+    """Rows with their columns as attributes."""
+    return list(table.itertuples())
+
+
+def accuracy_interval(accuracies: Sequence[float] | np.ndarray, images: int) -> tuple[float, float]:
     """95 % interval of the mean accuracy p over k seeds, all of them on the same n test images.
 
         variance = p(1 - p)/n + s²/k,  s² the variance between seeds
@@ -124,7 +129,7 @@ def systems_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["accuracy", "system"], ascending=[False, True], ignore_index=True)
 
 
-def student_interval(values: Sequence[float]) -> tuple[float, float]:
+def student_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """95 % interval of a mean, mean ± t s/√k with k - 1 degrees of freedom; NaN where there is one value alone."""
     if len(values) < 2:
         return math.nan, math.nan
@@ -152,7 +157,7 @@ def differences(cells: pd.DataFrame, accuracy: pd.Series) -> pd.DataFrame:
     by_seed = measured.pivot(index="system", columns="seed", values="accuracy")
     controls = measured.dropna(subset=["control_of"]).drop_duplicates("system")
     rows = []
-    for control in controls[controls["control_of"].isin(by_seed.index)].itertuples():
+    for control in rows_of(controls[controls["control_of"].isin(by_seed.index)]):
         paired = (by_seed.loc[control.control_of] - by_seed.loc[control.system]).dropna().to_numpy()
         low, high = student_interval(paired)
         rows.append(
@@ -197,7 +202,7 @@ def curve(cells: pd.DataFrame, key: str, x: str) -> pd.DataFrame:
     """
     points = [
         {"system": cell.system, "seed": cell.seed, x: row[x], "accuracy": row["test_accuracy"]}
-        for cell in cells.itertuples()
+        for cell in rows_of(cells)
         for row in getattr(cell, key)
     ]
     table = pd.DataFrame(points, columns=["system", "seed", x, "accuracy"])

@@ -124,22 +124,26 @@ class Autoencoder(nn.Module):
             if self.stacked_on == "maps":
                 preprocessed = maps[-1]
             elif index + 1 < len(self.layers):
-                preprocessed = self.decoder[index](maps[-1], _size(preprocessed))
+                preprocessed = self.decode_layer(index, maps[-1], preprocessed)
         return maps
 
     def input_of(self, index: int, preprocessed: Tensor) -> Tensor:
         """What comes into a layer, `[N, D, H', W']`."""
         for below in range(index):
             maps = self.layers[below](preprocessed)
-            if self.stacked_on == "reconstructions":
-                maps = self.decoder[below](maps, _size(preprocessed))
-            preprocessed = maps
+            on_maps = self.stacked_on == "maps"
+            preprocessed = maps if on_maps else self.decode_layer(below, maps, preprocessed)
         return preprocessed
 
     def reconstruct_layer(self, index: int, incoming: Tensor) -> Tensor:
-        """A single layer's reconstruction `[N, D, H', W']` of what comes into it, linear."""
-        code = self.sparsity[index](self.layers[index](incoming))
-        result: Tensor = self.decoder[index](code, _size(incoming))
+        """A single layer's reconstruction of what comes into it, `[N, D, H', W']`."""
+        return self.decode_layer(index, self.layers[index](incoming), incoming)
+
+    def decode_layer(self, index: int, maps: Tensor, incoming: Tensor) -> Tensor:
+        """What a layer's activation maps make of `incoming`, sparse and with the activation of `decode`."""
+        result: Tensor = self.decoder[index](self.sparsity[index](maps), _size(incoming))
+        if index and self.stacked_on == "maps":
+            result = self.layers[index - 1].activation(result)
         return result
 
     def decode(self, code: Tensor, size: Size) -> Tensor:

@@ -57,7 +57,7 @@ def draw_patches(maps: Tensor, window: tuple[int, int], generator: torch.Generat
     patches = []
     for batch in maps.split(50):
         found = image_patches(batch, window)
-        places = torch.randint(len(found), (min(len(found), per_image * len(batch)),), generator=generator)
+        places = torch.randperm(len(found), generator=generator)[: per_image * len(batch)]
         patches.append(found[places])
     drawn = torch.cat(patches)
     lengths = drawn.norm(dim=1)
@@ -94,15 +94,17 @@ def filter_bank(filters: int, channels: int, height: int, width: int) -> Tensor:
     """Hand-engineered filters of unit length, `[filters, channels, height, width]`, alike in all channels.
 
     Two Sobel filters, a Laplacian, a Gaussian, then Gabor filters in six orientations: even and odd ones, their wave
-    as long as the kernel, then half as long, and so on. All but the Gaussian have zero mean.
+    as long as the kernel, then half as long, and so on down to two pixels. All but the Gaussian have zero mean.
 
     Raises:
-        ConvaeError: there is no room for the first four, or for their 3×3 pixels.
+        ConvaeError: there is no room for the first four, or for their 3×3 pixels, or there are no more than fewer.
     """
-    if filters < 4 or min(height, width) < 3:
+    octaves = int(math.log2(min(height, width) / 2)) + 1 if min(height, width) >= 3 else 0
+    most = 4 + 2 * ORIENTATIONS * octaves
+    if not octaves or not 4 <= filters <= most:
         raise ConvaeError(
             f"model.initialization = filter_bank: {filters} filters of {height}×{width} pixels; "
-            "at least 4 of 3×3 are needed: two Sobel filters, a Laplacian and a Gaussian"
+            f"{f'4 to {most} are possible' if octaves else 'at least 3×3 are needed'}"
         )
     y = torch.arange(height, dtype=torch.float64).sub((height - 1) / 2)[:, None].expand(height, width)
     x = torch.arange(width, dtype=torch.float64).sub((width - 1) / 2)[None].expand(height, width)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from convae.evaluation.ladder import FEW_LABELS, Comparison, cells_table, compare
+from convae.evaluation.ladder import FEW_LABELS, Comparison, cells_table, compare, rows_of
 from convae.reporting import ladder_words as words
 from convae.reporting.drawing import save_figure, style
 from convae.reporting.ladder_charts import MEANING, accuracy_figure, curves_figure, differences_figure
@@ -67,7 +67,7 @@ def _charts(
 ) -> Iterator[tuple[str, Figure, str, str, str]]:
     """Of each chart for which there is data: name, figure, title, the sentence above it and the caption below."""
     rows = words.strongest(comparison.differences)
-    pairs = list(dict.fromkeys(name for row in rows.itertuples() for name in (row.trained, row.system)))
+    pairs = list(dict.fromkeys(name for row in rows_of(rows) for name in (row.trained, row.system)))
     trained = list(rows["trained"])
     objectives = dict(zip(comparison.systems["system"], comparison.systems["objective"], strict=True))
     yield (
@@ -115,7 +115,7 @@ def _drawn(figure: Figure) -> tuple[str, int]:
 def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
     """The few numbers that come first: of each a name, the number, and what belongs to it."""
     for measure, table in ((ALL, comparison.differences), (FEW, comparison.few_labels_differences)):
-        for row in words.strongest(table).itertuples():
+        for row in rows_of(words.strongest(table)):
             interval = "no interval" if row.seeds == 1 else f"{signed(row.low)} to {signed(row.high)}"
             more = f"{row.trained} over {row.system}; {interval}, {words.seeds(row.seeds)}"
             yield f"Training adds, {measure}", f"{signed(row.difference)} points", more
@@ -123,10 +123,11 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
         ("Highest without labels", comparison.systems["objective"] != "classify"),
         ("Highest with labels", comparison.systems["objective"] == "classify"),
     ):
-        for row in comparison.systems[chosen].head(1).itertuples():
+        for row in rows_of(comparison.systems[chosen].head(1)):
             yield name, percent(row.accuracy), row.system
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows with None for what is missing."""
-    return table.astype(object).where(table.notna(), None).to_dict("records")
+    records: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")  # type: ignore[assignment]
+    return records

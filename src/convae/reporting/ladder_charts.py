@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
+from convae.evaluation.ladder import rows_of
 from convae.reporting.drawing import BLUE, GREY, INK, ORANGE, short
 from convae.reporting.page import number
 
@@ -31,7 +32,7 @@ def accuracy_figure(systems: pd.DataFrame, bold: Collection[str]) -> Figure:
     """
     figure = Figure(figsize=(WIDTH, 0.75 + ROW * len(systems)), layout="constrained")
     axes = figure.add_subplot()
-    for position, row in enumerate(systems.itertuples()):
+    for position, row in enumerate(rows_of(systems)):
         colour = COLOURS[row.objective]
         axes.plot([100 * row.low, 100 * row.high], [position] * 2, color=colour, linewidth=2, alpha=0.55)
         axes.plot(100 * row.accuracy, position, "o", color=colour, markersize=5)
@@ -85,7 +86,7 @@ def differences_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
         axes.margins(x=0.12)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    names = [f"{row.trained} − {row.system}" if several else row.system for row in pairs.itertuples()]
+    names = [f"{row.trained} − {row.system}" if several else row.system for row in rows_of(pairs)]
     _name_rows(grid[0], names, ())
     grid[0].set_ylim(len(pairs) - 0.5, -0.8)
     return figure
@@ -124,7 +125,7 @@ def curves_figure(
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
-    lines = dict(list(points.groupby("system")))
+    lines = {str(system): line for system, line in points.groupby("system")}
     shift = 1.05 ** (np.arange(len(lines)) - (len(lines) - 1) / 2) if ranges else np.ones(len(lines))
     for factor, (system, line) in zip(shift, lines.items(), strict=True):
         style: dict[str, Any] = {"color": COLOURS[objectives[system]], "linewidth": 2.4 if system in bold else 1.1}

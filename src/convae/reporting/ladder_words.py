@@ -4,14 +4,14 @@ from typing import Any
 
 import pandas as pd
 
-from convae.evaluation.ladder import FEW_LABELS, Comparison
+from convae.evaluation.ladder import FEW_LABELS, Comparison, rows_of
 from convae.reporting.page import number, percent, signed
 
 
 def headlines(comparison: Comparison) -> list[str]:
     """What was found, in a sentence for each trained system with controls, or else the highest accuracy."""
     rows = strongest(comparison.differences)
-    return [verdict(row) for row in rows.itertuples()] or [highest_sentence(comparison)]
+    return [verdict(row) for row in rows_of(rows)] or [highest_sentence(comparison)]
 
 
 def strongest(differences: pd.DataFrame) -> pd.DataFrame:
@@ -57,8 +57,8 @@ def highest_sentence(comparison: Comparison) -> str:
 
 def differences_sentence(comparison: Comparison) -> str:
     """What training adds, with all labels and with few."""
-    found = [verdict(row) for row in strongest(comparison.differences).itertuples()]
-    few = [verdict(row) for row in strongest(comparison.few_labels_differences).itertuples()]
+    found = [verdict(row) for row in rows_of(strongest(comparison.differences))]
+    few = [verdict(row) for row in rows_of(strongest(comparison.few_labels_differences))]
     return " ".join([*found, *(f"With {FEW_LABELS} labels per class, {sentence}" for sentence in few)])
 
 

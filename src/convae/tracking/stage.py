@@ -27,7 +27,7 @@ def run_stage(name: str, body: Callable[[Params, Run], None]) -> None:
     A ConvaeError ends the process with code 1 and its lines on stderr, Ctrl-C with 130, SIGTERM with 143. Any
     other exception is a bug of ours and keeps its traceback.
     """
-    _end_with_dvc()
+    end_with_dvc()
     # Lightning runs the script once more for each further device; these share the first one's lock and run.
     is_helper = os.environ.get("LOCAL_RANK", "0") != "0"
     if is_helper:
@@ -85,7 +85,7 @@ def limit_threads(count: int) -> Iterator[None]:
         yield
 
 
-def _end_with_dvc() -> None:
+def end_with_dvc() -> None:
     """Have Linux send SIGTERM when the process that started this stage dies: DVC, or the shell DVC uses."""
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         pr_set_pdeathsig = 1

@@ -18,7 +18,8 @@ class ImageBatches:
 
     Args:
         images: `uint8 [N, C, H, W]`, memory-mapped or not.
-        batch_size: images in a batch of all processes together; the last batch of an epoch may be smaller.
+        batch_size: images in a batch of all processes together; the last batch of an epoch may be smaller, and takes
+            one image more rather than leave it alone, over which batch normalisation has no variance.
         seed: of the order; None keeps the images' own.
         labels: `int64 [N]`, or None.
     """
@@ -34,17 +35,23 @@ class ImageBatches:
         self.rank, self.world_size = 0, 1
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return len(self._split(torch.arange(len(self.images))))
 
     def __iter__(self) -> Iterator[Batch]:
         if self.seed is None:
-            for rows in torch.arange(len(self.images)).split(self.batch_size):
+            for rows in self._split(torch.arange(len(self.images))):
                 yield self._batch(slice(int(rows[0]) + self.rank, int(rows[-1]) + 1, self.world_size))
             return
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
-        for rows in order.split(self.batch_size):
+        for rows in self._split(order):
             yield self._batch(rows[self.rank :: self.world_size])
+
+    def _split(self, order: Tensor) -> list[Tensor]:
+        batches = list(order.split(self.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
 
     def _batch(self, rows: Tensor | slice) -> Batch:
         return self.images[rows], None if self.labels is None else self.labels[rows]

@@ -59,7 +59,7 @@ class TrainingModule(lightning.LightningModule):
         batches.move_to(self.device)
         batches.epoch = self.current_epoch
         batches.rank, batches.world_size = self.trainer.global_rank, self.trainer.world_size
-        self.objective.freeze()
+        self.objective.start_training()
         torch.manual_seed(epoch_seed(self.seed, self.current_epoch) + self.trainer.global_rank)
         self.losses: list[Tensor] = []
 

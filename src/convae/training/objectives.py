@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption, reconstruction_error
+from convae.models.geometry import Size, layer_sizes
 from convae.training.batches import Batch, augment
 
 HEAD_GRID = 7
@@ -22,7 +23,7 @@ class Objective(nn.Module):
 
     Args:
         autoencoder: the network; its preprocessing is fitted.
-        corruption: what is done to the input while training, or None.
+        corruption: what is done to the input, of validation images too, or None.
         augmentation: `flip` and `shift` of `augment`, or None; never used on validation images.
     """
 
@@ -49,8 +50,9 @@ class Objective(nn.Module):
         """The parameters that learn."""
         return self.parameters()
 
-    def freeze(self) -> None:
-        """Put what does not learn into evaluation mode, after Lightning put everything into training mode."""
+    def start_training(self) -> None:
+        """Training mode, but for what does not learn: no dropout there, and batch normalisation as it is."""
+        self.train()
 
     def _corrupt(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.corruption(images) if self.corruption else (images, None)
@@ -93,8 +95,9 @@ class LayerReconstruction(Objective):
         both = nn.ModuleList([self.autoencoder.layers[self.index], self.autoencoder.decoder[self.index]])
         return both.parameters()
 
-    def freeze(self) -> None:
-        """Dropout and batch normalisation below the layer."""
+    def start_training(self) -> None:
+        """The layers below stay in evaluation mode."""
+        self.train()
         self.autoencoder.layers[: self.index].eval()
 
 
@@ -109,12 +112,13 @@ class SimultaneousReconstruction(Objective):
         network = self.autoencoder
         incoming, counted = self._corrupt(preprocessed)
         total = torch.zeros((), device=preprocessed.device)
+        on_reconstructions = network.stacked_on == "reconstructions"
         for index, layer in enumerate(network.layers):
-            reconstruction = network.reconstruct_layer(index, incoming)
-            on_reconstructions = network.stacked_on == "reconstructions"
+            maps = layer(incoming)
+            reconstruction = network.decode_layer(index, maps, incoming)
             target = preprocessed if self.corruption and (on_reconstructions or index == 0) else incoming
             total = total + reconstruction_error(reconstruction, target, counted if target is preprocessed else None)
-            incoming = (reconstruction if on_reconstructions else layer(incoming)).detach()
+            incoming = (reconstruction if on_reconstructions else maps).detach()
         return total
 
 
@@ -126,18 +130,19 @@ class Classification(Objective):
     Args:
         autoencoder: the network, of which the encoder learns.
         augmentation: as of `Objective`.
-        image: one image `uint8 [1, C, H, W]`, for the size of the maps.
+        size: height and width of the images.
         classes: how many.
+        seed: of the head's initial weights.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, augmentation: dict[str, Any] | None, image: Tensor, classes: int
+        self, autoencoder: Autoencoder, augmentation: dict[str, Any] | None, size: Size, classes: int, seed: int
     ) -> None:
         super().__init__(autoencoder, None, augmentation)
-        with torch.no_grad():
-            maps = autoencoder.encode(autoencoder.preprocessing(image))[-1]
-        self.grid = (min(HEAD_GRID, maps.shape[2]), min(HEAD_GRID, maps.shape[3]))
-        width = 2 * maps.shape[1] * self.grid[0] * self.grid[1]
+        _, (height, width) = layer_sizes(size, autoencoder.geometry, autoencoder.stacked_on)[-1]
+        self.grid = (min(HEAD_GRID, height), min(HEAD_GRID, width))
+        width = 2 * autoencoder.layers[-1].convolution.out_channels * self.grid[0] * self.grid[1]
+        torch.manual_seed(seed)
         self.head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes))
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:

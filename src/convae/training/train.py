@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,18 @@ def train_encoder(
     images = torch.from_numpy(training.images)
     autoencoder.preprocessing.fit(images, generator)
     if params.model.initialization != "normal":
-        set_filters(autoencoder, params.model.initialization, images, generator)
+        set_filters(autoencoder.eval(), params.model.initialization, images, generator)
     autoencoder.to(memory_format=torch.channels_last)
     folder = CHECKPOINTS / training_key(params, training, validation)
     history: list[Row] = []
     device = "cpu"
-    torch.manual_seed(params.seed)  # of a classifier's head
-    for phase, (objective, epochs) in enumerate(_phases(params, autoencoder, training)):
+    phases = _phases(params, autoencoder, training)
+    for phase, (objective, epochs) in enumerate(phases):
+        if len(phases) > 1 and params.train.devices != 1:
+            raise ConvaeError(
+                f"train.devices = {params.train.devices}: this training has {len(phases)} phases, and only one of a "
+                "single phase can use more than one device; set it to 1"
+            )
         module = TrainingModule(objective, params.train, params.seed, phase, len(history), on_epoch)
         device = _fit(module, epochs, params, training, validation, folder / str(phase))
         history += module.history
@@ -86,22 +91,26 @@ def train_encoder(
     return Encoder(autoencoder, None, config), history, device
 
 
-def _phases(params: Params, network: Autoencoder, training: ImageSet) -> Iterator[tuple[Objective, int]]:
+def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tuple[Objective, int]]:
     """What is minimised in turn, and for how many epochs at most; each phase starts where the one before ended."""
+    phases: list[tuple[Objective, int]] = []
     objective, train = params.objective, params.train
     corruption = Corruption(**objective.corruption.model_dump()) if objective.corruption else None
     augmentation = train.augmentation.model_dump() if train.augmentation else None
+    of_images = augmentation if objective.kind == "reconstruct" else None  # a pretraining sees them as they are
     epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
     if epochs and train.order.startswith("greedy"):
         for index in range(len(network.layers)):
-            yield LayerReconstruction(network, corruption, augmentation, index), epochs
+            phases.append((LayerReconstruction(network, corruption, of_images, index), epochs))
     if epochs and train.order.endswith("end_to_end"):
-        yield Reconstruction(network, corruption, augmentation), epochs
+        phases.append((Reconstruction(network, corruption, of_images), epochs))
     if epochs and train.order == "simultaneous":
-        yield SimultaneousReconstruction(network, corruption, augmentation), epochs
+        phases.append((SimultaneousReconstruction(network, corruption, of_images), epochs))
     if objective.kind == "classify":
-        image, classes = torch.from_numpy(training.images[:1]), len(training.classes)
-        yield Classification(network, augmentation, image, classes), train.epochs
+        size = (training.images.shape[2], training.images.shape[3])
+        head = Classification(network, augmentation, size, len(training.classes), params.seed)
+        phases.append((head, train.epochs))
+    return phases
 
 
 def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
@@ -160,6 +169,9 @@ def _fit(
     except MisconfigurationException as error:
         asked = f"accelerator = {train.accelerator}, devices = {train.devices}, precision = {train.precision}"
         raise ConvaeError(f"train.{asked}: {' '.join(str(error).split())}") from None
+    module.objective.requires_grad_(False)  # processes wait for a gradient of whatever could have one
+    for parameter in module.objective.trained():
+        parameter.requires_grad_(True)
     resume = folder / "last.ckpt"
     if resume.exists():
         print(f"resuming after the last whole epoch, from {resume}")
