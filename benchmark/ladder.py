@@ -19,7 +19,7 @@ SETTINGS = Path("benchmark/ladder.yaml")
 SYSTEMS = Path("systems")
 PARAMETERS = Path("data/ladder/parameters")
 CELLS = Path("reports/ladder")
-GROUPS = ("main", "others", "untouched_by_chance")
+GROUPS = ("main", "others", "untouched_by_chance", "quick")
 
 
 def write_parameters() -> None:

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 CELLS = {
     "pixels-0",
+    "pixels-1",
     "default-0",
     "default-1",
     "default_untrained-0",
@@ -28,9 +29,9 @@ def ladder(clone):
     path = repository.folder / "benchmark/ladder.yaml"
     yaml = YAML()
     settings = yaml.load(path)
-    settings["untouched_by_chance"]["systems"] = ["pixels"]
-    settings["main"] |= {"systems": ["default", "default_untrained", "default_patches"], "seeds": [0, 1]}
-    settings["others"] |= {"systems": ["dense_autoencoder", "supervised_cnn"], "seeds": [0]}
+    systems = ["pixels", "default", "default_untrained", "default_patches", "dense_autoencoder", "supervised_cnn"]
+    settings["quick"] |= {"systems": systems[:4], "seeds": [0, 1]}
+    settings["others"] |= {"datasets": ["digits"], "systems": systems[4:], "seeds": [0]}
     settings["curves"] = ["default_untrained", "pixels", "supervised_cnn"]
     settings["data"]["digits"] |= {"train.epochs": 2, "train.threads": 1, "data.validation_size": 0.2}
     yaml.dump(settings, path)
@@ -87,18 +88,25 @@ def test_every_cell_is_a_row_in_mlflow(ladder):
     assert all(accuracies[name]["test_accuracy"] == row["test_accuracy"] for name, row in cells(ladder).items())
 
 
+def test_a_lost_database_has_every_cell_again_after_a_sync(ladder):
+    uri = f"sqlite:///{ladder.folder}/other.db"
+    said = [ladder.run("convae", "sync", MLFLOW_TRACKING_URI=uri).stdout for _ in range(2)]
+    assert f"Added {len(CELLS)} cells of the ladder to the experiment convae-ladder." in said[0]
+    assert "cells of the ladder" not in said[1]
+
+
 def test_a_changed_system_reruns_its_own_cells_alone(ladder):
-    assert "python -m benchmark.ladder train" not in climb(ladder)
+    assert "python -m benchmark.cell train" not in climb(ladder)
     before = ladder.read("reports/ladder.json")
     path = ladder.folder / "systems/dense_autoencoder.yaml"
     path.write_text(path.read_text().replace("filters: 256", "filters: 32"))
     said = climb(ladder)
-    commands = [line for line in said.splitlines() if line.startswith("> python -m benchmark.ladder")]
-    assert [command.split("benchmark.ladder ")[1] for command in commands] == [
-        "parameters",
-        "train digits dense_autoencoder 0",
-        "measure digits dense_autoencoder 0",
-        "page",
+    commands = [line.removeprefix("> python -m benchmark.") for line in said.splitlines() if line.startswith("> ")]
+    assert commands == [
+        "ladder parameters",
+        "cell train digits dense_autoencoder 0",
+        "cell measure digits dense_autoencoder 0",
+        "ladder page",
     ]
     rows, old = cells(ladder), {f"{row['system']}-{row['seed']}": row for row in json.loads(before)}
     assert [name for name, row in rows.items() if row != old[name]] == ["dense_autoencoder-0"]
