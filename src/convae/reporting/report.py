@@ -88,9 +88,9 @@ def _origin(params: Params, epochs: int) -> str:
     if objective.kind == "none":
         return UNTRAINED[params.model.initialization]
     labels = "without labels" if objective.kind == "reconstruct" else "with labels"
-    trained = f"The encoder was trained {labels} for {epochs} epoch{'' if epochs == 1 else 's'}"
     if objective.kind == "classify" and objective.pretraining:
-        trained += ", the first of them without"
+        labels = "first without and then with labels,"
+    trained = f"The encoder was trained {labels} for {epochs} epoch{'' if epochs == 1 else 's'}"
     return f"{trained}, then frozen."
 
 
