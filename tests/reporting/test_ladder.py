@@ -104,6 +104,8 @@ def test_the_page_loads_nothing_and_has_the_same_bytes(page, tmp_path):
     assert all(source.startswith(("data:image/png;base64,", "#ladder-")) for source in found.sources)
     text = (tmp_path / "ladder.html").read_text("utf-8")
     assert not re.search(r"(https?:)?//\w", re.sub(r"base64,[\w+/=]+", "", text))
+    assert "Means over 1 seed," in found.text
+    assert "over 1 to 5 seeds, lines" in found.text
     write_ladder(ladder_rows(), tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "ladder.html").read_bytes()
 

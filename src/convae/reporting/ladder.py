@@ -92,7 +92,8 @@ def _charts(
             curves_figure(comparison.by_dimension, "dimension", "dimensions of the features", 4, objectives, trained),
             "Accuracy and dimension",
             words.dimension_sentence(comparison, pairs),
-            "The features projected on their first principal components; the last dot of a line is their full width.",
+            "The features projected on their first principal components; the last dot of a line is their full width. "
+            f"Means over {words.measured_seeds(comparison.by_dimension)}, so that they may differ from the table's.",
         )
     if len(comparison.by_labels):
         yield (
@@ -102,7 +103,8 @@ def _charts(
             ),
             "Accuracy and labels",
             words.labels_sentence(comparison, pairs),
-            "Dots are means over draws of the labelled images and over seeds, lines the range of all draws and seeds.",
+            "Dots are means over draws of the labelled images and over "
+            f"{words.measured_seeds(comparison.by_labels)}, lines the range of all draws and seeds.",
         )
 
 

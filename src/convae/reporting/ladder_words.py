@@ -96,6 +96,12 @@ def seeds(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
+def measured_seeds(points: pd.DataFrame) -> str:
+    """With how many seeds the points of a `curve` were measured: `1 seed`, `1 to 5 seeds`."""
+    fewest, most = points["seeds"].min(), points["seeds"].max()
+    return seeds(most) if fewest == most else f"{fewest} to {seeds(most)}"
+
+
 def labels(count: int) -> str:
     """`1 label per class`, `10 labels per class`."""
     return f"{number(count)} label{'' if count == 1 else 's'} per class"
