@@ -24,8 +24,8 @@ ui: $(BIN)/.installed  ## the MLflow user interface, on this machine only
 	$(BIN)/convae ui
 
 ladder: $(BIN)/.installed  ## compare every system, DATASET=digits, fashion_mnist or cifar10 (else all): reports/ladder.html
-	$(BIN)/dvc repro --keep-going $(if $(DATASET),--glob 'benchmark/dvc.yaml:measure_*@$(DATASET)-*',benchmark/dvc.yaml)
-	$(BIN)/dvc repro --single-item benchmark/dvc.yaml:page
+	$(BIN)/dvc repro --keep-going $(if $(DATASET),--glob 'benchmark/dvc.yaml:measure_*@$(DATASET)-*',benchmark/dvc.yaml); \
+	    status=$$?; $(BIN)/dvc repro --single-item benchmark/dvc.yaml:page && exit $$status
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON=...")'

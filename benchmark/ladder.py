@@ -13,7 +13,7 @@ import pipeline  # noqa: F401  puts this folder's own sources first
 from convae.errors import ConvaeError
 from convae.experiment import map_sizes
 from convae.files import new_folder, read_json, write_json
-from convae.params import Params, load_params
+from convae.params import DataParams, FeaturesParams, Params, load_params
 
 SETTINGS = Path("benchmark/ladder.yaml")
 SYSTEMS = Path("systems")
@@ -31,20 +31,22 @@ def write_parameters() -> None:
             for system in [system for group in groups for system in group["systems"]]:
                 write_json(scratch / dataset / f"{system}.json", _describe(settings, changes, system))
             # Apart, so that another default does not fetch the images again.
-            data = _changed(SYSTEMS / "default.yaml", changes, own=False).data
+            data = _changed(SYSTEMS / "default.yaml", changes).data
             write_json(scratch / dataset / "images.json", data.model_dump(mode="json"))
 
 
 def _describe(settings: dict[str, Any], of_dataset: dict[str, Any], system: str) -> dict[str, Any]:
     variant = settings["variants"].get(system, {"of": system, "set": {}})
-    file = SYSTEMS / f"{variant['of']}.yaml"
     shortened = settings["shortened"].get(system, {})
-    own = system in settings["own_readout"]
-    params = _changed(file, {**of_dataset, **variant["set"], **shortened}, own)
-    common = _changed(SYSTEMS / "default.yaml", of_dataset, own=False).features
+    file = SYSTEMS / f"{variant['of']}.yaml"
+    params = _changed(file, {**of_dataset, **variant["set"], **shortened})
+    common = _changed(SYSTEMS / "default.yaml", of_dataset).features
     maps = [map_sizes(params)[layer] for layer in params.features.layers]
-    grid = tuple(min(cells, *(size[axis] for size in maps)) for axis, cells in enumerate(common.grid))
-    readout = params.features if own else common.model_copy(update={"layers": params.features.layers, "grid": grid})
+    if system in settings["own_readout"]:  # each pixel, however many the images have
+        readout = params.features.model_copy(update={"grid": maps[0]})
+    else:
+        grid = tuple(min(common.grid[axis], *(size[axis] for size in maps)) for axis in (0, 1))
+        readout = common.model_copy(update={"layers": params.features.layers, "grid": grid})
     epochs, whole = params.train.epochs, load_params(file).train.epochs
     return {
         "params": params.model_copy(update={"features": readout}).model_dump(mode="json"),
@@ -53,32 +55,28 @@ def _describe(settings: dict[str, Any], of_dataset: dict[str, Any], system: str)
         "initialized_by": settings["initialized_by"].get(system),
         "note": f"{epochs} epochs instead of {whole}" if epochs < whole and params.objective.kind != "none" else None,
         "curves": system in settings["curves"],
-        "protocol": _protocol(params, common.grid),
+        "protocol": _protocol(params.data, common),
     }
 
 
-def _changed(file: Path, changes: dict[str, Any], own: bool) -> Params:
-    """A system's file with changes; one that is read in its own way takes every pixel of the data set's images."""
+def _changed(file: Path, changes: dict[str, Any]) -> Params:
+    """A system's file with changes of its keys."""
     scratch = PARAMETERS.with_name("scratch.yaml")
     scratch.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(file, scratch)
     apply_overrides(scratch, [f"{key}={'null' if value is None else value}" for key, value in changes.items()])
     params = load_params(scratch)
     scratch.unlink()
-    if own:
-        features = params.features.model_copy(update={"grid": map_sizes(params)[-1]})
-        params = params.model_copy(update={"features": features})
     return params
 
 
-def _protocol(params: Params, grid: tuple[int, int]) -> str:
-    readout = load_params(SYSTEMS / "default.yaml").features
-    held_out = " Test images: held out of the pictures." if params.data.dataset == "image_folder" else ""
+def _protocol(data: DataParams, readout: FeaturesParams) -> str:
+    held_out = " Test images: held out of the pictures." if data.dataset == "image_folder" else ""
     return (
         f"Readout: each map over the strength of all at the same place, {readout.rectification} signs rectified, "
-        f"{readout.pooling} over a grid of {grid[0]}×{grid[1]} cells (as large as the map where that is smaller), to "
-        f"the power {readout.power}, standardised; pixels and their principal components are standardised alone."
-        f"{held_out}"
+        f"{readout.pooling} over a grid of {readout.grid[0]}×{readout.grid[1]} cells (as large as the map where that "
+        f"is smaller), to the power {readout.power}, standardised; pixels and their principal components are "
+        f"standardised alone.{held_out}"
     )
 
 

@@ -1,7 +1,9 @@
 """What the ladder says of a frozen encoder: measured on test images once every choice was made on validation images."""
 
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from convae.datasets.image_set import ImageSet, write_image_set
 from convae.evaluation.classifiers import class_scores, fit_best
+from convae.evaluation.evaluate import PARTS, load_part
 from convae.evaluation.metrics import DIGITS
 from convae.features.extract import extract_features
+from convae.files import row_chunks
 from convae.params import Params
 from convae.training.train import train_encoder
 
@@ -24,28 +28,46 @@ LEAST_EPOCH = 3200  # images: a few labelled ones are shown again and again, or 
 PREPARED, FEATURES = Path("data/prepared"), Path("features")
 
 
+@dataclass(frozen=True)
 class Features:
-    """Features and labels of training, validation and test images."""
+    """Of training, validation and test images the features `float32 [N, D]` and the labels `int64 [N]`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.x = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("train", "validation", "test")}
-        self.y = {part: np.load(folder / f"{part}_labels.npy") for part in self.x}
+    x: dict[str, np.ndarray]
+    y: dict[str, np.ndarray]
 
-    def accuracies(self, params: Params, rows: np.ndarray | None = None) -> tuple[float, float]:
+    @classmethod
+    def load(cls, features: Path, prepared: Path) -> "Features":
+        """Open what `extract_features` wrote."""
+        parts = {name: load_part(name, features, prepared) for name in PARTS}
+        return cls(
+            {name: part.features for name, part in parts.items()}, {name: part.labels for name, part in parts.items()}
+        )
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.x["train"].shape[1]
+
+    def change(self, function: Callable[[np.ndarray], np.ndarray]) -> "Features":
+        """Other features of the same images."""
+        return replace(self, x={part: function(x) for part, x in self.x.items()})
+
+    def accuracies(self, params: Params, known: np.ndarray | slice = slice(None)) -> tuple[float, float]:
         """Accuracy on validation and on test images of the classifier that is best on the former.
 
         Args:
             params: its section `classifier`.
-            rows: indices of the training images whose labels are known; None: all.
+            known: the training images whose labels are known.
         """
-        x, y = self.x["train"], self.y["train"]
-        if rows is not None:
-            x, y = x[rows], y[rows]
-        classifier, _ = fit_best(params.classifier, x, y, self.x["validation"], self.y["validation"], params.seed)
-        classes = int(y.max()) + 1
-        found = [class_scores(classifier, self.x[part], classes).argmax(1) for part in ("validation", "test")]
-        validation, test = (float(np.mean(f == self.y[p])) for f, p in zip(found, ("validation", "test"), strict=True))
-        return round(validation, DIGITS), round(test, DIGITS)
+        y = self.y["train"][known]
+        classifier, _ = fit_best(
+            params.classifier, self.x["train"][known], y, self.x["validation"], self.y["validation"], params.seed
+        )
+        validation, test = (
+            _accuracy(class_scores(classifier, self.x[part], int(y.max()) + 1).argmax(1), self.y[part])
+            for part in ("validation", "test")
+        )
+        return validation, test
 
 
 def measure_cell(params: Params, encoder: Path, curves: bool, first: bool) -> dict[str, Any]:
@@ -58,20 +80,18 @@ def measure_cell(params: Params, encoder: Path, curves: bool, first: bool) -> di
         first: measure at fewer dimensions and with many labels as well.
     """
     saved = extract_features(params, encoder, PREPARED, FEATURES)
-    features = Features(FEATURES)
+    features = Features.load(FEATURES, PREPARED)
     validation, test = features.accuracies(params)
-    width = features.x["train"].shape[1]
-    labels = LABELS if first else FEW_LABELS
     row = {
         "test_accuracy": test,
         "validation_accuracy": validation,
-        "knn_accuracy": _neighbors(_reduce(features, min(width, NEIGHBORS_DIMENSION))),
+        "knn_accuracy": _neighbors(features),
         "test_images": len(features.y["test"]),
-        "dimension": width,
+        "dimension": features.dimension,
         "encoder_parameters": saved.parameter_count,
         "protocol": _protocol(params, features),
-        "by_dimension": _by_dimension(params, features, width, test) if curves and first else None,
-        "by_labels": _by_labels(params, features, labels) if curves else None,
+        "by_dimension": _by_dimension(params, features, test) if curves and first else None,
+        "by_labels": _by_labels(params, features, LABELS if first else FEW_LABELS) if curves else None,
     }
     shutil.rmtree(FEATURES)
     return row
@@ -87,55 +107,46 @@ def _protocol(params: Params, features: Features) -> str:
     )
 
 
+def _accuracy(found: np.ndarray, truth: np.ndarray) -> float:
+    return round(float(np.mean(found == truth)), DIGITS)
+
+
 def _reduce(features: Features, dimension: int) -> Features:
     """The first principal components, found on some thousand training images."""
     x = features.x["train"]
     some = np.random.default_rng(0).permutation(len(x))[:PCA_IMAGES]  # they may be in the order of their classes
-    pca = PCA(dimension, svd_solver="randomized", random_state=0).fit(x[np.sort(some)])
-    reduced = object.__new__(Features)
-    reduced.x = {part: _project(pca, x) for part, x in features.x.items()}
-    reduced.y = features.y
-    return reduced
+    pca = PCA(min(dimension, features.dimension), svd_solver="randomized", random_state=0).fit(x[np.sort(some)])
+    return features.change(lambda x: np.concatenate([pca.transform(x[rows]) for rows in row_chunks(x)]))
 
 
-def _project(pca: PCA, x: np.ndarray) -> np.ndarray:
-    return np.concatenate([pca.transform(x[start : start + 4096]) for start in range(0, len(x), 4096)])
+def _neighbors(features: Features) -> float:
+    reduced = _reduce(features, NEIGHBORS_DIMENSION)
+    classifier = KNeighborsClassifier(NEIGHBORS, algorithm="brute").fit(reduced.x["train"], reduced.y["train"])
+    return _accuracy(classifier.predict(reduced.x["test"]), reduced.y["test"])
 
 
-def _neighbors(reduced: Features) -> float:
-    classifier = KNeighborsClassifier(NEIGHBORS, algorithm="brute")
-    classifier.fit(reduced.x["train"], reduced.y["train"])
-    found = classifier.predict(reduced.x["test"])
-    return round(float(np.mean(found == reduced.y["test"])), DIGITS)
+def _by_dimension(params: Params, features: Features, full: float) -> list[dict[str, float]]:
+    reduced = _reduce(features, DIMENSIONS[-1])
+    fewer = {count: reduced.change(partial(_first, count)) for count in DIMENSIONS if count < features.dimension}
+    accuracies = {count: some.accuracies(params)[1] for count, some in fewer.items()} | {features.dimension: full}
+    return [{"dimension": count, "test_accuracy": accuracy} for count, accuracy in accuracies.items()]
 
 
-def _by_dimension(params: Params, features: Features, width: int, full: float) -> list[dict[str, float]]:
-    rows = []
-    reduced = _reduce(features, min(width, DIMENSIONS[-1]))
-    for dimension in DIMENSIONS:
-        if dimension < width:
-            fewer = object.__new__(Features)
-            fewer.x = {part: np.ascontiguousarray(x[:, :dimension]) for part, x in reduced.x.items()}
-            fewer.y = reduced.y
-            rows.append({"dimension": dimension, "test_accuracy": fewer.accuracies(params)[1]})
-    return [*rows, {"dimension": width, "test_accuracy": full}]
+def _first(count: int, x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x[:, :count])
 
 
 def _by_labels(params: Params, features: Features, counts: tuple[int, ...]) -> list[dict[str, float]]:
     """With so many labels a class, drawn five times; a system that learns from labels learns anew from these alone."""
     y = features.y["train"]
     rows: list[dict[str, float]] = []
-    for count in counts:
-        if np.bincount(y).min() < count:
-            break
+    for count in [count for count in counts if count <= np.bincount(y).min()]:
         for draw in range(DRAWS):
             generator = np.random.default_rng((count, draw))
             chosen = [generator.choice(np.flatnonzero(y == label), count, replace=False) for label in np.unique(y)]
             known = np.sort(np.concatenate(chosen))
-            if params.objective.kind == "classify":
-                accuracy = _learn_from(params, known)
-            else:
-                accuracy = features.accuracies(params, known)[1]
+            anew = params.objective.kind == "classify"
+            accuracy = _learn_from(params, known) if anew else features.accuracies(params, known)[1]
             rows.append({"labels_per_class": count, "draw": draw, "test_accuracy": accuracy})
     return rows
 
@@ -144,18 +155,17 @@ def _learn_from(params: Params, known: np.ndarray) -> float:
     """Test accuracy of an encoder that is trained with the labels of these training images alone."""
     whole = ImageSet.load(PREPARED / "train")
     assert whole.labels is not None
+    images, labels = whole.images[known], whole.labels[known]
     scratch = Path("few")
     shutil.rmtree(scratch, ignore_errors=True)
-    write_image_set(scratch / "train", (len(known), *whole.images.shape[1:]), [whole.images[known]],
-                    whole.labels[known], whole.classes)  # fmt: skip
+    write_image_set(scratch / "train", images.shape, [images], labels, whole.classes)
     for part in ("validation", "test"):
         (scratch / part).symlink_to((PREPARED / part).absolute())
-    training = ImageSet.load(scratch / "train")
     again = np.resize(np.arange(len(known)), max(len(known), LEAST_EPOCH))
-    training = replace(training, images=training.images[again], labels=whole.labels[known][again])
+    training = replace(ImageSet.load(scratch / "train"), images=images[again], labels=labels[again])
     encoder, _, _ = train_encoder(params, training, ImageSet.load(PREPARED / "validation"), lambda row: None)
     encoder.save(scratch / "encoder")
     extract_features(params, scratch / "encoder", scratch, scratch / "features")
-    accuracy = Features(scratch / "features").accuracies(params)[1]
+    accuracy = Features.load(scratch / "features", scratch).accuracies(params)[1]
     shutil.rmtree(scratch)
     return accuracy

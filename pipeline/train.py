@@ -13,13 +13,11 @@ def main(params: Params, run: Run) -> None:
 
     from convae.datasets.image_set import ImageSet
     from convae.files import new_file
-    from convae.training.train import train_encoder
+    from convae.training.train import load_training_set, train_encoder
 
     prepared = Path("data/prepared")
-    unlabelled = ImageSet.load(prepared / "unlabelled")
-    with_labels = params.objective.kind == "classify" or not len(unlabelled)
-    training = ImageSet.load(prepared / "train") if with_labels else unlabelled
-    encoder, history, device = train_encoder(params, training, ImageSet.load(prepared / "validation"), run.log_epoch)
+    training, validation = load_training_set(params, prepared), ImageSet.load(prepared / "validation")
+    encoder, history, device = train_encoder(params, training, validation, run.log_epoch)
     run.log_tags({"device": device})
     encoder.save(Path("models/autoencoder"))
     columns = ["phase", "epoch", "train_loss", "validation_loss", "learning_rate"]

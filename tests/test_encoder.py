@@ -8,21 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from layers import layer
 
 from convae.encoder import Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
 
-LAYER = {
-    "filters": 6,
-    "kernel": [3, 5],
-    "stride": [1, 2],
-    "padding": "same",
-    "activation": "relu",
-    "batch_norm": True,
-    "dropout": 0.0,
-    "pool": {"kind": "max", "size": [2, 1]},
-}
+LAYER = layer(
+    filters=6, kernel=[3, 5], stride=[1, 2], activation="relu", batch_norm=True, pool={"kind": "max", "size": [2, 1]}
+)
 READOUT = {
     "layers": [-1],
     "divisive_normalization": 0.2,

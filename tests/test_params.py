@@ -113,7 +113,7 @@ def test_a_filter_bank_needs_four_filters(repository, tmp_path):
     path = changed(repository, tmp_path, "initialization: normal", "initialization: filter_bank")
     load_experiment(path)
     path.write_text(path.read_text().replace("filters: 64", "filters: 3"))
-    with pytest.raises(ConvaeError, match="filter_bank: the first layer has 3 filters of 7 pixels; at least 4 of 3"):
+    with pytest.raises(ConvaeError, match="filter_bank: 3 filters of 7×7 pixels; 4 to 28 are possible"):
         load_experiment(path)
 
 

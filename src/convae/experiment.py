@@ -4,7 +4,15 @@ from pathlib import Path
 
 from convae.datasets.catalogue import CATALOGUE, image_shape
 from convae.errors import ConvaeError
-from convae.models.geometry import GeometryError, LayerGeometry, Size, layer_sizes, resolve_kernels, show
+from convae.models.geometry import (
+    GeometryError,
+    LayerGeometry,
+    Size,
+    check_filter_bank,
+    layer_sizes,
+    resolve_kernels,
+    show,
+)
 from convae.params import PARAMS_FILE, Params, load_params
 
 
@@ -18,6 +26,7 @@ def load_experiment(path: Path = PARAMS_FILE) -> Params:
     _check_sizes(path, params)
     try:
         maps = map_sizes(params)
+        _check_filter_bank(params)
     except GeometryError as error:
         _, height, width = image_shape(params.data)
         raise ConvaeError(f"{path}: {error} (images are {show((height, width))})") from None
@@ -39,10 +48,19 @@ def map_sizes(params: Params) -> list[Size]:
         GeometryError: names the layer that does not fit.
     """
     _, height, width = image_shape(params.data)
+    sizes = layer_sizes((height, width), _geometry(params), params.model.stacked_on)
+    return [maps for _, maps in sizes] or [(height, width)]
+
+
+def _geometry(params: Params) -> list[LayerGeometry]:
+    _, height, width = image_shape(params.data)
     layers = [layer.model_dump() for layer in params.model.layers]
-    resolved = resolve_kernels((height, width), layers, params.model.stacked_on)
-    geometry = [LayerGeometry.of(layer) for layer in resolved]
-    return [maps for _, maps in layer_sizes((height, width), geometry, params.model.stacked_on)] or [(height, width)]
+    return [LayerGeometry.of(layer) for layer in resolve_kernels((height, width), layers, params.model.stacked_on)]
+
+
+def _check_filter_bank(params: Params) -> None:
+    if params.model.layers and params.model.initialization == "filter_bank":
+        check_filter_bank(params.model.layers[0].filters, _geometry(params)[0].kernel)
 
 
 def _check_sizes(path: Path, params: Params) -> None:

@@ -288,14 +288,6 @@ class Params(_Section):
                 f"objective.kind = {self.objective.kind}: model.layers is empty, so there is nothing to train; "
                 "none is allowed"
             )
-        if self.model.layers and self.model.initialization == "filter_bank":
-            first = self.model.layers[0]
-            side = 3 if first.kernel == "image" else min(first.kernel)
-            if first.filters < 4 or side < 3:
-                raise ValueError(
-                    f"model.initialization = filter_bank: the first layer has {first.filters} filters of "
-                    f"{side} pixels; at least 4 of 3 are needed"
-                )
         reconstructs = self.objective.kind == "reconstruct" or self.objective.pretraining > 0
         whitening = self.preprocessing.whitening
         if reconstructs and whitening and whitening.kind == "pca":

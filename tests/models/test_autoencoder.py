@@ -2,24 +2,12 @@
 
 import pytest
 import torch
+from layers import layer
 from torch.nn import functional as F
 
 from convae.models.autoencoder import Autoencoder
 from convae.models.preprocessing import Preprocessing, normalize_local_contrast
 from convae.models.sparsity import WinnerTakeAll
-
-
-def layer(**changes):
-    return {
-        "filters": 4,
-        "kernel": (3, 3),
-        "stride": (1, 1),
-        "padding": "same",
-        "activation": "tanh",
-        "batch_norm": False,
-        "dropout": 0.0,
-        "pool": None,
-    } | changes
 
 
 def test_the_seed_cae_is_two_convolutions():

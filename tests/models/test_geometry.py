@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from layers import layer
 from torch.nn import functional as F
 
 from convae.models.autoencoder import Autoencoder
@@ -39,13 +40,9 @@ def test_sizes_are_those_of_torch_and_the_transpose_gives_the_input_back(size, k
 @settings(max_examples=100, deadline=None)
 @given(sides, st.lists(st.tuples(kernels, strides, paddings, pools), min_size=1, max_size=3))
 def test_the_decoder_always_returns_the_size_of_the_input(size, geometries):
-    layers = [
-        {"filters": 2, "kernel": k, "stride": s, "padding": p, "activation": "relu", "batch_norm": False,
-         "dropout": 0.0, "pool": {"kind": "max", "size": pool}}
-        for k, s, p, pool in geometries
-    ]  # fmt: skip
+    layers = [layer(kernel=k, stride=s, padding=p, pool={"kind": "max", "size": pool}) for k, s, p, pool in geometries]
     try:
-        sizes = layer_sizes(size, [LayerGeometry.of(layer) for layer in layers])
+        sizes = layer_sizes(size, [LayerGeometry.of(one) for one in layers])
     except GeometryError:
         assume(False)
     network = Autoencoder(3, {}, layers, tied_weights=False).eval()
@@ -73,14 +70,15 @@ def test_a_layer_that_does_not_fit_is_named_with_both_sizes(layer, message):
         layer_sizes((4, 4), [layer])
 
 
-def entry(kernel, pool=None):
-    return {"kernel": kernel, "stride": (1, 1), "padding": "valid", "pool": pool and {"kind": "max", "size": pool}}
+DENSE = layer(kernel="image", padding="valid")
 
 
 def test_a_kernel_as_large_as_the_image_is_a_dense_layer():
-    resolved = resolve_kernels((8, 6), [entry((3, 3), pool=(2, 2)), entry("image"), entry("image")], "maps")
-    assert [layer["kernel"] for layer in resolved] == [(3, 3), [3, 2], [1, 1]]
-    sizes = layer_sizes((8, 6), [LayerGeometry.of(layer) for layer in resolved])
+    resolved = resolve_kernels(
+        (8, 6), [layer(padding="valid", pool={"kind": "max", "size": (2, 2)}), DENSE, DENSE], "maps"
+    )
+    assert [one["kernel"] for one in resolved] == [(3, 3), [3, 2], [1, 1]]
+    sizes = layer_sizes((8, 6), [LayerGeometry.of(one) for one in resolved])
     assert sizes == [((8, 6), (3, 2)), ((3, 2), (1, 1)), ((1, 1), (1, 1))]
 
 
@@ -88,4 +86,4 @@ def test_on_reconstructions_every_layer_sees_the_size_of_the_image():
     layers = [LayerGeometry((3, 3), padding="full"), LayerGeometry((5, 5), padding="full")]
     assert layer_sizes((8, 6), layers, "reconstructions") == [((8, 6), (10, 8)), ((8, 6), (12, 10))]
     assert layer_sizes((8, 6), layers, "maps") == [((8, 6), (10, 8)), ((10, 8), (14, 12))]
-    assert resolve_kernels((8, 6), [entry((3, 3)), entry("image")], "reconstructions")[1]["kernel"] == [8, 6]
+    assert resolve_kernels((8, 6), [layer(), DENSE], "reconstructions")[1]["kernel"] == [8, 6]

@@ -1,21 +1,13 @@
 import pytest
 import torch
+from layers import layer
 from torch.nn import functional as F
 
 from convae.errors import ConvaeError
 from convae.models.autoencoder import Autoencoder
 from convae.models.initialization import draw_patches, filter_bank, set_filters, spherical_kmeans
 
-LAYER = {
-    "filters": 6,
-    "kernel": (3, 3),
-    "stride": (1, 1),
-    "padding": "same",
-    "activation": "linear",
-    "batch_norm": False,
-    "dropout": 0.0,
-    "pool": None,
-}
+LAYER = layer(filters=6, activation="linear")
 
 
 def generator():

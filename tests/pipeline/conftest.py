@@ -77,7 +77,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
             if (REPOSITORY / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / name, folder / name)
-        for name in ("benchmark/dvc.lock", "reports/ladder.json"):  # of another experiment, and tested apart
+        # The ladder is of another experiment, and tested apart.
+        shutil.rmtree(folder / "reports/ladder", ignore_errors=True)
+        for name in ("benchmark/dvc.lock", "reports/ladder.json"):
             (folder / name).unlink(missing_ok=True)
         result = Clone(folder)
         if not history:

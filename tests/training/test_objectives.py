@@ -1,7 +1,10 @@
 """What learns, from what, and what stays as it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from layers import layer
 from torch.nn import functional as F
 
 from convae.errors import ConvaeError
@@ -15,16 +18,7 @@ from convae.training.objectives import (
 )
 from convae.training.train import train_encoder
 
-LAYER = {
-    "filters": 4,
-    "kernel": (3, 3),
-    "stride": (1, 1),
-    "padding": "full",
-    "activation": "tanh",
-    "batch_norm": True,
-    "dropout": 0.0,
-    "pool": None,
-}
+LAYER = layer(padding="full", batch_norm=True)
 IMAGES = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
@@ -116,7 +110,7 @@ def test_denoising_stacked_reconstructions_all_imitate_the_clean_image():
     image, expected = IMAGES / 255, 0
     incoming, _ = objective.corruption(image)
     for index in range(3):
-        incoming = made.reconstruct_layer(index, incoming)
+        incoming = made.reconstruct_layer(index, incoming, made.layers[index](incoming))
         expected = expected + F.mse_loss(incoming, image)
     torch.testing.assert_close(loss, expected)
 
@@ -179,8 +173,8 @@ def test_classification_learns_from_labels_after_a_pretraining(experiment, train
 
 def test_layers_that_were_frozen_learn_again_in_the_next_phase():
     made = network()
-    LayerReconstruction(made, None, None, 2).start_training()
-    assert [layer.training for layer in made.layers] == [False, False, True]
+    LayerReconstruction(made, None, None, 1).start_training()
+    assert [layer.training for layer in made.layers] == [False, True, False]
     Reconstruction(made, None, None).start_training()
     assert all(layer.training for layer in made.layers)
 
@@ -205,8 +199,6 @@ def test_one_image_left_over_does_not_stop_a_classification(experiment, train_se
 
 
 def test_without_labels_there_is_nothing_to_classify(experiment, digits, train_set, validation_set):
-    from dataclasses import replace
-
     with pytest.raises(ConvaeError, match="the training images have no labels"):
         train_encoder(
             experiment(objective={"kind": "classify"}),

@@ -121,49 +121,38 @@ class Autoencoder(nn.Module):
         maps = [preprocessed] if not len(self.layers) else []
         for index, layer in enumerate(self.layers):
             maps.append(layer(preprocessed))
-            if self.stacked_on == "maps":
-                preprocessed = maps[-1]
-            elif index + 1 < len(self.layers):
-                preprocessed = self.decode_layer(index, maps[-1], preprocessed)
+            if index + 1 < len(self.layers):
+                preprocessed = self.pass_on(index, preprocessed, maps[-1])
         return maps
 
     def input_of(self, index: int, preprocessed: Tensor) -> Tensor:
         """What comes into a layer, `[N, D, H', W']`."""
         for below in range(index):
-            maps = self.layers[below](preprocessed)
-            on_maps = self.stacked_on == "maps"
-            preprocessed = maps if on_maps else self.decode_layer(below, maps, preprocessed)
+            preprocessed = self.pass_on(below, preprocessed, self.layers[below](preprocessed))
         return preprocessed
 
-    def reconstruct_layer(self, index: int, incoming: Tensor) -> Tensor:
-        """A single layer's reconstruction of what comes into it, `[N, D, H', W']`."""
-        return self.decode_layer(index, self.layers[index](incoming), incoming)
+    def pass_on(self, index: int, incoming: Tensor, maps: Tensor) -> Tensor:
+        """What the layer above sees of a layer's activation maps of `incoming`."""
+        return maps if self.stacked_on == "maps" else self.reconstruct_layer(index, incoming, maps)
 
-    def decode_layer(self, index: int, maps: Tensor, incoming: Tensor) -> Tensor:
-        """What a layer's activation maps make of `incoming`, sparse and with the activation of `decode`."""
-        result: Tensor = self.decoder[index](self.sparsity[index](maps), _size(incoming))
+    def reconstruct_layer(self, index: int, incoming: Tensor, maps: Tensor) -> Tensor:
+        """A layer's reconstruction `[N, D, H', W']` of what came into it, from its activation maps, sparse if asked."""
+        height, width = incoming.shape[2:]
+        return self._decode(index, self.sparsity[index](maps), (height, width))
+
+    def forward(self, preprocessed: Tensor) -> Tensor:
+        """Reconstruct preprocessed images `[N, C, H, W]` from the last layer's code, sparse where asked for."""
+        last = len(self.layers) - 1
+        height, width = preprocessed.shape[2:]
+        sizes = layer_sizes((height, width), self.geometry, self.stacked_on)
+        code: Tensor = self.sparsity[last](self.encode(preprocessed)[last])
+        for index in range(last, -1, -1) if self.stacked_on == "maps" else [last]:
+            code = self._decode(index, code, sizes[index][0])
+        return code
+
+    def _decode(self, index: int, code: Tensor, size: Size) -> Tensor:
+        """A layer's code back to what came into it: of `size`, and ending in the activation of the layer below."""
+        result: Tensor = self.decoder[index](code, size)
         if index and self.stacked_on == "maps":
             result = self.layers[index - 1].activation(result)
         return result
-
-    def decode(self, code: Tensor, size: Size) -> Tensor:
-        """The last layer's activation maps back to preprocessed images `[N, C, *size]`."""
-        if self.stacked_on == "reconstructions":
-            result: Tensor = self.decoder[-1](code, size)
-            return result
-        sizes = layer_sizes(size, self.geometry)
-        for index in reversed(range(len(self.layers))):
-            code = self.decoder[index](code, sizes[index][0])
-            if index:
-                code = self.layers[index - 1].activation(code)
-        return code
-
-    def forward(self, preprocessed: Tensor) -> Tensor:
-        """Reconstruct preprocessed images `[N, C, H, W]` from their code, sparse where asked for."""
-        code = self.sparsity[-1](self.encode(preprocessed)[-1])
-        return self.decode(code, _size(preprocessed))
-
-
-def _size(maps: Tensor) -> Size:
-    height, width = maps.shape[2:]
-    return height, width

@@ -33,8 +33,8 @@ class Corruption:
         count, _, height, width = images.shape
         rows, columns = -(-height // self.block[0]), -(-width // self.block[1])
         blocks = torch.rand(count, 1, rows, columns, device=images.device) < self.level
-        cover = F.interpolate(blocks.float(), scale_factor=(float(self.block[0]), float(self.block[1])))
-        hidden = cover[..., :height, :width] > 0
+        covered = blocks.repeat_interleave(self.block[0], dim=2).repeat_interleave(self.block[1], dim=3)
+        hidden = covered[..., :height, :width]
         return images.masked_fill(hidden, 0), hidden
 
 

@@ -8,6 +8,7 @@ do not overlap. With a side, kernel, stride and `padding` zeros on either side, 
 and the transposed convolution of the same geometry gives the side back once `output_padding` more pixels are appended.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,24 @@ def resolve_kernels(size: Size, layers: Iterable[Mapping[str, Any]], stacked_on:
         incoming = below[-1][1] if below and stacked_on == "maps" else size
         resolved.append({**layer, "kernel": list(incoming) if layer["kernel"] == "image" else layer["kernel"]})
     return resolved
+
+
+def check_filter_bank(filters: int, kernel: Size) -> None:
+    """Whether the bank of hand-made filters has so many for kernels of this size.
+
+    These are two Sobel filters, a Laplacian and a Gaussian of 3×3 pixels or more, and 12 Gabor filters for each wave:
+    as long as the kernel, half as long, and so on down to two pixels.
+
+    Raises:
+        GeometryError: it has fewer, or not even these four fit.
+    """
+    side = min(kernel)
+    most = 4 + 12 * int(math.log2(side / 2) + 1) if side >= 3 else 0
+    if not 4 <= filters <= most:
+        possible = f"4 to {most} are possible" if most else "at least 3×3 are needed"
+        raise GeometryError(
+            f"model.initialization = filter_bank: {filters} filters of {show(kernel)} pixels; {possible}"
+        )
 
 
 def show(size: Size) -> str:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from convae.errors import ConvaeError
 from convae.models.autoencoder import Autoencoder
+from convae.models.geometry import check_filter_bank
 from convae.models.preprocessing import image_patches
 
 SAMPLE_IMAGES = 2000
@@ -27,7 +28,7 @@ def set_filters(autoencoder: Autoencoder, kind: str, images: Tensor, generator: 
         generator: of whatever is drawn.
 
     Raises:
-        ConvaeError: the bank is smaller than the layer, or the images have too few patches.
+        ConvaeError: the bank has not as many filters as the layer, or the images too few patches.
     """
     if kind == "filter_bank":
         filters = autoencoder.layers[0].convolution.weight
@@ -97,15 +98,9 @@ def filter_bank(filters: int, channels: int, height: int, width: int) -> Tensor:
     as long as the kernel, then half as long, and so on down to two pixels. All but the Gaussian have zero mean.
 
     Raises:
-        ConvaeError: there is no room for the first four, or for their 3×3 pixels, or there are no more than fewer.
+        GeometryError: the bank has not so many filters of this size.
     """
-    octaves = int(math.log2(min(height, width) / 2)) + 1 if min(height, width) >= 3 else 0
-    most = 4 + 2 * ORIENTATIONS * octaves
-    if not octaves or not 4 <= filters <= most:
-        raise ConvaeError(
-            f"model.initialization = filter_bank: {filters} filters of {height}×{width} pixels; "
-            f"{f'4 to {most} are possible' if octaves else 'at least 3×3 are needed'}"
-        )
+    check_filter_bank(filters, (height, width))
     y = torch.arange(height, dtype=torch.float64).sub((height - 1) / 2)[:, None].expand(height, width)
     x = torch.arange(width, dtype=torch.float64).sub((width - 1) / 2)[None].expand(height, width)
     side = min(height, width)

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from convae.files import read_json
 from convae.params import TrackingParams
-from convae.tracking.store import WARNING, one_at_a_time, open_store, presentable, store_root, store_uri
+from convae.tracking.records import KEY
+from convae.tracking.store import WARNING, every_run, one_at_a_time, open_store, presentable, store_root, store_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-KEY = "convae.key"
-BATCH = 1000
 
 
 def ladder_cells() -> list[dict[str, Any]]:
@@ -44,7 +42,7 @@ def record(uri: str, experiment: str, cells: Sequence[Mapping[str, Any]]) -> int
         return 0
     client, (ladder,) = open_store(uri, f"{experiment}-ladder")
     with one_at_a_time():
-        known = _keys(client, ladder)
+        known = {run.data.tags.get(KEY) for run in every_run(client, ladder)}
         missing = [cell for cell in cells if _key(cell) not in known]
         for cell in missing:
             _add(client, ladder, cell)
@@ -53,17 +51,6 @@ def record(uri: str, experiment: str, cells: Sequence[Mapping[str, Any]]) -> int
 
 def _key(cell: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()
-
-
-def _keys(client: "MlflowClient", experiment: str) -> set[str]:
-    keys: set[str] = set()
-    token = None
-    while True:
-        page = client.search_runs([experiment], max_results=BATCH, page_token=token)
-        keys |= {run.data.tags.get(KEY, "") for run in page}
-        token = page.token
-        if not token:
-            return keys
 
 
 def _add(client: "MlflowClient", experiment: str, cell: Mapping[str, Any]) -> None:
@@ -75,7 +62,7 @@ def _add(client: "MlflowClient", experiment: str, cell: Mapping[str, Any]) -> No
     metrics = [Metric(name, float(value), time, 0) for name, value in numbers.items()]
     for entry in cell.get("by_dimension") or ():
         metrics.append(Metric("test_accuracy_by_dimension", entry["test_accuracy"], time, entry["dimension"]))
-    params = [Param(name, str(value)) for name, value in cell.items()
-              if name == "seed" or isinstance(value, str)]  # fmt: skip
+    words = {name: value for name, value in cell.items() if name == "seed" or isinstance(value, str)}
+    params = [Param(name, str(value)) for name, value in words.items()]
     client.log_batch(run.info.run_id, metrics, params, [RunTag(KEY, _key(cell))], synchronous=True)
     client.set_terminated(run.info.run_id, "FINISHED")

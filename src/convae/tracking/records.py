@@ -13,7 +13,7 @@ from convae.tracking.context import process_tags, this_host
 from convae.tracking.facts import Fact, facts_in, files_in
 from convae.tracking.git import Place
 from convae.tracking.lock import CODE, REPORTS, Execution, chain, written
-from convae.tracking.store import ending, open_store, store_root
+from convae.tracking.store import ending, every_run, open_store, store_root
 from convae.tracking.wording import GONE, all_params, code, hash_tags, link, row_name, tag_name, way_back
 
 if TYPE_CHECKING:
@@ -147,16 +147,6 @@ class Records:
         )
         return runs[0] if runs else None
 
-    def all(self, experiment: str, condition: str = "") -> Iterator["Recorded"]:
-        """Every run that fulfils a condition, oldest first."""
-        token = None
-        while True:
-            page = self.client.search_runs([experiment], condition, order_by=["start_time"], page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
     def close_vanished(self) -> None:
         """Close the runs of this host whose process is gone without having done so itself.
 
@@ -164,7 +154,7 @@ class Records:
         will be written once more.
         """
         of_this_host = f"attributes.status = 'RUNNING' and tags.`process.host` = '{this_host()}'"
-        for run in [*self.all(self.stages, of_this_host), *self.all(self.rows, of_this_host)]:
+        for run in [run for table in (self.stages, self.rows) for run in every_run(self.client, table, of_this_host)]:
             tags = run.data.tags
             if _is_alive(int(tags["process.pid"]), float(tags["process.started"])):
                 continue

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as Recorded
 
     from convae.params import TrackingParams
 
@@ -86,6 +87,17 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
         return _open(uri, experiments)
+
+
+def every_run(client: "MlflowClient", experiment: str, condition: str = "") -> Iterator["Recorded"]:
+    """The runs of an experiment that fulfil a condition, oldest first."""
+    token = None
+    while True:
+        page = client.search_runs([experiment], condition, order_by=["start_time"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from convae.tracking.facts import files_in
 from convae.tracking.git import Place, places
 from convae.tracking.lock import REPORTS, Execution, ordered, reports_in
 from convae.tracking.records import COMMAND, KEY, ORIGIN, REPOSITORY, RESTORED, Records, this_repository
-from convae.tracking.store import one_at_a_time
+from convae.tracking.store import every_run, one_at_a_time
 from convae.tracking.wording import GONE
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _bring(records: Records, table: Table, kept: Mapping[str, Homes]) -> int:
 def _by_key(records: Records, experiment: str) -> "dict[str, Recorded]":
     """The oldest run of each key. A younger one that nobody executed is a double, written from two machines."""
     oldest: dict[str, Recorded] = {}
-    for run in records.all(experiment):
+    for run in every_run(records.client, experiment):
         key = run.data.tags.get(KEY)
         if key and oldest.setdefault(key, run) is not run and run.data.tags.get(ORIGIN, RESTORED) == RESTORED:
             records.remove(run.info.run_id)

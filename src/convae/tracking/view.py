@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from convae.tracking.records import Records
+from convae.tracking.store import every_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded
@@ -40,7 +41,7 @@ def set_view(records: Records) -> str:
     Raises:
         Exception: whatever MLflow and what lies under it come up with.
     """
-    view = _view(list(records.all(records.rows)))
+    view = _view(list(every_run(records.client, records.rows)))
     # The times order a menu of views, of which there is one.
     saved = {"name": "Best first", "createdAt": 0, "updatedAt": 0, "state": json.dumps(view)}
     records.client.set_experiment_tag(records.rows, f"mlflow.sharedViewState.{NAME}", json.dumps(saved))

@@ -88,7 +88,8 @@ class LayerReconstruction(Objective):
         with torch.no_grad():
             incoming = self.autoencoder.input_of(self.index, preprocessed)
         corrupted, counted = self._corrupt(incoming)
-        return reconstruction_error(self.autoencoder.reconstruct_layer(self.index, corrupted), incoming, counted)
+        maps = self.autoencoder.layers[self.index](corrupted)
+        return reconstruction_error(self.autoencoder.reconstruct_layer(self.index, corrupted, maps), incoming, counted)
 
     def trained(self) -> Iterator[nn.Parameter]:
         """The layer and its decoder; tied filters are one parameter."""
@@ -96,9 +97,11 @@ class LayerReconstruction(Objective):
         return both.parameters()
 
     def start_training(self) -> None:
-        """The layers below stay in evaluation mode."""
+        """All other layers stay in evaluation mode."""
         self.train()
-        self.autoencoder.layers[: self.index].eval()
+        self.autoencoder.eval()
+        for own in (self.autoencoder.layers, self.autoencoder.sparsity):
+            own[self.index].train()
 
 
 class SimultaneousReconstruction(Objective):
@@ -115,7 +118,7 @@ class SimultaneousReconstruction(Objective):
         on_reconstructions = network.stacked_on == "reconstructions"
         for index, layer in enumerate(network.layers):
             maps = layer(incoming)
-            reconstruction = network.decode_layer(index, maps, incoming)
+            reconstruction = network.reconstruct_layer(index, incoming, maps)
             target = preprocessed if self.corruption and (on_reconstructions or index == 0) else incoming
             total = total + reconstruction_error(reconstruction, target, counted if target is preprocessed else None)
             incoming = (reconstruction if on_reconstructions else maps).detach()
@@ -141,9 +144,9 @@ class Classification(Objective):
         super().__init__(autoencoder, None, augmentation)
         _, (height, width) = layer_sizes(size, autoencoder.geometry, autoencoder.stacked_on)[-1]
         self.grid = (min(HEAD_GRID, height), min(HEAD_GRID, width))
-        width = 2 * autoencoder.layers[-1].convolution.out_channels * self.grid[0] * self.grid[1]
+        inputs = 2 * autoencoder.layers[-1].convolution.out_channels * self.grid[0] * self.grid[1]
         torch.manual_seed(seed)
-        self.head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes))
+        self.head = nn.Sequential(nn.BatchNorm1d(inputs), nn.Linear(inputs, classes))
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean cross-entropy, natural logarithm."""

@@ -38,6 +38,14 @@ from convae.training.objectives import (
 CHECKPOINTS = Path(".convae/checkpoints")
 
 
+def load_training_set(params: Params, prepared: Path) -> ImageSet:
+    """The images to learn from: those without labels where there are some, unless labels are to be learned."""
+    unlabelled = ImageSet.load(prepared / "unlabelled")
+    if len(unlabelled) and params.objective.kind != "classify":
+        return unlabelled
+    return ImageSet.load(prepared / "train")
+
+
 def train_encoder(
     params: Params, training: ImageSet, validation: ImageSet, on_epoch: Callable[[Row], None]
 ) -> tuple[Encoder, list[Row], str]:
