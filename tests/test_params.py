@@ -109,12 +109,15 @@ def test_a_mistake_gives_one_line_that_names_it(repository, tmp_path, old, new, 
     assert lines[0].startswith(f"{tmp_path / 'params.yaml'}: ")
 
 
-def test_a_filter_bank_needs_four_filters(repository, tmp_path):
+@pytest.mark.parametrize(("filters", "fits"), [(3, False), (4, True), (28, True), (29, False)])
+def test_a_filter_bank_has_four_to_28_filters_of_seven_pixels(repository, tmp_path, filters, fits):
     path = changed(repository, tmp_path, "initialization: normal", "initialization: filter_bank")
-    load_experiment(path)
-    path.write_text(path.read_text().replace("filters: 64", "filters: 3"))
-    with pytest.raises(ConvaeError, match="filter_bank: 3 filters of 7×7 pixels; 4 to 28 are possible"):
+    path.write_text(path.read_text().replace("filters: 64", f"filters: {filters}"))
+    if fits:
         load_experiment(path)
+    else:
+        with pytest.raises(ConvaeError, match=f"filter_bank: {filters} filters of 7×7 pixels; 4 to 28 are possible"):
+            load_experiment(path)
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "just words", "\udcff"])
