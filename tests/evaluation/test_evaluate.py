@@ -42,7 +42,7 @@ def test_every_figure_follows_from_the_predictions(run, encoder, digits):
     assert set(metrics["validation"]) == {"accuracy", "macro_f1", "log_loss", "reconstruction_mse"}
     assert metrics["features"]["dimension"] == 4 * 2 * 4  # filters, signs, cells
     assert metrics["encoder"]["parameters"] == encoder.parameter_count == 4 * (9 + 1)
-    assert metrics["classifier"] == {"kind": "logistic_regression", "C": 0.01}
+    assert metrics["classifier"] == {"kind": "logistic_regression", "C": 0.003}
     assert pd.read_csv(out / "reports/per_class.csv")["support"].sum() == 100
 
 

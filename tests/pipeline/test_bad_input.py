@@ -57,7 +57,7 @@ def linked(root: Path) -> None:
 PARAMETERS = {
     "misspelt section": ("^seed:", "seeds:", "unknown key 'seeds'; the nearest known key is 'seed'"),
     "misspelt key": ("  batch_size:", "  batchsize:", "unknown key 'batchsize'; the nearest known key is 'batch_size'"),
-    "text for a number": ("epochs: 2", "epochs: two", "train.epochs = 'two': must be a valid integer"),
+    "text for a number": ("epochs: 1", "epochs: two", "train.epochs = 'two': must be a valid integer"),
     "not a number": ("learning_rate: 0.003", "learning_rate: .nan", "learning_rate = nan: must be a finite number"),
     "huge number": ("seed: 0", "seed: 99999999999999999999", "seed = 99999999999999999999: must be less than"),
     "unknown data set": ("dataset: fashion_mnist", "dataset: imagenet", "data.dataset = 'imagenet': must be"),

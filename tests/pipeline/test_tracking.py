@@ -320,9 +320,14 @@ def three_runs(page, expect):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     page.wait_for_timeout(2000)
     page.screenshot(path=SCREENSHOTS / "three-runs.png", full_page=True)
-    page.get_by_text("health.images", exact=True).first.hover()  # the table of metrics scrolls by itself
-    page.mouse.wheel(0, 2000)
-    page.get_by_role("link", name="validation_loss", exact=True).click()
+    link = page.get_by_role("link", name="validation_loss", exact=True)
+    page.get_by_text("health.images", exact=True).first.hover()
+    for _ in range(100):  # the table of metrics scrolls by itself, and holds the rows alone that are to be seen
+        if link.count():
+            break
+        page.mouse.wheel(0, 100)
+        page.wait_for_timeout(100)
+    link.click()
     expect(page.locator(".js-plotly-plot .scatterlayer").first).to_be_visible()
     names = {name.partition(":")[0] for name in lines(page)}
     assert names == {"ridge", "longer", "coarse"}

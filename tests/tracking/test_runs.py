@@ -40,7 +40,7 @@ def test_a_stage_is_recorded_with_all_that_belongs_to_it(client: MlflowClient, p
     run_id, tags = train.info.run_id, train.data.tags
     assert (train.info.run_name, train.info.status) == ("train fashion_mnist", "FINISHED")
     # What the stage reads of params.yaml, as it is written there.
-    assert train.data.params == {"data.dataset": "fashion_mnist", "train.epochs": "2"}
+    assert train.data.params == {"data.dataset": "fashion_mnist", "train.epochs": "1"}
     assert history(client, run_id, "own_loss") == [(step, repr(loss)) for step, loss in enumerate(losses)]
     assert history(client, run_id, "learning_rate") == [(step, repr(0.003 * step)) for step in range(4)]
     # What its outputs say.
