@@ -309,7 +309,7 @@ def curves(page, expect):
 
 
 def three_runs(page, expect):
-    """Three rows ticked and compared: what differs, what came of it, and a click further their curves."""
+    """Three rows ticked and compared: what differs, what came of it, and their curves."""
     expect(page.locator(".ag-row [col-id] input[type=checkbox]").first).to_be_attached()
     for name in ("ridge: ", "longer: ", "coarse: "):
         row = page.locator(".ag-row").filter(has_text=name).first.get_attribute("row-index")

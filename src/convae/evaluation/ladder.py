@@ -105,7 +105,7 @@ def systems_table(cells: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `system`, `objective`, `control_of`, `control`, `accuracy` (mean over `seeds`), `low` and `high` (95 %; not
         known without a number of test images), `knn_accuracy` (mean), `dimension`, `encoder_parameters`, `note`, and
-        `fine_tuned`: of each system that went on from this one's encoder with labels, the mean test accuracy.
+        `fine_tuned`: of each system that went on from such an encoder with labels, the mean test accuracy.
     """
     means = cells.groupby("system")["test_accuracy"].mean().round(DIGITS)
     parents = cells.groupby("system")["initialized_by"].first()

@@ -43,7 +43,8 @@ def learning_curves_figure(history: pd.DataFrame) -> Figure:
     losses = history[["train_loss", "validation_loss"]].to_numpy()
     if losses.min() > 0 and losses.max() > 10 * losses.min():
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(-0.5, history["epoch"].max() + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
