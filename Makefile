@@ -24,6 +24,7 @@ ui: $(BIN)/.installed  ## the MLflow user interface, on this machine only
 	$(BIN)/convae ui
 
 ladder: $(BIN)/.installed  ## compare every system, DATASET=digits, fashion_mnist or cifar10 (else all): reports/ladder.html
+	$(if $(filter-out digits fashion_mnist cifar10,$(DATASET)),$(error DATASET=$(DATASET): digits, fashion_mnist or cifar10 is allowed))
 	$(BIN)/dvc repro --keep-going $(if $(DATASET),--glob 'benchmark/dvc.yaml:measure_*@$(DATASET)-*',benchmark/dvc.yaml); \
 	    status=$$?; $(BIN)/dvc repro --single-item benchmark/dvc.yaml:page && exit $$status
 
