@@ -113,17 +113,30 @@ def test_images_of_another_size_give_as_many_features(encoder):
     assert encoder.features(np.zeros((2, 3, 40, 33), np.uint8)).shape == (2, 24)
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((2, 1, 12, 14), np.uint8),
-        np.zeros((2, 3, 12, 14), np.float32),
-        np.zeros((3, 12, 14), np.uint8),
-    ],
-)
-def test_images_of_another_kind_are_refused(encoder, images):
-    with pytest.raises(ConvaeError, match=r"uint8 \[N, 3, H, W\] is needed"):
-        encoder.features(images)
+def test_images_of_another_size_are_encoded_down_to_the_minimum(encoder):
+    height, width = encoder.minimum_size
+    smallest = np.zeros((1, 3, height, width), np.uint8)
+    assert encoder.features(smallest).shape == (1, 24)
+    for cut in (smallest[..., 1:, :], smallest[..., 1:]):
+        message = rf"images of {cut.shape[2]}×{cut.shape[3]} pixels are too small: this encoder needs {height}×{width}"
+        with pytest.raises(ConvaeError, match=message):
+            encoder.features(cut)
+
+
+def test_images_of_several_sizes_have_features_and_no_common_maps(encoder, images):
+    larger = np.random.default_rng(2).integers(0, 256, (3, 30, 20), np.uint8)
+    mixed = [images[0], larger, images[1]]
+    expected = np.concatenate([encoder.features(image[None]) for image in mixed])
+    np.testing.assert_allclose(encoder.features(mixed), expected, rtol=1e-5)
+    for method in (encoder.activation_maps, encoder.reconstruct, encoder.preprocess):
+        with pytest.raises(ConvaeError, match="the images differ in size"):
+            method(mixed)
+
+
+def test_no_images_have_no_features(encoder):
+    for none in ([], (), np.zeros((0, 3, 12, 14), np.uint8)):
+        assert encoder.features(none).shape == (0, 24)
+        assert encoder.activation_maps(none)[0].shape == (0, 6, 6, 7)
 
 
 def rewrite(folder: Path, **changes) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convae.encoder import Encoder, load_encoder
 
+__version__ = "0.1.0"
 __all__ = ["Encoder", "load_encoder"]
 
 

@@ -1,12 +1,13 @@
 """The saved encoder: a folder with `config.json` and `model.safetensors` that anybody can load and use.
 
-Needs torch, NumPy and safetensors alone.
+Needs torch, NumPy and safetensors alone; Pillow to read pictures, MLflow to fetch an encoder from its registry.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +22,13 @@ from torch.nn import functional as F
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
 from convae.files import new_folder, write_json
+from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
-from convae.models.geometry import Size, layer_sizes
+from convae.models.geometry import GeometryError, Size, layer_sizes, show
 
 FORMAT = 2
 MAP_BYTES = 1 << 26
+LARGE = 1 << 20  # pixels, enough for any layers
 
 Result = TypeVar("Result")
 
@@ -38,7 +41,7 @@ class Encoder:
         readout: how activation maps become features, or None.
         config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
             `sparsity` build the network, `readout` its readout; `decoder` says whether the decoder was trained,
-            `image_size` and `trained_on` on what, and `versions` with what.
+            `image_size` and `trained_on` on what, `versions` with what, and `value_range` which values images have.
     """
 
     def __init__(self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any]) -> None:
@@ -88,6 +91,20 @@ class Encoder:
         height, width = self.config["image_size"]
         return [maps for _, maps in self._layer_sizes((height, width))] or [(height, width)]
 
+    @property
+    def minimum_size(self) -> Size:
+        """Height and width of the smallest image that leaves a map to each layer."""
+
+        def fits(size: Size) -> bool:
+            try:
+                self._layer_sizes(size)
+            except GeometryError:
+                return False
+            return True
+
+        height = next(side for side in itertools.count(1) if fits((side, LARGE)))
+        return height, next(side for side in itertools.count(1) if fits((LARGE, side)))
+
     def to(self, device: str | torch.device) -> "Encoder":
         """Move to `device`; returns self."""
         self.autoencoder.to(device)
@@ -95,56 +112,72 @@ class Encoder:
             self.readout.to(device)
         return self
 
-    def preprocess(self, images: np.ndarray) -> np.ndarray:
-        """What the first layer sees: `float32 [N, C, H, W]` of images `uint8 [N, C, H, W]`."""
-        return np.concatenate([_to_numpy(batch) for batch in self._map(self.autoencoder.preprocessing, images)])
+    def preprocess(self, images: Images) -> np.ndarray:
+        """What the first layer sees: `float32 [N, C, H, W]`; see `activation_maps`."""
+        return _join([_to_numpy(batch) for batch in self._map(self.autoencoder.preprocessing, images)])
 
-    def activation_maps(self, images: np.ndarray) -> list[np.ndarray]:
-        """Each layer's activation maps, `float32 [N, n, H', W']`, of images `uint8 [N, C, H, W]`."""
-        batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images)]
-        return [np.concatenate(layer) for layer in zip(*batches, strict=True)]
+    def activation_maps(self, images: Images) -> list[np.ndarray]:
+        """Each layer's activation maps, `float32 [N, n, H', W']`.
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Features `float32 [N, D]` of images `uint8 [N, C, H, W]`, of any size that leaves a map to each layer.
+        Args:
+            images: arrays, tensors, files or Pillow images, see `convae.images.Images`, all of one size, `minimum_size`
+                or larger.
 
         Raises:
-            ConvaeError: the encoder was saved without a readout, or the images do not suit it.
+            ConvaeError: the images do not suit the encoder, a file can't be read, or they differ in size.
+        """
+        batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images)]
+        return [_join(layer) for layer in zip(*batches, strict=True)]
+
+    def features(self, images: Images) -> np.ndarray:
+        """Features `float32 [N, D]`, as many for images of any size.
+
+        Args:
+            images: as in `activation_maps`, but they may differ in size.
+
+        Raises:
+            ConvaeError: the encoder was saved without a readout, the images do not suit it, or a file can't be read.
         """
         return np.concatenate(list(self.feature_batches(images)))
 
-    def feature_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
+    def feature_batches(self, images: Images) -> Iterator[np.ndarray]:
         """The rows of `features`, a batch at a time, so that memory stays flat in N."""
         readout = self.readout
         if readout is None:
             raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
         return (_to_numpy(batch) for batch in self._map(lambda batch: readout(self._encode(batch)), images))
 
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images, from `uint8 [N, C, H, W]`.
+    def reconstruct(self, images: Images) -> np.ndarray:
+        """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images; see `activation_maps`.
 
         Raises:
-            ConvaeError: there is no trained decoder, or the images do not suit the encoder.
+            ConvaeError: also where there is no trained decoder.
         """
         if not self.has_decoder:
             raise ConvaeError("this encoder has no trained decoder, so it can't reconstruct images")
         autoencoder = self.autoencoder
         batches = self._map(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images)
-        return np.concatenate([_to_numpy(batch) for batch in batches])
+        return _join([_to_numpy(batch) for batch in batches])
 
-    def _map(self, function: Callable[[Tensor], Result], images: np.ndarray) -> Iterator[Result]:
+    def _map(self, function: Callable[[Tensor], Result], images: Images) -> Iterator[Result]:
         """`function` of one batch of images after the other, on the encoder's device, without gradients."""
         channels = self.config["channels"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels:
-            raise ConvaeError(f"images are {images.dtype} {list(images.shape)}; uint8 [N, {channels}, H, W] is needed")
-        size = self._batch_size((images.shape[2], images.shape[3]))
-        for start in range(0, max(1, len(images)), size):
+        if isinstance(images, (list, tuple)) and not images:
+            images = np.zeros((0, channels, *self.config["image_size"]), np.uint8)
+        for batch in image_batches(images, channels, self._batch_size):
             with torch.inference_mode():
-                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + size]))
                 yield function(batch.to(self.device))
 
     def _batch_size(self, size: Size) -> int:
-        """As many images as keep the largest layer's activation maps within 64 MiB, up to 256."""
+        """As many images as keep the largest layer's activation maps within 64 MiB, up to 256.
+
+        Raises:
+            ConvaeError: images of this size are too small.
+        """
         height, width = size
+        least = self.minimum_size
+        if height < least[0] or width < least[1]:
+            raise ConvaeError(f"images of {show(size)} pixels are too small: this encoder needs {show(least)} or more")
         largest = self.autoencoder.preprocessing.channels * height * width
         for layer, (incoming, _) in zip(self.autoencoder.layers, self._layer_sizes(size), strict=True):
             height, width = layer.geometry.convolved(incoming)
@@ -172,6 +205,12 @@ class Encoder:
             write_json(scratch / "config.json", config)
 
 
+def _join(batches: Sequence[np.ndarray]) -> np.ndarray:
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        raise ConvaeError("the images differ in size; only their features can be put into one array")
+    return np.concatenate(batches)
+
+
 def _to_numpy(values: Tensor) -> np.ndarray:
     result: np.ndarray = values.float().cpu().numpy()
     return result
@@ -183,13 +222,20 @@ def build_autoencoder(config: dict[str, Any]) -> Autoencoder:
     return Autoencoder(**{name: config[name] for name in names})
 
 
-def load_encoder(folder: str | Path) -> Encoder:
+def load_encoder(source: str | Path) -> Encoder:
     """Load a saved encoder, on the CPU and ready to use.
 
+    Args:
+        source: a folder, or the address of a model in MLflow such as `models:/convae-encoder@champion`.
+
     Raises:
-        ConvaeError: the folder is not an encoder, is of a newer format, or its weights are not those it was saved with.
+        ConvaeError: there is no encoder, it is of a newer format, or its weights are not those it was saved with.
     """
-    folder = Path(folder)
+    folder = Path(source)
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(source)):
+        from convae.tracking.registry import fetch
+
+        folder = fetch(str(source)) / "encoder"
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         weights = (folder / "model.safetensors").read_bytes()

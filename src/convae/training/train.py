@@ -14,6 +14,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 
+import convae
 import convae.models
 import convae.training
 from convae.datasets.image_set import ImageSet
@@ -127,6 +128,7 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
     layers = [layer.model_dump(mode="json") for layer in params.model.layers]
     return {
         "channels": channels,
+        "value_range": {"uint8": [0, 255], "float32": [0.0, 1.0]},
         "image_size": [height, width],
         "preprocessing": params.preprocessing.model_dump(mode="json"),
         "layers": resolve_kernels((height, width), layers, params.model.stacked_on),
@@ -141,7 +143,7 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
             "classes": list(training.classes),
             "sha256": training.sha256,
         },
-        "versions": {"torch": torch.__version__},
+        "versions": {"convae": convae.__version__, "torch": torch.__version__},
     }
 
 
