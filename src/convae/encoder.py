@@ -6,7 +6,6 @@ Needs torch, NumPy and safetensors alone; Pillow to read pictures, MLflow to fet
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
+from convae.addresses import fetched, is_address
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
 from convae.files import new_folder, write_json
@@ -42,13 +42,17 @@ class Encoder:
         config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
             `sparsity` build the network, `readout` its readout; `decoder` says whether the decoder was trained,
             `image_size` and `trained_on` on what, `versions` with what, and `value_range` which values images have.
+        sha256: of the weights as they lie in the folder it was loaded from.
     """
 
-    def __init__(self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any]) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any], sha256: str = ""
+    ) -> None:
         # The fastest layout of convolutions on CPUs and GPUs alike.
         self.autoencoder = autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.readout = readout
         self.config = config
+        self.sha256 = sha256
 
     @property
     def has_decoder(self) -> bool:
@@ -231,11 +235,10 @@ def load_encoder(source: str | Path) -> Encoder:
     Raises:
         ConvaeError: there is no encoder, it is of a newer format, or its weights are not those it was saved with.
     """
+    if is_address(source):
+        with fetched(str(source)) as published:
+            return load_encoder(published / "encoder")
     folder = Path(source)
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(source)):
-        from convae.tracking.registry import fetch
-
-        folder = fetch(str(source)) / "encoder"
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         weights = (folder / "model.safetensors").read_bytes()
@@ -244,12 +247,12 @@ def load_encoder(source: str | Path) -> Encoder:
     found = config.pop("format", None) if isinstance(config, dict) else None
     if found != FORMAT:
         raise ConvaeError(f"{folder}/config.json: format {found!r}; this version of convae reads format {FORMAT}")
-    if hashlib.sha256(weights).hexdigest() != config.pop("weights_sha256", None):
+    sha256 = config.pop("weights_sha256", None)
+    if hashlib.sha256(weights).hexdigest() != sha256:
         raise ConvaeError(f"{folder}/model.safetensors: damaged: its SHA-256 is not the one in config.json")
     try:
-        encoder = Encoder(
-            build_autoencoder(config), Readout(**config["readout"]) if config["readout"] else None, config
-        )
+        readout = Readout(**config["readout"]) if config["readout"] else None
+        encoder = Encoder(build_autoencoder(config), readout, config, sha256)
         _load_state(encoder, load_tensors(weights))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -267,5 +270,4 @@ def _load_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
             autoencoder[f"decoder.{index}.weight"] = autoencoder[f"layers.{index}.convolution.weight"]
     encoder.autoencoder.load_state_dict(autoencoder)
     if encoder.readout:
-        for name in encoder.readout.state_dict():  # their sizes are known from here alone
-            setattr(encoder.readout, name, readout[name])
+        encoder.readout.load_fitted(readout)

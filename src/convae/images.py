@@ -6,7 +6,7 @@ Needs torch and NumPy alone, and Pillow where there are files or Pillow's own im
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = np.ndarray | Tensor
 File: TypeAlias = str | os.PathLike[str]
-Images: TypeAlias = "Array | File | Image | Iterable[Array | File | Image]"
+Single: TypeAlias = "Array | File | Image"
+Images: TypeAlias = "Single | Iterable[Single]"
 """An array `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, `uint8` or floating-point numbers from 0 to 1; or a file or
 Pillow image; or some of them, also of different sizes, and then arrays of single images, without N."""
 
@@ -41,8 +42,8 @@ def image_batches(images: Images, channels: int, batch_size: Callable[[Size], in
     if isinstance(images, (np.ndarray, Tensor)) and not _holds_names(images):
         yield from _slices(_channels_first(images, channels), batch_size)
         return
-    several: Iterable = [images] if isinstance(images, (str, os.PathLike)) or _is_pillow(images) else images
-    pixels = (_single(image, channels) for image in several)
+    one = isinstance(images, (str, os.PathLike)) or _is_pillow(images)
+    pixels = (_single(image, channels) for image in (cast("Iterable[Single]", [images] if one else images)))
     for (shape, _), alike in groupby(pixels, lambda image: (image.shape, image.dtype)):
         while batch := list(islice(alike, batch_size((shape[1], shape[2])))):
             yield torch.stack(batch)
@@ -54,7 +55,7 @@ def _slices(images: Array, batch_size: Callable[[Size], int]) -> Iterator[Tensor
         yield _checked(images[start : start + size])
 
 
-def _single(image: "Array | File | Image", channels: int) -> Tensor:
+def _single(image: Single, channels: int) -> Tensor:
     """One image as `[C, H, W]`."""
     if isinstance(image, (np.ndarray, Tensor)):
         return _checked(_channels_first(image[None], channels))[0]

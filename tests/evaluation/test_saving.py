@@ -117,7 +117,7 @@ def test_damaged_truncated_newer_and_missing_files_are_one_line_each(tmp_path):
     with pytest.raises(ConvaeError, match="not readable"):
         load_classifier(folder)
     description = read_json(folder / "classifier.json")
-    write_json(folder / "classifier.json", {**description, "format": 2})
+    write_json(folder / "classifier.json", {**description, "format": 3})
     with pytest.raises(ConvaeError, match="format 2"):
         load_classifier(folder)
     (folder / "classifier.json").write_text("[]")

@@ -15,7 +15,7 @@ from convae.errors import ConvaeError
 from convae.evaluation.classifiers import CLASSIFIERS
 from convae.files import new_folder, read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 # Beyond what skops trusts by itself (NumPy arrays and scikit-learn's public estimators).
 TRUSTED = [

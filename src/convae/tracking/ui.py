@@ -3,8 +3,6 @@
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from convae.errors import ConvaeError
@@ -13,7 +11,7 @@ from convae.tracking.ladder import ladder_cells, record
 from convae.tracking.lineage import describe, find_producer
 from convae.tracking.lock import Execution, chain
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import presentable, public, store_uri
+from convae.tracking.store import public, store_errors, store_uri
 from convae.tracking.sync import sync
 from convae.tracking.view import set_view
 
@@ -29,7 +27,7 @@ def synchronise() -> str:
     """
     tracking = load_params().tracking
     uri = _uri(tracking)
-    with _store_errors():
+    with store_errors():
         records = Records(uri, tracking.experiment)
         runs, rows = sync(records)
         view = set_view(records)
@@ -83,7 +81,7 @@ def _find_runs(executions: list[Execution]) -> dict[str, str]:
     tracking = load_params().tracking
     uri = _uri(tracking)
     runs = {}
-    with _store_errors():
+    with store_errors():
         records = Records(uri, tracking.experiment)
         for one in executions:
             run = records.find(records.stages, KEY, one.key)
@@ -107,13 +105,3 @@ def _uri(tracking: TrackingParams) -> str:
     if uri is None:
         raise ConvaeError("tracking is switched off, by CONVAE_TRACKING or tracking.enabled")
     return uri
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except ConvaeError:
-        raise
-    except Exception as error:  # of MLflow, SQLAlchemy or a driver
-        raise ConvaeError(f"the store of the runs can't be used: {presentable(error)}") from None
