@@ -4,15 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convae.encoder import Encoder, load_encoder
+    from convae.estimators import CAEFeatures, ConvolutionalAutoencoderFeatures
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "load_encoder"]
+__all__ = ["CAEFeatures", "ConvolutionalAutoencoderFeatures", "Encoder", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import convae` does not wait for torch.
     if name in __all__:
-        from convae import encoder
+        from importlib import import_module
 
-        return getattr(encoder, name)
+        return getattr(import_module("convae.estimators" if name.endswith("Features") else "convae.encoder"), name)
     raise AttributeError(f"module 'convae' has no attribute {name!r}")

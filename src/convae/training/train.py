@@ -48,7 +48,12 @@ def load_training_set(params: Params, prepared: Path) -> ImageSet:
 
 
 def train_encoder(
-    params: Params, training: ImageSet, validation: ImageSet, on_epoch: Callable[[Row], None]
+    params: Params,
+    training: ImageSet,
+    validation: ImageSet,
+    on_epoch: Callable[[Row], None],
+    checkpoints: Path = CHECKPOINTS,
+    progress: bool = True,
 ) -> tuple[Encoder, list[Row], str]:
     """Fit the preprocessing, then train the autoencoder, phase by phase; each keeps its best epoch by validation loss.
 
@@ -60,6 +65,8 @@ def train_encoder(
         training: images to learn from; labels are of use to the objective `classify` alone.
         validation: images that choose the epoch.
         on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
+        checkpoints: folder for what an interrupted training is taken up from; what is left in it is of such alone.
+        progress: show a bar.
 
     Returns:
         The encoder; the history: phase, epoch, train_loss, validation_loss, learning_rate for each epoch trained, to
@@ -80,7 +87,7 @@ def train_encoder(
     if params.model.initialization != "normal":
         set_filters(autoencoder.eval(), params.model.initialization, images, generator)
     autoencoder.to(memory_format=torch.channels_last)
-    folder = CHECKPOINTS / training_key(params, training, validation)
+    folder = checkpoints / training_key(params, training, validation)
     history: list[Row] = []
     device = "cpu"
     phases = _phases(params, autoencoder, training)
@@ -91,7 +98,7 @@ def train_encoder(
                 "single phase can use more than one device; set it to 1"
             )
         module = TrainingModule(objective, params.train, params.seed, phase, len(history), on_epoch)
-        device = _fit(module, epochs, params, training, validation, folder / str(phase))
+        device = _fit(module, epochs, params, training, validation, folder / str(phase), progress)
         history += module.history
     if history:
         for resume in folder.glob("*/last.ckpt"):
@@ -148,7 +155,13 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
 
 
 def _fit(
-    module: TrainingModule, epochs: int, params: Params, training: ImageSet, validation: ImageSet, folder: Path
+    module: TrainingModule,
+    epochs: int,
+    params: Params,
+    training: ImageSet,
+    validation: ImageSet,
+    folder: Path,
+    progress: bool,
 ) -> str:
     """Train one phase and leave the module with its best epoch; gives the device. What is whole is not done again."""
     # Lightning's advertisements and notes on its own internals; errors and warnings about the training stay.
@@ -169,7 +182,8 @@ def _fit(
             devices=train.devices,
             precision=train.precision,
             gradient_clip_val=train.gradient_clip,
-            callbacks=[best, last, TQDMProgressBar(refresh_rate=10)],
+            callbacks=[best, last, *([TQDMProgressBar(refresh_rate=10)] if progress else [])],
+            enable_progress_bar=progress,
             deterministic="warn",
             logger=False,
             enable_model_summary=False,
