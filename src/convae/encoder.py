@@ -27,6 +27,7 @@ from convae.models.autoencoder import Autoencoder
 from convae.models.geometry import GeometryError, Size, layer_sizes, show
 
 FORMAT = 2
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAP_BYTES = 1 << 26
 LARGE = 1 << 20  # pixels, enough for any layers
 
@@ -205,8 +206,8 @@ class Encoder:
         weights = save_tensors({name: value.cpu().contiguous() for name, value in state.items()})
         config = {"format": FORMAT, **self.config, "weights_sha256": hashlib.sha256(weights).hexdigest()}
         with new_folder(folder) as scratch:
-            (scratch / "model.safetensors").write_bytes(weights)
-            write_json(scratch / "config.json", config)
+            (scratch / WEIGHTS).write_bytes(weights)
+            write_json(scratch / CONFIG, config)
 
 
 def _join(batches: Sequence[np.ndarray]) -> np.ndarray:
@@ -240,8 +241,8 @@ def load_encoder(source: str | Path) -> Encoder:
             return load_encoder(published / "encoder")
     folder = Path(source)
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        weights = (folder / "model.safetensors").read_bytes()
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        weights = (folder / WEIGHTS).read_bytes()
     except (OSError, ValueError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None
     found = config.pop("format", None) if isinstance(config, dict) else None

@@ -18,13 +18,14 @@ import convae
 import convae.models
 import convae.training
 from convae.datasets.image_set import ImageSet
-from convae.encoder import Encoder, build_autoencoder
+from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.files import file_sha256
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption
 from convae.models.geometry import resolve_kernels
 from convae.models.initialization import set_filters
+from convae.models.transfer import check_source
 from convae.params import Params
 from convae.training.batches import ImageBatches
 from convae.training.module import Row, TrainingModule
@@ -86,8 +87,12 @@ def train_encoder(
     autoencoder.preprocessing.fit(images, generator)
     if params.model.initialization != "normal":
         set_filters(autoencoder.eval(), params.model.initialization, images, generator)
+    source = Path(params.model.initialize_from)
+    start = load_encoder(source) if (source / CONFIG).exists() else None
+    if start:
+        take_over(autoencoder, config, start)
     autoencoder.to(memory_format=torch.channels_last)
-    folder = checkpoints / training_key(params, training, validation)
+    folder = checkpoints / training_key(params, training, validation, start)
     history: list[Row] = []
     device = "cpu"
     phases = _phases(params, autoencoder, training)
@@ -110,21 +115,21 @@ def train_encoder(
 def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tuple[Objective, int]]:
     """What is minimised in turn, and for how many epochs at most; each phase starts where the one before ended."""
     phases: list[tuple[Objective, int]] = []
-    objective, train = params.objective, params.train
+    objective, train, frozen = params.objective, params.train, params.frozen_layers
     corruption = Corruption(**objective.corruption.model_dump()) if objective.corruption else None
     augmentation = train.augmentation.model_dump() if train.augmentation else None
     of_images = augmentation if objective.kind == "reconstruct" else None  # a pretraining sees them as they are
     epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
     if epochs and train.order.startswith("greedy"):
-        for index in range(len(network.layers)):
+        for index in range(frozen, len(network.layers)):
             phases.append((LayerReconstruction(network, corruption, of_images, index), epochs))
     if epochs and train.order.endswith("end_to_end"):
-        phases.append((Reconstruction(network, corruption, of_images), epochs))
+        phases.append((Reconstruction(network, corruption, of_images, frozen), epochs))
     if epochs and train.order == "simultaneous":
-        phases.append((SimultaneousReconstruction(network, corruption, of_images), epochs))
+        phases.append((SimultaneousReconstruction(network, corruption, of_images, frozen), epochs))
     if objective.kind == "classify":
         size = (training.images.shape[2], training.images.shape[3])
-        head = Classification(network, augmentation, size, len(training.classes), params.seed)
+        head = Classification(network, augmentation, size, len(training.classes), params.seed, frozen)
         phases.append((head, train.epochs))
     return phases
 
@@ -152,6 +157,31 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
         },
         "versions": {"convae": convae.__version__, "torch": torch.__version__},
     }
+
+
+def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder) -> None:
+    """Preprocessing and layers of a saved encoder take the place of the network's first ones.
+
+    Decoder and sparsity come along where both have them. Further layers stay as they are.
+
+    Args:
+        network: changed in place.
+        config: what `encoder_config` says of it.
+        source: has as many layers or fewer.
+
+    Raises:
+        ConvaeError: they do not suit.
+    """
+    check_source(source.config, config)
+    both = ["layers"]
+    if source.has_decoder and source.config["tied_weights"] == config["tied_weights"]:
+        both.append("decoder")
+    if source.config["sparsity"] == config["sparsity"]:
+        both.append("sparsity")
+    network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
+    for name in both:
+        theirs = getattr(source.autoencoder, name)
+        getattr(network, name)[: len(theirs)].load_state_dict(theirs.state_dict())
 
 
 def _fit(
@@ -213,8 +243,8 @@ def _fit(
     return str(trainer.strategy.root_device)
 
 
-def training_key(params: Params, training: ImageSet, validation: ImageSet) -> str:
-    """Hash of everything that determines the trained weights: parameters, images, code and torch."""
+def training_key(params: Params, training: ImageSet, validation: ImageSet, start: Encoder | None) -> str:
+    """Hash of everything that determines the trained weights: parameters, images, first weights, code and torch."""
     code = [
         file_sha256(path)
         for package in (convae.models, convae.training)
@@ -222,5 +252,6 @@ def training_key(params: Params, training: ImageSet, validation: ImageSet) -> st
     ]
     names = ("preprocessing", "model", "objective", "train")
     sections = {name: getattr(params, name).model_dump(mode="json") for name in names}
-    key = [params.seed, sections, training.sha256, validation.sha256, code, torch.__version__]
+    first = start.sha256 if start else None
+    key = [params.seed, sections, training.sha256, validation.sha256, first, code, torch.__version__]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
