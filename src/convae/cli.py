@@ -70,6 +70,8 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # an output that can't be written
+        sys.exit(f"convae: {error.filename}: {error.strerror}" if error.filename else f"convae: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:

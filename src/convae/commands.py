@@ -227,7 +227,11 @@ def print_info(source: str) -> None:
     encoder = load_encoder(source)
     print(source)
     for name, text in _about(encoder, Path(source).parent / "classifier"):
-        print(f"  {name:14}{text}")
+        print(f"  {name:16}{text}")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
@@ -237,13 +241,15 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
     yield "", "uint8 from 0 to 255, or floating-point numbers from 0 to 1"
     for name, settings in config["preprocessing"].items():
         if settings:
-            yield name.replace("_", " "), ", ".join(f"{key} {value}" for key, value in settings.items())
+            yield _words(name), ", ".join(f"{key} {value}" for key, value in settings.items())
     for index, layer in enumerate(config["layers"]):
         pool = f", {layer['pool']['kind']} pooling {show(layer['pool']['size'])}" if layer["pool"] else ""
         text = f"{layer['filters']} filters {show(layer['kernel'])}, stride {show(layer['stride'])}, {layer['padding']}"
         yield f"layer {index}", f"{text}, {layer['activation']}{pool}; maps {show(encoder.map_sizes[index])}"
     if encoder.readout:
-        yield "readout", ", ".join(f"{key} {value}" for key, value in config["readout"].items() if value is not None)
+        settings = [f"{_words(key)} {value}" for key, value in config["readout"].items() if value is not None]
+        yield "readout", ", ".join(settings[:4])
+        yield "", ", ".join(settings[4:])
         yield "features", f"{encoder.features([]).shape[1]}"
     yield "parameters", f"{encoder.parameter_count}"
     yield "decoder", "trained" if encoder.has_decoder else "none"
@@ -256,10 +262,7 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
     about = read_json(classifier / "classifier.json") if (classifier / "classifier.json").exists() else {}
     if about.get("encoder") == encoder.sha256:
         test = about["test"]
-        yield "how good", f"{about['kind'].replace('_', ' ')} beside it: test accuracy {100 * test['accuracy']:.2f} %"
-        yield (
-            "",
-            f"({100 * test['accuracy_low']:.2f} to {100 * test['accuracy_high']:.2f}), validation "
-            + (f"{100 * about['validation']['accuracy']:.2f} %"),
-        )
+        interval = f"95 % interval {100 * test['accuracy_low']:.2f} to {100 * test['accuracy_high']:.2f}"
+        yield "test accuracy", f"{100 * test['accuracy']:.2f} % ({interval}), of the {_words(about['kind'])} beside it"
+        yield "validation", f"{100 * about['validation']['accuracy']:.2f} %"
     yield "from where", "`convae lineage` says it for a folder that `dvc repro` made"

@@ -132,7 +132,7 @@ class CAEFeatures(_ImageTransformer):
             ConvaeError: there is no such encoder, or X does not suit it.
         """
         self.encoder_ = self.encoder if isinstance(self.encoder, Encoder) else load_encoder(self.encoder)
-        self._pixels(X, self.encoder_.config["channels"], reset=True)
+        self.encoder_.features(self._pixels(X, self.encoder_.config["channels"], reset=True)[:1])
         return self
 
     def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
@@ -204,14 +204,16 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         from convae.files import array_sha256
         from convae.training.train import train_encoder
 
+        if _holds_pictures(X):
+            raise ConvaeError(f"X is a {type(X).__name__} of pictures; arrays are needed to learn from")
         images = _quantized(self._pixels(X, None, reset=True))
         generator = check_random_state(self.random_state)
-        params = self._experiment(int(generator.randint(2**31)))
-        order = generator.permutation(len(images))
+        seed, order = int(generator.randint(2**31)), generator.permutation(len(images))
         tenth = len(images) // 10
         parts = images[order[tenth:]], images[order[:tenth] if tenth else order]
         training, validation = (ImageSet(part, None, (), array_sha256(part)) for part in parts)
         with TemporaryDirectory() as scratch:
+            params = self._experiment(seed, scratch)
             encoder, _, _ = train_encoder(
                 params, training, validation, lambda row: None, checkpoints=Path(scratch), progress=self.verbose
             )
@@ -231,8 +233,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         scaled: np.ndarray = (np.clip(X, low, high) - low) / (high - low)
         return scaled
 
-    def _experiment(self, seed: int) -> "Params":
-        """What `params.yaml` would hold; pydantic checks each section."""
+    def _experiment(self, seed: int, empty: str) -> "Params":
+        """What `params.yaml` would hold, with an empty folder for the encoder to start from; pydantic checks it."""
         import torch
 
         from convae import params as sections
@@ -244,10 +246,12 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         layers[-1] |= {"pool": None}
         train = {
             "order": "greedy",
+            "freeze": "none",
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "optimizer": "adam",
             "learning_rate": self.learning_rate,
+            "head_learning_rate": None,
             "weight_decay": 0.0,
             "schedule": "cosine",
             "gradient_clip": None,
@@ -258,7 +262,13 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             "accelerator": "auto",
             "devices": 1,
         }
-        model = {"layers": layers, "initialization": "normal", "stacked_on": "maps", "tied_weights": True}
+        model = {
+            "layers": layers,
+            "initialization": "normal",
+            "initialize_from": empty,
+            "stacked_on": "maps",
+            "tied_weights": True,
+        }
         readout = READOUT | {"layers": list(range(len(layers))), "grid": self.grid}
         return sections.Params.model_construct(
             seed=seed,
