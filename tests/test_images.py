@@ -80,6 +80,11 @@ def test_floating_point_numbers_go_from_zero_to_one(dtype):
     np.testing.assert_allclose(found, COLOUR / 255, atol=4e-3 if dtype == torch.bfloat16 else 3e-4)
 
 
+def test_rounding_beyond_the_ends_is_cut_off():
+    found = whole(np.full((1, 3, 2, 2), 1 + 1e-6, np.float32) - np.float32(0))
+    assert found.max() == 1
+
+
 def test_arrays_that_are_views_or_locked_are_read_without_a_warning():
     locked = COLOUR.copy()
     locked.flags.writeable = False
@@ -110,6 +115,7 @@ SHAPES = r"with 3 channel\(s\) it is \[N, 3, H, W\] or \[N, H, W, 3\]"
         (COLOUR, 1, r"it is \[N, 1, H, W\] or \[N, H, W, 1\] or \[N, H, W\]"),
         (COLOUR.astype(np.int64), 3, "images are int64; uint8 from 0 to 255 or floating-point numbers from 0 to 1"),
         (torch.tensor(COLOUR > 9), 3, "images are bool"),
+        (COLOUR[0].transpose(1, 2, 0), 1, r"the shape \[6, 7, 3\]; with 1 channel"),
         (COLOUR.astype(np.float32), 3, "values from 0 to 25[0-9]; floating-point numbers go from 0 to 1"),
         (-(COLOUR / 255), 3, "values from -1 to "),
         (np.where(COLOUR > 250, np.nan, COLOUR / 255), 3, "values from nan to nan"),

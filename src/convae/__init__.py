@@ -3,11 +3,25 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convae.classifier import ImageClassifier, load_image_classifier
     from convae.encoder import Encoder, load_encoder
     from convae.estimators import CAEFeatures, ConvolutionalAutoencoderFeatures
 
 __version__ = "0.1.0"
-__all__ = ["CAEFeatures", "ConvolutionalAutoencoderFeatures", "Encoder", "load_encoder"]
+__all__ = [
+    "CAEFeatures",
+    "ConvolutionalAutoencoderFeatures",
+    "Encoder",
+    "ImageClassifier",
+    "load_encoder",
+    "load_image_classifier",
+]
+_ELSEWHERE = {
+    "CAEFeatures": "estimators",
+    "ConvolutionalAutoencoderFeatures": "estimators",
+    "ImageClassifier": "classifier",
+    "load_image_classifier": "classifier",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -15,5 +29,5 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from importlib import import_module
 
-        return getattr(import_module("convae.estimators" if name.endswith("Features") else "convae.encoder"), name)
+        return getattr(import_module(f"convae.{_ELSEWHERE.get(name, 'encoder')}"), name)
     raise AttributeError(f"module 'convae' has no attribute {name!r}")

@@ -22,5 +22,5 @@ def fetched(address: str) -> AbstractContextManager[Path]:
     try:
         from convae.tracking.registry import downloaded
     except ImportError as error:
-        raise ConvaeError(f"{address}: {error}; pip install 'convae[pipeline]'") from None
+        raise ConvaeError(f"{address}: {error}; install convae[pipeline]") from None
     return downloaded(address)

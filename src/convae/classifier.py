@@ -46,8 +46,8 @@ class ImageClassifier:
         """The score of each class, `[N, classes]`; the highest is the prediction.
 
         Args:
-            images: arrays, tensors, files or Pillow images, see `convae.images.Images`. They are taken as large as they
-                are; those that the classifier learned from have `encoder.config["image_size"]`.
+            images: arrays, tensors, files or Pillow images, see `convae.images.Images`. Files and Pillow images are
+                resized and cropped as those that the classifier learned from.
 
         Raises:
             ConvaeError: the images do not suit the encoder, or a file can't be read.
@@ -57,7 +57,8 @@ class ImageClassifier:
     def score_batches(self, images: Images) -> Iterator[np.ndarray]:
         """The rows of `scores`, a batch at a time, so that memory stays flat in N."""
         none = np.zeros((0, len(self.classes)))
-        for features in self.encoder.feature_batches(images):
+        height, width = self.encoder.config["image_size"]
+        for features in self.encoder.feature_batches(images, (height, width)):
             yield class_scores(self.estimator, features, len(self.classes)) if len(features) else none
 
     def predict(self, images: Images) -> list[str]:

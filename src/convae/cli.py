@@ -52,7 +52,8 @@ example:
   convae export --onnx encoder.onnx
 """,
     "publish": """The models convae-encoder and convae-classifier get a new version each. Their alias champion moves to
-it if there was none, or if it is more accurate on the same validation images.
+it if there was none, or if it is more accurate with the same images to learn from and the same validation images. Two
+of these go to the registry as an example.
 """,
 }
 
@@ -70,6 +71,8 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as error:  # the pipeline's packages are an extra
+        sys.exit(f"convae: {error}; install convae[pipeline]")
     except OSError as error:  # an output that can't be written
         sys.exit(f"convae: {error.filename}: {error.strerror}" if error.filename else f"convae: {error}")
 

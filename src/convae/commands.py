@@ -20,13 +20,15 @@ from convae.datasets.image_folder import UnusableError, printable
 from convae.datasets.pictures import read_picture
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
-from convae.files import new_file, read_json
+from convae.evaluation.saving import load_classifier
+from convae.files import new_file
 from convae.models.geometry import show
 
 if TYPE_CHECKING:
     from convae.models.geometry import Size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+ROW_GROUP = 1024  # rows of a Parquet file that belong together: each group describes every column
 AHEAD = 16  # pictures decoded before they are needed
 Append = Callable[[np.ndarray, list[str]], None]
 
@@ -89,7 +91,7 @@ class Pictures:
 
 def _named(argument: str) -> list[str]:
     if argument == "-":
-        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     if Path(argument).is_dir():
         files = [path for path in Path(argument).rglob("*") if path.suffix.lower() in SUFFIXES]
         return [str(path) for path in sorted(files) if not _is_hidden(path.relative_to(argument))]
@@ -153,11 +155,19 @@ def _parquet_writer(path: Path, dimension: int) -> Iterator[Append]:
     names = [f"feature_{index}" for index in range(dimension)]
     schema = pa.schema([("file", pa.string()), *((name, pa.float32()) for name in names)])
     with ParquetWriter(path, schema) as writer:
+        waiting: list[pa.RecordBatch] = []
 
         def append(features: np.ndarray, files: list[str]) -> None:
-            writer.write_table(pa.table([pa.array(files, pa.string()), *features.T.copy()], schema=schema))
+            waiting.append(pa.record_batch([pa.array(files, pa.string()), *features.T.copy()], schema=schema))
+            if sum(map(len, waiting)) >= ROW_GROUP:
+                flush()
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_batches(waiting, schema).combine_chunks())
+            waiting.clear()
 
         yield append
+        flush()
 
 
 def classify(images: list[str], model: str, as_json: bool) -> None:
@@ -196,17 +206,19 @@ def reconstruct(images: list[str], encoder: str, resize: bool, output: Path) -> 
     loaded = load_encoder(encoder)
     pictures = Pictures(images, loaded, resize)
     output.mkdir(parents=True, exist_ok=True)
+    written: set[Path] = set()
     for pixels in pictures:
         seen, made = loaded.preprocess(pixels[None])[0], loaded.reconstruct(pixels[None])[0]
-        path = _free_name(output, Path(pictures.used[-1]).stem)
+        path = _free_name(output, Path(pictures.used[-1]).stem, written)
         Image.fromarray(_side_by_side(seen, made)).save(path)
-        print(f"{float(np.mean((seen - made) ** 2)):.6f}  {path}")
+        written.add(path)
+        print(f"{float(np.mean((seen - made) ** 2)):.6f}  {path}  {pictures.used[-1]}")
     pictures.finish()
 
 
-def _free_name(folder: Path, stem: str) -> Path:
+def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
     names = (folder / f"{stem}{'' if index == 1 else f'-{index}'}.png" for index in count(1))
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if name not in taken)
 
 
 def _side_by_side(seen: np.ndarray, made: np.ndarray) -> np.ndarray:
@@ -259,7 +271,10 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
         yield "classes", ", ".join(map(printable, data["classes"]))
     yield "made with", ", ".join(f"{name} {version}" for name, version in config["versions"].items())
     yield "weights", f"SHA-256 {encoder.sha256}"
-    about = read_json(classifier / "classifier.json") if (classifier / "classifier.json").exists() else {}
+    try:
+        _, about = load_classifier(classifier)
+    except ConvaeError:  # there is none, or none to be trusted
+        about = {}
     if about.get("encoder") == encoder.sha256:
         test = about["test"]
         interval = f"95 % interval {100 * test['accuracy_low']:.2f} to {100 * test['accuracy_high']:.2f}"

@@ -3,7 +3,6 @@
 Needs torch, NumPy and safetensors alone; Pillow to read pictures, MLflow to fetch an encoder from its registry.
 """
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +20,15 @@ from torch.nn import functional as F
 from convae.addresses import fetched, is_address
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.files import new_folder, write_json
+from convae.files import content_sha256, new_folder, write_json
 from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
 from convae.models.geometry import GeometryError, Size, layer_sizes, show
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAP_BYTES = 1 << 26
+MOST_MAP_BYTES = 1 << 30  # of one image
 LARGE = 1 << 20  # pixels, enough for any layers
 
 Result = TypeVar("Result")
@@ -42,8 +42,9 @@ class Encoder:
         readout: how activation maps become features, or None.
         config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
             `sparsity` build the network, `readout` its readout; `decoder` says whether the decoder was trained,
-            `image_size` and `trained_on` on what, `versions` with what, and `value_range` which values images have.
-        sha256: of the weights as they lie in the folder it was loaded from.
+            `image_size`, `trained_on` and `initialized_from` on what, `versions` with what, and `value_range` which
+            values images have.
+        sha256: of configuration and weights as they lie in the folder it was loaded from.
     """
 
     def __init__(
@@ -145,12 +146,15 @@ class Encoder:
         """
         return np.concatenate(list(self.feature_batches(images)))
 
-    def feature_batches(self, images: Images) -> Iterator[np.ndarray]:
-        """The rows of `features`, a batch at a time, so that memory stays flat in N."""
+    def feature_batches(self, images: Images, size: Size | None = None) -> Iterator[np.ndarray]:
+        """The rows of `features`, a batch at a time, so that memory stays flat in N.
+
+        Files and Pillow images are resized and cropped to `size`, height and width, where it is given.
+        """
         readout = self.readout
         if readout is None:
             raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
-        return (_to_numpy(batch) for batch in self._map(lambda batch: readout(self._encode(batch)), images))
+        return (_to_numpy(batch) for batch in self._map(lambda batch: readout(self._encode(batch)), images, size))
 
     def reconstruct(self, images: Images) -> np.ndarray:
         """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images; see `activation_maps`.
@@ -164,29 +168,39 @@ class Encoder:
         batches = self._map(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images)
         return _join([_to_numpy(batch) for batch in batches])
 
-    def _map(self, function: Callable[[Tensor], Result], images: Images) -> Iterator[Result]:
+    def _map(self, function: Callable[[Tensor], Result], images: Images, size: Size | None = None) -> Iterator[Result]:
         """`function` of one batch of images after the other, on the encoder's device, without gradients."""
         channels = self.config["channels"]
-        if isinstance(images, (list, tuple)) and not images:
-            images = np.zeros((0, channels, *self.config["image_size"]), np.uint8)
-        for batch in image_batches(images, channels, self._batch_size):
+        none = torch.zeros((0, channels, *self.config["image_size"]), dtype=torch.uint8)
+        batches = image_batches(images, channels, self._batch_size, size)
+        for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode():
-                yield function(batch.to(self.device))
+                result = function(batch.to(self.device))
+            yield result  # outside: whoever reads it may want gradients
 
     def _batch_size(self, size: Size) -> int:
         """As many images as keep the largest layer's activation maps within 64 MiB, up to 256.
 
         Raises:
-            ConvaeError: images of this size are too small.
+            ConvaeError: images of this size are too small, or so large that their maps take more than 1 GiB.
         """
         height, width = size
-        least = self.minimum_size
-        if height < least[0] or width < least[1]:
-            raise ConvaeError(f"images of {show(size)} pixels are too small: this encoder needs {show(least)} or more")
+        try:
+            sizes = self._layer_sizes(size)
+        except GeometryError:
+            least = show(self.minimum_size)
+            raise ConvaeError(
+                f"images of {show(size)} pixels are too small: this encoder needs {least} or more"
+            ) from None
         largest = self.autoencoder.preprocessing.channels * height * width
-        for layer, (incoming, _) in zip(self.autoencoder.layers, self._layer_sizes(size), strict=True):
+        for layer, (incoming, _) in zip(self.autoencoder.layers, sizes, strict=True):
             height, width = layer.geometry.convolved(incoming)
             largest = max(largest, layer.convolution.out_channels * height * width)
+        if 4 * largest > MOST_MAP_BYTES:
+            raise ConvaeError(
+                f"images of {show(size)} pixels are too large: their activation maps take {4 * largest / 1e9:.1f} GB; "
+                "make them smaller"
+            )
         return max(1, min(256, MAP_BYTES // (4 * largest)))
 
     def _layer_sizes(self, size: Size) -> list[tuple[Size, Size]]:
@@ -204,7 +218,8 @@ class Encoder:
         if self.readout:
             state |= {f"readout.{name}": value for name, value in self.readout.state_dict().items()}
         weights = save_tensors({name: value.cpu().contiguous() for name, value in state.items()})
-        config = {"format": FORMAT, **self.config, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+        config = {"format": FORMAT, **self.config}
+        config["sha256"] = content_sha256(config, weights)
         with new_folder(folder) as scratch:
             (scratch / WEIGHTS).write_bytes(weights)
             write_json(scratch / CONFIG, config)
@@ -245,19 +260,30 @@ def load_encoder(source: str | Path) -> Encoder:
         weights = (folder / WEIGHTS).read_bytes()
     except (OSError, ValueError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None
-    found = config.pop("format", None) if isinstance(config, dict) else None
+    found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:
-        raise ConvaeError(f"{folder}/config.json: format {found!r}; this version of convae reads format {FORMAT}")
-    sha256 = config.pop("weights_sha256", None)
-    if hashlib.sha256(weights).hexdigest() != sha256:
-        raise ConvaeError(f"{folder}/model.safetensors: damaged: its SHA-256 is not the one in config.json")
+        raise ConvaeError(f"{folder}/{CONFIG}: format {found!r}; this version of convae reads format {FORMAT}")
+    sha256 = config.pop("sha256", None)
+    if content_sha256(config, weights) != sha256:
+        raise ConvaeError(f"{folder}: damaged: {CONFIG} and {WEIGHTS} are not as they were saved")
+    del config["format"]
     try:
         readout = Readout(**config["readout"]) if config["readout"] else None
         encoder = Encoder(build_autoencoder(config), readout, config, sha256)
         _load_state(encoder, load_tensors(weights))
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if readout:
+            encoder.features([])  # what does not belong together shows here
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConvaeError(f"{folder}: config.json and model.safetensors do not belong together: {reason}") from None
+        raise ConvaeError(f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {reason}") from None
     return encoder
 
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -73,7 +74,11 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _pixels(self, X: Any, channels: int | None, reset: bool = False) -> Any:
         """X as an encoder takes it: arrays as `uint8` or from 0 to 1, and flattened images in their shape."""
-        if isinstance(X, Tensor) or _holds_pictures(X):
+        if isinstance(X, Tensor):
+            X = X.numpy(force=True)
+        if isinstance(X, np.ndarray) and X.dtype.kind in "OU" and X.ndim == 1:
+            X = X.tolist()  # names of files
+        if _holds_pictures(X):
             return X
         if np.asarray(X).ndim > 2:
             X = check_array(X, ensure_2d=False, allow_nd=True, estimator=self)
@@ -108,7 +113,7 @@ class CAEFeatures(_ImageTransformer):
         value_range: black and white in arrays that are not `uint8`.
 
     X are arrays `[N, H, W]`, `[N, H, W, C]`, `[N, C, H, W]` or, flattened, `[N, C·H·W]`; or a list of arrays, files or
-    Pillow images, which may differ in size.
+    Pillow images, which may differ in size and for which `value_range` does not count.
 
     Attributes:
         encoder_: the encoder, on the CPU unless one was given.
@@ -212,11 +217,14 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         tenth = len(images) // 10
         parts = images[order[tenth:]], images[order[:tenth] if tenth else order]
         training, validation = (ImageSet(part, None, (), array_sha256(part)) for part in parts)
-        with TemporaryDirectory() as scratch:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        with TemporaryDirectory() as scratch, torch.random.fork_rng():
             params = self._experiment(seed, scratch)
             encoder, _, _ = train_encoder(
                 params, training, validation, lambda row: None, checkpoints=Path(scratch), progress=self.verbose
             )
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         encoder.config["readout"] = params.features.model_dump(mode="json")
         encoder.readout = Readout(**encoder.config["readout"])
         features = encoder.features(images)
@@ -235,10 +243,10 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
 
     def _experiment(self, seed: int, empty: str) -> "Params":
         """What `params.yaml` would hold, with an empty folder for the encoder to start from; pydantic checks it."""
-        import torch
-
         from convae import params as sections
 
+        if not len(self.filters):
+            raise ConvaeError("filters is empty; a number for each layer is needed")
         layers = [
             {"filters": int(filters), "kernel": self.kernel, "activation": "linear", "pool": POOL}
             for filters in self.filters

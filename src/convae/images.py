@@ -26,15 +26,21 @@ Images: TypeAlias = "Single | Iterable[Single]"
 Pillow image; or some of them, also of different sizes, and then arrays of single images, without N."""
 
 
-def image_batches(images: Images, channels: int, batch_size: Callable[[Size], int]) -> Iterator[Tensor]:
+ROUNDING = 1e-4  # by which numbers may lie beyond 0 and 1
+
+
+def image_batches(
+    images: Images, channels: int, batch_size: Callable[[Size], int], size: Size | None = None
+) -> Iterator[Tensor]:
     """Batches `[n, C, H, W]` of `uint8` or, from 0 to 1, `float32`; each is of one size, and they come in order.
 
     Files and Pillow images are brought to the number of channels as the pipeline does it; arrays must have it.
 
     Args:
-        images: an array without images gives one batch without images.
+        images: an array without images gives one batch without images, other kinds give none.
         channels: C, 1 or 3 unless the images are arrays.
         batch_size: the most images of a size to be held at once.
+        size: height and width to which files and Pillow images are resized and cropped; None leaves them as they are.
 
     Raises:
         ConvaeError: a file can't be read, or an array has another shape, type or range of values.
@@ -43,7 +49,7 @@ def image_batches(images: Images, channels: int, batch_size: Callable[[Size], in
         yield from _slices(_channels_first(images, channels), batch_size)
         return
     one = isinstance(images, (str, os.PathLike)) or _is_pillow(images)
-    pixels = (_single(image, channels) for image in (cast("Iterable[Single]", [images] if one else images)))
+    pixels = (_single(image, channels, size) for image in (cast("Iterable[Single]", [images] if one else images)))
     for (shape, _), alike in groupby(pixels, lambda image: (image.shape, image.dtype)):
         while batch := list(islice(alike, batch_size((shape[1], shape[2])))):
             yield torch.stack(batch)
@@ -55,7 +61,7 @@ def _slices(images: Array, batch_size: Callable[[Size], int]) -> Iterator[Tensor
         yield _checked(images[start : start + size])
 
 
-def _single(image: Single, channels: int) -> Tensor:
+def _single(image: Single, channels: int, size: Size | None) -> Tensor:
     """One image as `[C, H, W]`."""
     if isinstance(image, (np.ndarray, Tensor)):
         return _checked(_channels_first(image[None], channels))[0]
@@ -66,9 +72,9 @@ def _single(image: Single, channels: int) -> Tensor:
         raise ConvaeError(f"a picture has 1 or 3 channels; this encoder needs arrays with {channels}")
     try:
         if isinstance(image, (str, os.PathLike)):
-            return torch.tensor(read_picture(image, channels))
+            return torch.tensor(read_picture(image, channels, size))
         if _is_pillow(image):
-            return torch.tensor(to_pixels(image, channels))
+            return torch.tensor(to_pixels(image, channels, size))
     except UnusableError as error:
         raise ConvaeError(f"{'a Pillow image' if _is_pillow(image) else image}: {error}") from None
     raise ConvaeError(f"an image is a {type(image).__name__}; arrays, files and Pillow images are possible")
@@ -77,7 +83,7 @@ def _single(image: Single, channels: int) -> Tensor:
 def _channels_first(images: Array, channels: int) -> Array:
     """`[N, C, H, W]`, without copying."""
     shape = list(images.shape)
-    if len(shape) == 3 and channels == 1:
+    if len(shape) == 3 and channels == 1 and shape[2] not in (3, 4):  # that would be one coloured image
         return images[:, None]
     if len(shape) == 4 and shape[1] == channels:
         return images
@@ -98,11 +104,12 @@ def _checked(images: Array) -> Tensor:
     images = images.detach().contiguous()
     if fractions:
         images = images.float()
-        if images.numel() and not (images.min() >= 0 and images.max() <= 1):  # so that NaN is refused too
+        if images.numel() and not (images.min() >= -ROUNDING and images.max() <= 1 + ROUNDING):  # refuses NaN too
             raise ConvaeError(
                 f"images have values from {images.min():g} to {images.max():g}; floating-point numbers go from 0 to 1, "
                 "and uint8 from 0 to 255"
             )
+        images = images.clamp(0, 1)
     return images
 
 

@@ -51,7 +51,7 @@ def test_who_is_worse_or_just_as_good_does_not(publish):
 def test_accuracies_on_other_images_are_not_compared(publish):
     publish("a", "A", 0.5)
     said, champions = publish("b", "B", 0.9, images="others")
-    assert said.startswith("champion stays with version 1, which was measured on other images")
+    assert said.startswith("champion stays with version 1, which learned from or was measured on other images")
     assert champions == (1, 1)
 
 

@@ -1,6 +1,7 @@
 """What learns, from what, and what stays as it is."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -230,6 +231,7 @@ def test_frozen_layers_stay_bit_for_bit_with_their_statistics(make, tied):
 
 def test_with_all_layers_frozen_the_head_alone_learns(experiment, train_set, validation_set):
     untouched, _, _ = train_encoder(experiment(objective={"kind": "none"}), train_set, validation_set, print)
+    untouched.save(Path("models/initial"))
     params = experiment(
         objective={"kind": "classify"}, train={"freeze": "all", "head_learning_rate": 0.05, "epochs": 2}
     )
@@ -254,13 +256,35 @@ def test_the_head_has_a_learning_rate_of_its_own(experiment):
 
 def test_greedily_frozen_layers_are_passed_over(experiment, train_set, validation_set):
     one = experiment().model.layers[0].model_dump()
-    params = experiment(model={"layers": [one, one]}, train={"order": "greedy", "freeze": 1, "epochs": 1})
-    encoder, history, _ = train_encoder(params, train_set, validation_set, print)
     untouched, _, _ = train_encoder(
         experiment(model={"layers": [one, one]}, objective={"kind": "none"}), train_set, validation_set, print
     )
+    untouched.save(Path("models/initial"))
+    params = experiment(model={"layers": [one, one]}, train={"order": "greedy", "freeze": 1, "epochs": 1})
+    encoder, history, _ = train_encoder(params, train_set, validation_set, print)
     first, second = (
         torch.equal(mine.convolution.weight, theirs.convolution.weight)
         for mine, theirs in zip(encoder.autoencoder.layers, untouched.autoencoder.layers, strict=True)
     )
     assert (first, second, len(history)) == (True, False, 1)
+
+
+def test_maps_stacked_on_the_reconstructions_of_frozen_layers_stay(experiment, train_set):
+    layers = [LAYER | {"activation": "linear"}] * 2
+    made = Autoencoder(1, {}, layers, tied_weights=False, stacked_on="reconstructions")
+    made.initialize(torch.Generator().manual_seed(0))
+    for make in (Reconstruction, SimultaneousReconstruction):
+        changed = moved(make(made, None, None, frozen=1), (IMAGES, None))
+        assert {name.split(".")[1] for name in changed} == {"1"}
+
+
+@pytest.mark.parametrize("order", ["greedy", "end_to_end"])
+def test_what_cannot_be_frozen_or_has_nothing_to_learn_is_refused(experiment, train_set, validation_set, order):
+    params = experiment(train={"freeze": "all", "order": order})
+    with pytest.raises(ConvaeError, match=r"train\.freeze = all: models/initial holds no encoder"):
+        train_encoder(params, train_set, validation_set, print)
+    if order == "greedy":
+        start, _, _ = train_encoder(experiment(objective={"kind": "none"}), train_set, validation_set, print)
+        start.save(Path("models/initial"))
+        with pytest.raises(ConvaeError, match=r"train\.freeze = all: no layer is left to learn"):
+            train_encoder(params, train_set, validation_set, print)

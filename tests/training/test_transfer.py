@@ -1,5 +1,6 @@
 """A training that starts from a saved encoder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from convae.encoder import load_encoder
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
-from convae.training.train import train_encoder
+from convae.training.train import train_encoder, training_key
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,8 @@ def test_an_encoder_serves_images_of_another_size_as_it_is(experiment, saved, tr
     assert history == []
     assert all(torch.equal(value, weights(saved)[name]) for name, value in weights(encoder).items())
     assert encoder.config["image_size"] == [16, 12]
+    assert encoder.config["initialized_from"] == {"sha256": saved.sha256, "trained_on": saved.config["trained_on"]}
+    np.testing.assert_array_equal(encoder.reconstruct(larger), saved.reconstruct(larger))
 
 
 def test_filters_start_there_and_further_layers_at_random(experiment, saved, train_set, validation_set):
@@ -61,7 +64,10 @@ def test_fine_tuning_with_frozen_filters_keeps_them(experiment, saved, train_set
 def test_another_encoder_to_start_from_is_another_training(experiment, saved, train_set, validation_set):
     params = experiment(model={"initialize_from": "saved"}, train={"epochs": 1})
     first, _, _ = train_encoder(params, train_set, validation_set, print)
+    first.sha256 = "of another encoder"
     again, _, _ = train_encoder(params, train_set, validation_set, print)
+    keys = {training_key(params, train_set, validation_set, start) for start in (None, saved, first)}
+    assert len(keys) == 3
     at_random, _, _ = train_encoder(experiment(train={"epochs": 1}), train_set, validation_set, print)
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items())
     assert not torch.equal(
@@ -91,8 +97,6 @@ MISFITS = [
 
 @pytest.mark.parametrize(("changes", "message"), MISFITS)
 def test_an_encoder_that_does_not_suit_is_refused_before_anything_runs(experiment, saved, tmp_path, changes, message):
-    import json
-
     model = changes.get("model", {}) | {"initialize_from": "saved"}
     params = experiment(**changes | {"model": model})
     Path("params.yaml").write_text(json.dumps(params.model_dump(mode="json")))

@@ -43,6 +43,8 @@ class Readout(nn.Module):
         standardize: bool,
     ) -> None:
         super().__init__()
+        if rectification not in ("none", "positive", "both") or pooling not in ("mean", "max"):
+            raise ValueError(f"no such readout: rectification {rectification}, pooling {pooling}")
         self.layers = tuple(layers)
         self.divisive_normalization = divisive_normalization
         self.rectification = rectification

@@ -1,6 +1,7 @@
 """Encoder and classifier in MLflow's model registry: there, and back from there."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import convae
 from convae.classifier import ImageClassifier, load_image_classifier
 from convae.datasets.image_set import ImageSet
 from convae.errors import ConvaeError
@@ -18,7 +18,7 @@ from convae.params import PARAMS_FILE, TrackingParams, load_params
 from convae.tracking.git import Place
 from convae.tracking.lineage import find_producer
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import SQLITE, import_mlflow, store_errors, store_uri
+from convae.tracking.store import SQLITE, import_mlflow, known_store, one_at_a_time, store_errors
 from convae.tracking.sync import sync
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ CONTENT, ACCURACY, IMAGES = "convae.content", "convae.validation_accuracy", "con
 
 DATA = "model"  # the folder with encoder/ and classifier/ within a published model
 EXAMPLES = 2  # images shown as an input example
-PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "scikit-learn", "skops", "torch", "tqdm")
+PACKAGES = ("convae", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scikit-learn", "skops", "torch", "tqdm")
 
 
 class Published(NamedTuple):
@@ -51,8 +51,9 @@ def publish(folder: Path) -> None:
     classifier = load_image_classifier(folder)
     place, execution = find_producer(folder / "classifier")
     example = ImageSet.load(Path("data/prepared/validation")).images[:EXAMPLES]
-    tracking, uri = _store()
-    with store_errors():
+    tracking = load_params().tracking
+    uri = known_store(tracking)
+    with store_errors(), one_at_a_time():
         records = Records(uri, tracking.experiment)
         if records.find(records.stages, KEY, execution.key) is None:
             sync(records)
@@ -82,7 +83,7 @@ def downloaded(address: str) -> Iterator[Path]:
     Raises:
         ConvaeError: there is no such model.
     """
-    _, uri = _store()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or known_store(_tracking())
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise ConvaeError(f"{address}: there is no {uri.removeprefix(SQLITE)}; MLFLOW_TRACKING_URI names another store")
     import_mlflow()
@@ -94,32 +95,25 @@ def downloaded(address: str) -> Iterator[Path]:
         yield Path(folder) / "data" / DATA
 
 
-def _store() -> tuple[TrackingParams, str]:
-    tracking = TrackingParams(enabled=True, uri=None, experiment="convae")
-    if PARAMS_FILE.exists():
-        tracking = load_params().tracking
-    uri = store_uri(tracking)
-    if uri is None:
-        raise ConvaeError("tracking is switched off, by CONVAE_TRACKING or tracking.enabled")
-    return tracking, uri
+def _tracking() -> TrackingParams:
+    """Of the repository in the current folder, or else what its parameters would say."""
+    if Path("dvc.yaml").exists() and PARAMS_FILE.exists():
+        return load_params().tracking
+    return TrackingParams(enabled=True, uri=None, experiment="convae")
 
 
 def _save(model: Path, data: Path, example: Any, signature: "ModelSignature") -> None:
-    """A model of MLflow's that says which module loads it, with this package in it and without pickle."""
+    """A model of MLflow's that says which module of the installed package loads it: with no code and no pickle."""
     from mlflow.pyfunc import save_model
 
-    with TemporaryDirectory() as scratch:
-        package = Path(scratch) / "convae"
-        shutil.copytree(Path(convae.__path__[0]), package, ignore=shutil.ignore_patterns("__pycache__"))
-        save_model(
-            model,
-            loader_module="convae.serving",
-            data_path=str(data),
-            code_paths=[str(package)],
-            signature=signature,
-            input_example=example,
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
-        )
+    save_model(
+        model,
+        loader_module="convae.serving",
+        data_path=str(data),
+        signature=signature,
+        input_example=example,
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
+    )
 
 
 def _signature(classifier: ImageClassifier, name: str) -> "ModelSignature":
@@ -177,7 +171,7 @@ def _move_champion(client: "MlflowClient", versions: Mapping[str, Published], ta
         if str(champion.version) == versions[CLASSIFIER].version:
             return f"{stays}, which is this one"
         if champion.tags.get(IMAGES) != tags[IMAGES]:
-            return f"{stays}, which was measured on other images; MLflow's page of the model moves it by hand"
+            return f"{stays}, which learned from or was measured on other images; MLflow's page of the model moves it"
         before, now = float(champion.tags[ACCURACY]), float(tags[ACCURACY])
         if now <= before:
             return f"{stays}: {100 * before:.2f} % of the validation images against {100 * now:.2f} %"

@@ -55,6 +55,18 @@ def store_uri(tracking: "TrackingParams") -> str | None:
     return uri
 
 
+def known_store(tracking: "TrackingParams") -> str:
+    """Address of the MLflow store.
+
+    Raises:
+        ConvaeError: tracking is switched off.
+    """
+    uri = store_uri(tracking)
+    if uri is None:
+        raise ConvaeError("tracking is switched off, by CONVAE_TRACKING or tracking.enabled")
+    return uri
+
+
 def ending(process: Mapping[str, str]) -> Path:
     """Where a stage leaves its status when that could not be recorded; it is known by the tags of its process."""
     return store_root() / ".convae/endings" / f"{process['process.pid']}-{process['process.started']}"

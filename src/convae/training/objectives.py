@@ -54,7 +54,10 @@ class Objective(nn.Module):
 
     def trained(self) -> Iterator[nn.Parameter]:
         """The parameters that learn; tied filters of a layer that does not learn are frozen in its decoder too."""
-        frozen = set(self.autoencoder.layers[: self.frozen].parameters())
+        network = self.autoencoder
+        frozen = set(network.layers[: self.frozen].parameters())
+        if network.stacked_on == "reconstructions":  # further layers see what the decoder makes of the first ones
+            frozen |= set(network.decoder[: self.frozen].parameters())
         return (parameter for parameter in self.parameters() if parameter not in frozen)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:

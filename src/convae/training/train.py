@@ -90,12 +90,19 @@ def train_encoder(
     source = Path(params.model.initialize_from)
     start = load_encoder(source) if (source / CONFIG).exists() else None
     if start:
-        take_over(autoencoder, config, start)
+        take_over(autoencoder, config, start, params.objective.kind)
+        config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
+    elif params.frozen_layers and not params.objective.pretraining:
+        raise ConvaeError(
+            f"train.freeze = {params.train.freeze}: {source} holds no encoder whose filters could be kept"
+        )
     autoencoder.to(memory_format=torch.channels_last)
     folder = checkpoints / training_key(params, training, validation, start)
     history: list[Row] = []
     device = "cpu"
     phases = _phases(params, autoencoder, training)
+    if not phases and params.objective.kind != "none":
+        raise ConvaeError(f"train.freeze = {params.train.freeze}: no layer is left to learn")
     for phase, (objective, epochs) in enumerate(phases):
         if len(phases) > 1 and params.train.devices != 1:
             raise ConvaeError(
@@ -149,6 +156,7 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
         "sparsity": params.objective.sparsity and params.objective.sparsity.model_dump(mode="json"),
         "decoder": params.objective.kind == "reconstruct",
         "readout": None,
+        "initialized_from": None,
         "trained_on": {
             "dataset": params.data.dataset,
             "images": len(training),
@@ -159,15 +167,16 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
     }
 
 
-def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder) -> None:
+def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, objective: str) -> None:
     """Preprocessing and layers of a saved encoder take the place of the network's first ones.
 
     Decoder and sparsity come along where both have them. Further layers stay as they are.
 
     Args:
         network: changed in place.
-        config: what `encoder_config` says of it.
+        config: what `encoder_config` says of it; changed where the decoder comes along.
         source: has as many layers or fewer.
+        objective: what is minimised from there on.
 
     Raises:
         ConvaeError: they do not suit.
@@ -176,6 +185,13 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder) -> 
     both = ["layers"]
     if source.has_decoder and source.config["tied_weights"] == config["tied_weights"]:
         both.append("decoder")
+        # What is not trained further reconstructs as before.
+        whole = len(source.config["layers"]) == len(config["layers"])
+        config["decoder"] = config["decoder"] or (objective == "none" and whole)
+    elif config["stacked_on"] == "reconstructions":
+        raise ConvaeError(
+            "model.initialize_from: that encoder's layers can't be stacked, it has no decoder of this kind"
+        )
     if source.config["sparsity"] == config["sparsity"]:
         both.append("sparsity")
     network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
