@@ -8,9 +8,11 @@ import urllib.request
 import pytest
 
 
-def convae(*arguments, cwd, **environment):
+def convae(*arguments, cwd, input="", **environment):
     command = [sys.executable, "-m", "convae.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, input=input, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_help_has_examples_and_loads_nothing_heavy(tmp_path):

@@ -13,6 +13,7 @@ from layers import layer
 from convae.encoder import Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
+from convae.files import content_sha256
 
 LAYER = layer(
     filters=6, kernel=[3, 5], stride=[1, 2], activation="relu", batch_norm=True, pool={"kind": "max", "size": [2, 1]}
@@ -113,22 +114,58 @@ def test_images_of_another_size_give_as_many_features(encoder):
     assert encoder.features(np.zeros((2, 3, 40, 33), np.uint8)).shape == (2, 24)
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((2, 1, 12, 14), np.uint8),
-        np.zeros((2, 3, 12, 14), np.float32),
-        np.zeros((3, 12, 14), np.uint8),
-    ],
-)
-def test_images_of_another_kind_are_refused(encoder, images):
-    with pytest.raises(ConvaeError, match=r"uint8 \[N, 3, H, W\] is needed"):
-        encoder.features(images)
+def test_images_of_another_size_are_encoded_down_to_the_minimum(encoder):
+    height, width = encoder.minimum_size
+    smallest = np.zeros((1, 3, height, width), np.uint8)
+    assert encoder.features(smallest).shape == (1, 24)
+    for cut in (smallest[..., 1:, :], smallest[..., 1:]):
+        message = rf"images of {cut.shape[2]}×{cut.shape[3]} pixels are too small: this encoder needs {height}×{width}"
+        with pytest.raises(ConvaeError, match=message):
+            encoder.features(cut)
+
+
+def test_images_of_several_sizes_have_features_and_no_common_maps(encoder, images):
+    larger = np.random.default_rng(2).integers(0, 256, (3, 30, 20), np.uint8)
+    mixed = [images[0], larger, images[1]]
+    expected = np.concatenate([encoder.features(image[None]) for image in mixed])
+    np.testing.assert_allclose(encoder.features(mixed), expected, rtol=1e-5)
+    for method in (encoder.activation_maps, encoder.reconstruct, encoder.preprocess):
+        with pytest.raises(ConvaeError, match="the images differ in size"):
+            method(mixed)
+
+
+def test_whoever_reads_batches_keeps_gradients(encoder, images):
+    first, second = encoder.feature_batches(images), encoder.feature_batches(images)
+    for _ in zip(first, second, strict=True):
+        assert not torch.is_inference_mode_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_images_whose_maps_fill_the_memory_are_refused(encoder):
+    with pytest.raises(ConvaeError, match=r"images of 20000×20000 pixels are too large: .* take [0-9.]+ GB; make them"):
+        encoder.features(np.broadcast_to(np.uint8(0), (1, 3, 20000, 20000)))
+
+
+def test_no_images_have_no_features(encoder):
+    for none in ([], (), iter([]), np.array([], str), np.zeros((0, 3, 12, 14), np.uint8)):
+        assert encoder.features(none).shape == (0, 24)
+        assert encoder.activation_maps(none)[0].shape == (0, 6, 6, 7)
 
 
 def rewrite(folder: Path, **changes) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def forge(folder: Path, **changes) -> None:
+    """As `rewrite`, with the hash that belongs to it."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    del config["sha256"]
+    rewrite(folder, **changes, sha256=content_sha256(config, (folder / "model.safetensors").read_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -137,11 +174,21 @@ def rewrite(folder: Path, **changes) -> None:
         (lambda folder: (folder / "config.json").unlink(), "not an encoder"),
         (lambda folder: (folder / "model.safetensors").unlink(), "not an encoder"),
         (lambda folder: (folder / "config.json").write_text("{"), "not an encoder"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "reads format 2"),
-        (lambda folder: rewrite(folder, format=3), "format 3; this version of convae reads format 2"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "reads format 3"),
+        (lambda folder: rewrite(folder, format=4), "format 4; this version of convae reads format 3"),
+        (lambda folder: rewrite(folder, readout=READOUT | {"power": 1.0}), "damaged"),
+        (lambda folder: rewrite(folder, trained_on={}), "damaged"),
+        (lambda folder: truncate(folder / "model.safetensors"), "damaged"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "damaged"),
-        (lambda folder: rewrite(folder, layers=[LAYER]), "do not belong together"),
-        (lambda folder: rewrite(folder, channels=1), "do not belong together"),
+        (lambda folder: forge(folder, layers=[LAYER]), "do not belong together"),
+        (lambda folder: forge(folder, channels=1), "do not belong together"),
+        (lambda folder: forge(folder, image_size=None), "do not belong together"),
+        (lambda folder: forge(folder, stacked_on="nothing"), "do not belong together"),
+        (lambda folder: forge(folder, readout=READOUT | {"grid": [0, 0]}), "do not belong together"),
+        (lambda folder: forge(folder, readout=READOUT | {"grid": [3, 3]}), "do not belong together"),
+        (lambda folder: forge(folder, readout=READOUT | {"layers": [5]}), "do not belong together"),
+        (lambda folder: forge(folder, readout=READOUT | {"rectification": "x"}), "do not belong together"),
+        (lambda folder: forge(folder, readout=READOUT | {"pooling": "median"}), "do not belong together"),
     ],
 )
 def test_what_is_not_the_encoder_that_was_saved_is_refused_in_one_line(encoder, tmp_path, damage, message):

@@ -3,15 +3,31 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convae.classifier import ImageClassifier, load_image_classifier
     from convae.encoder import Encoder, load_encoder
+    from convae.estimators import CAEFeatures, ConvolutionalAutoencoderFeatures
 
-__all__ = ["Encoder", "load_encoder"]
+__version__ = "0.1.0"
+__all__ = [
+    "CAEFeatures",
+    "ConvolutionalAutoencoderFeatures",
+    "Encoder",
+    "ImageClassifier",
+    "load_encoder",
+    "load_image_classifier",
+]
+_ELSEWHERE = {
+    "CAEFeatures": "estimators",
+    "ConvolutionalAutoencoderFeatures": "estimators",
+    "ImageClassifier": "classifier",
+    "load_image_classifier": "classifier",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import convae` does not wait for torch.
     if name in __all__:
-        from convae import encoder
+        from importlib import import_module
 
-        return getattr(encoder, name)
+        return getattr(import_module(f"convae.{_ELSEWHERE.get(name, 'encoder')}"), name)
     raise AttributeError(f"module 'convae' has no attribute {name!r}")

@@ -1,21 +1,83 @@
 """`convae …`, for those who look at results or use an encoder."""
 
 import argparse
+import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from convae.errors import ConvaeError
 
 EXAMPLES = """examples:
-  convae ui                        compare experiments in a browser
-  convae ui --port 8080            the same at another port
-  convae sync                      after `git pull`, `dvc exp pull` or runs without MLflow
-  convae lineage models/encoder    the data, code, parameters and runs that an encoder is from
+  convae classify photo.jpg pictures/          labels and probabilities
+  convae features 'scans/**/*.png' -o f.npy    one row of features for each picture
+  convae info models/encoder                   what it is, how good, from where
+  convae export --onnx encoder.onnx            for runtimes without Python
+  convae publish                               encoder and classifier into MLflow's registry
+  convae ui                                    compare experiments in a browser
+  convae sync                                  after `git pull`, `dvc exp pull` or runs without MLflow
+  convae lineage models/encoder                the data, code, parameters and runs that an encoder is from
 """
+IMAGES = """IMAGES are files, folders (every PNG, JPEG, WebP, BMP or TIFF below them), patterns such as
+'scans/**/*.png', or - for names from standard input, one a line. A picture that can't be read is reported and left out,
+and the exit code is 1.
+"""
+DETAILS = {
+    "features": f"""{IMAGES}
+A .parquet file has the columns file, feature_0, feature_1 and so on. With a .npy file, float32 [N, D], the names of the
+pictures go to standard output in the order of its rows.
+
+examples:
+  convae features pictures/ -o features.parquet
+  find . -name '*.png' | convae features - --resize -o features.npy > files.txt
+""",
+    "classify": f"""{IMAGES}
+Pictures are resized and cropped to the size of those that the classifier learned from.
+
+examples:
+  convae classify photo.jpg
+  convae classify pictures/ --json --model models:/convae-classifier@champion
+""",
+    "reconstruct": f"""{IMAGES}
+Writes a PNG for each: the preprocessed picture on the left, its reconstruction on the right; and prints the mean
+squared error between them.
+
+example:
+  convae reconstruct pictures/ -o reconstructions/
+""",
+    "export": """The model maps images, uint8 [N, C, H, W], to features, float32 [N, D], for any N and, where the
+readout takes means, any H and W. The file is checked against the encoder before it is kept.
+
+example:
+  convae export --onnx encoder.onnx
+""",
+    "publish": """The models convae-encoder and convae-classifier get a new version each. Their alias champion moves to
+it if there was none, or if it is more accurate with the same images to learn from and the same validation images. Two
+of these go to the registry as an example.
+""",
+}
 
 
 def main() -> None:
     """Parse the command line and run one command; a user's mistake is one line and exit code 1."""
+    arguments = _parser().parse_args()
+    module, _, function = vars(arguments).pop("command").partition(":")
+    try:
+        # Imported here alone, so that help is there at once.
+        getattr(import_module(f"convae.{module}"), function)(**vars(arguments))
+        sys.stdout.flush()
+    except ConvaeError as error:
+        sys.exit(f"convae: {error}")
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except ModuleNotFoundError as error:  # the pipeline's packages are an extra
+        sys.exit(f"convae: {error}; install convae[pipeline]")
+    except OSError as error:  # an output that can't be written
+        sys.exit(f"convae: {error.filename}: {error.strerror}" if error.filename else f"convae: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convae",
         description="Convolutional autoencoders: features learned without labels.",
@@ -23,37 +85,69 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="command", required=True)
-    ui = commands.add_parser("ui", help="sync, then open MLflow on the experiments, for this machine only")
+
+    def add(name: str, command: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=DETAILS.get(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=command)
+        return added
+
+    features = add("features", "commands:write_features", "read the features of pictures")
+    _add_images(features)
+    _add_encoder(features)
+    _add_resize(features)
+    features.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".parquet or .npy")
+    classify = add("classify", "commands:classify", "say what pictures show")
+    _add_images(classify)
+    text = "with encoder/ and classifier/ in it, or a models:/ address (default: %(default)s)"
+    classify.add_argument("--model", default="models", metavar="FOLDER", help=text)
+    classify.add_argument("--json", action="store_true", dest="as_json", help="a list of objects instead of lines")
+    reconstruct = add(
+        "reconstruct", "commands:reconstruct", "show what an encoder sees and what its decoder makes of it"
+    )
+    _add_images(reconstruct)
+    _add_encoder(reconstruct)
+    _add_resize(reconstruct)
+    reconstruct.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="takes the pictures")
+    export = add("export", "export:export_onnx", "write an encoder with its readout as ONNX")
+    _add_encoder(export)
+    export.add_argument("--onnx", type=Path, required=True, metavar="FILE", dest="output", help="takes the model")
+    info = add("info", "commands:print_info", "say what an encoder is, how good, and from where")
+    info.add_argument("source", nargs="?", default="models/encoder", metavar="ENCODER", help="(default: %(default)s)")
+    publish = add("publish", "tracking.registry:publish", "put encoder and classifier into MLflow's model registry")
+    text = "with encoder/ and classifier/ in it (default: %(default)s)"
+    publish.add_argument("--model", type=Path, default=Path("models"), metavar="FOLDER", dest="folder", help=text)
+    ui = add("ui", "tracking.ui:open_ui", "sync, then open MLflow on the experiments, for this machine only")
     ui.add_argument("--port", type=int, default=5000, help="where the server listens (default: %(default)s)")
-    ui.set_defaults(run=_ui)
-    sync = commands.add_parser("sync", help="give MLflow the runs it lacks, from every dvc.lock that git knows")
-    sync.set_defaults(run=_sync)
-    lineage = commands.add_parser("lineage", help="say where something that a stage wrote is from")
+    add("sync", "tracking.ui:synchronise", "give MLflow the runs it lacks, from every dvc.lock that git knows")
+    lineage = add("lineage", "tracking.ui:print_lineage", "say where something that a stage wrote is from")
     lineage.add_argument("path", type=Path, help="a file or folder such as models/encoder, here or copied elsewhere")
-    lineage.set_defaults(run=_lineage)
-    arguments = parser.parse_args()
-    try:
-        arguments.run(arguments)
-    except ConvaeError as error:
-        sys.exit(f"convae: {error}")
+    return parser
 
 
-def _ui(arguments: argparse.Namespace) -> None:
-    from convae.tracking.ui import open_ui
-
-    open_ui(arguments.port)
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, patterns, or - (see below)")
 
 
-def _sync(arguments: argparse.Namespace) -> None:
-    from convae.tracking.ui import synchronise
+def _add_encoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--encoder",
+        default="models/encoder",
+        metavar="FOLDER",
+        help="or an address such as models:/convae-encoder@champion (default: %(default)s)",
+    )
 
-    synchronise()
 
-
-def _lineage(arguments: argparse.Namespace) -> None:
-    from convae.tracking.ui import print_lineage
-
-    print_lineage(arguments.path)
+def _add_resize(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "resize and crop to the size that the encoder was trained on, as the pipeline does; else as large as they are"
+    )
+    parser.add_argument("--resize", action="store_true", help=text)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """The saved encoder: a folder with `config.json` and `model.safetensors` that anybody can load and use.
 
-Needs torch, NumPy and safetensors alone.
+Needs torch, NumPy and safetensors alone; Pillow to read pictures, MLflow to fetch an encoder from its registry.
 """
 
-import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,14 +17,19 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
+from convae.addresses import fetched, is_address
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.files import new_folder, write_json
+from convae.files import content_sha256, new_folder, write_json
+from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
-from convae.models.geometry import Size, layer_sizes
+from convae.models.geometry import GeometryError, Size, layer_sizes, show
 
-FORMAT = 2
+FORMAT = 3
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAP_BYTES = 1 << 26
+MOST_MAP_BYTES = 1 << 30  # of one image
+LARGE = 1 << 20  # pixels, enough for any layers
 
 Result = TypeVar("Result")
 
@@ -38,14 +42,19 @@ class Encoder:
         readout: how activation maps become features, or None.
         config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
             `sparsity` build the network, `readout` its readout; `decoder` says whether the decoder was trained,
-            `image_size` and `trained_on` on what, and `versions` with what.
+            `image_size`, `trained_on` and `initialized_from` on what, `versions` with what, and `value_range` which
+            values images have.
+        sha256: of configuration and weights as they lie in the folder it was loaded from.
     """
 
-    def __init__(self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any]) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any], sha256: str = ""
+    ) -> None:
         # The fastest layout of convolutions on CPUs and GPUs alike.
         self.autoencoder = autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.readout = readout
         self.config = config
+        self.sha256 = sha256
 
     @property
     def has_decoder(self) -> bool:
@@ -88,6 +97,20 @@ class Encoder:
         height, width = self.config["image_size"]
         return [maps for _, maps in self._layer_sizes((height, width))] or [(height, width)]
 
+    @property
+    def minimum_size(self) -> Size:
+        """Height and width of the smallest image that leaves a map to each layer."""
+
+        def fits(size: Size) -> bool:
+            try:
+                self._layer_sizes(size)
+            except GeometryError:
+                return False
+            return True
+
+        height = next(side for side in itertools.count(1) if fits((side, LARGE)))
+        return height, next(side for side in itertools.count(1) if fits((LARGE, side)))
+
     def to(self, device: str | torch.device) -> "Encoder":
         """Move to `device`; returns self."""
         self.autoencoder.to(device)
@@ -95,60 +118,89 @@ class Encoder:
             self.readout.to(device)
         return self
 
-    def preprocess(self, images: np.ndarray) -> np.ndarray:
-        """What the first layer sees: `float32 [N, C, H, W]` of images `uint8 [N, C, H, W]`."""
-        return np.concatenate([_to_numpy(batch) for batch in self._map(self.autoencoder.preprocessing, images)])
+    def preprocess(self, images: Images) -> np.ndarray:
+        """What the first layer sees: `float32 [N, C, H, W]`; see `activation_maps`."""
+        return _join([_to_numpy(batch) for batch in self._map(self.autoencoder.preprocessing, images)])
 
-    def activation_maps(self, images: np.ndarray) -> list[np.ndarray]:
-        """Each layer's activation maps, `float32 [N, n, H', W']`, of images `uint8 [N, C, H, W]`."""
-        batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images)]
-        return [np.concatenate(layer) for layer in zip(*batches, strict=True)]
+    def activation_maps(self, images: Images) -> list[np.ndarray]:
+        """Each layer's activation maps, `float32 [N, n, H', W']`.
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Features `float32 [N, D]` of images `uint8 [N, C, H, W]`, of any size that leaves a map to each layer.
+        Args:
+            images: arrays, tensors, files or Pillow images, see `convae.images.Images`, all of one size, `minimum_size`
+                or larger.
 
         Raises:
-            ConvaeError: the encoder was saved without a readout, or the images do not suit it.
+            ConvaeError: the images do not suit the encoder, a file can't be read, or they differ in size.
+        """
+        batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images)]
+        return [_join(layer) for layer in zip(*batches, strict=True)]
+
+    def features(self, images: Images) -> np.ndarray:
+        """Features `float32 [N, D]`, as many for images of any size.
+
+        Args:
+            images: as in `activation_maps`, but they may differ in size.
+
+        Raises:
+            ConvaeError: the encoder was saved without a readout, the images do not suit it, or a file can't be read.
         """
         return np.concatenate(list(self.feature_batches(images)))
 
-    def feature_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
-        """The rows of `features`, a batch at a time, so that memory stays flat in N."""
+    def feature_batches(self, images: Images, size: Size | None = None) -> Iterator[np.ndarray]:
+        """The rows of `features`, a batch at a time, so that memory stays flat in N.
+
+        Files and Pillow images are resized and cropped to `size`, height and width, where it is given.
+        """
         readout = self.readout
         if readout is None:
             raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
-        return (_to_numpy(batch) for batch in self._map(lambda batch: readout(self._encode(batch)), images))
+        return (_to_numpy(batch) for batch in self._map(lambda batch: readout(self._encode(batch)), images, size))
 
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images, from `uint8 [N, C, H, W]`.
+    def reconstruct(self, images: Images) -> np.ndarray:
+        """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images; see `activation_maps`.
 
         Raises:
-            ConvaeError: there is no trained decoder, or the images do not suit the encoder.
+            ConvaeError: also where there is no trained decoder.
         """
         if not self.has_decoder:
             raise ConvaeError("this encoder has no trained decoder, so it can't reconstruct images")
         autoencoder = self.autoencoder
         batches = self._map(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images)
-        return np.concatenate([_to_numpy(batch) for batch in batches])
+        return _join([_to_numpy(batch) for batch in batches])
 
-    def _map(self, function: Callable[[Tensor], Result], images: np.ndarray) -> Iterator[Result]:
+    def _map(self, function: Callable[[Tensor], Result], images: Images, size: Size | None = None) -> Iterator[Result]:
         """`function` of one batch of images after the other, on the encoder's device, without gradients."""
         channels = self.config["channels"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels:
-            raise ConvaeError(f"images are {images.dtype} {list(images.shape)}; uint8 [N, {channels}, H, W] is needed")
-        size = self._batch_size((images.shape[2], images.shape[3]))
-        for start in range(0, max(1, len(images)), size):
+        none = torch.zeros((0, channels, *self.config["image_size"]), dtype=torch.uint8)
+        batches = image_batches(images, channels, self._batch_size, size)
+        for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode():
-                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + size]))
-                yield function(batch.to(self.device))
+                result = function(batch.to(self.device))
+            yield result  # outside: whoever reads it may want gradients
 
     def _batch_size(self, size: Size) -> int:
-        """As many images as keep the largest layer's activation maps within 64 MiB, up to 256."""
+        """As many images as keep the largest layer's activation maps within 64 MiB, up to 256.
+
+        Raises:
+            ConvaeError: images of this size are too small, or so large that their maps take more than 1 GiB.
+        """
         height, width = size
+        try:
+            sizes = self._layer_sizes(size)
+        except GeometryError:
+            least = show(self.minimum_size)
+            raise ConvaeError(
+                f"images of {show(size)} pixels are too small: this encoder needs {least} or more"
+            ) from None
         largest = self.autoencoder.preprocessing.channels * height * width
-        for layer, (incoming, _) in zip(self.autoencoder.layers, self._layer_sizes(size), strict=True):
+        for layer, (incoming, _) in zip(self.autoencoder.layers, sizes, strict=True):
             height, width = layer.geometry.convolved(incoming)
             largest = max(largest, layer.convolution.out_channels * height * width)
+        if 4 * largest > MOST_MAP_BYTES:
+            raise ConvaeError(
+                f"images of {show(size)} pixels are too large: their activation maps take {4 * largest / 1e9:.1f} GB; "
+                "make them smaller"
+            )
         return max(1, min(256, MAP_BYTES // (4 * largest)))
 
     def _layer_sizes(self, size: Size) -> list[tuple[Size, Size]]:
@@ -166,10 +218,17 @@ class Encoder:
         if self.readout:
             state |= {f"readout.{name}": value for name, value in self.readout.state_dict().items()}
         weights = save_tensors({name: value.cpu().contiguous() for name, value in state.items()})
-        config = {"format": FORMAT, **self.config, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+        config = {"format": FORMAT, **self.config}
+        config["sha256"] = content_sha256(config, weights)
         with new_folder(folder) as scratch:
-            (scratch / "model.safetensors").write_bytes(weights)
-            write_json(scratch / "config.json", config)
+            (scratch / WEIGHTS).write_bytes(weights)
+            write_json(scratch / CONFIG, config)
+
+
+def _join(batches: Sequence[np.ndarray]) -> np.ndarray:
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        raise ConvaeError("the images differ in size; only their features can be put into one array")
+    return np.concatenate(batches)
 
 
 def _to_numpy(values: Tensor) -> np.ndarray:
@@ -183,31 +242,48 @@ def build_autoencoder(config: dict[str, Any]) -> Autoencoder:
     return Autoencoder(**{name: config[name] for name in names})
 
 
-def load_encoder(folder: str | Path) -> Encoder:
+def load_encoder(source: str | Path) -> Encoder:
     """Load a saved encoder, on the CPU and ready to use.
 
+    Args:
+        source: a folder, or the address of a model in MLflow such as `models:/convae-encoder@champion`.
+
     Raises:
-        ConvaeError: the folder is not an encoder, is of a newer format, or its weights are not those it was saved with.
+        ConvaeError: there is no encoder, it is of a newer format, or its weights are not those it was saved with.
     """
-    folder = Path(folder)
+    if is_address(source):
+        with fetched(str(source)) as published:
+            return load_encoder(published / "encoder")
+    folder = Path(source)
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        weights = (folder / "model.safetensors").read_bytes()
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        weights = (folder / WEIGHTS).read_bytes()
     except (OSError, ValueError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None
-    found = config.pop("format", None) if isinstance(config, dict) else None
+    found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:
-        raise ConvaeError(f"{folder}/config.json: format {found!r}; this version of convae reads format {FORMAT}")
-    if hashlib.sha256(weights).hexdigest() != config.pop("weights_sha256", None):
-        raise ConvaeError(f"{folder}/model.safetensors: damaged: its SHA-256 is not the one in config.json")
+        raise ConvaeError(f"{folder}/{CONFIG}: format {found!r}; this version of convae reads format {FORMAT}")
+    sha256 = config.pop("sha256", None)
+    if content_sha256(config, weights) != sha256:
+        raise ConvaeError(f"{folder}: damaged: {CONFIG} and {WEIGHTS} are not as they were saved")
+    del config["format"]
     try:
-        encoder = Encoder(
-            build_autoencoder(config), Readout(**config["readout"]) if config["readout"] else None, config
-        )
+        readout = Readout(**config["readout"]) if config["readout"] else None
+        encoder = Encoder(build_autoencoder(config), readout, config, sha256)
         _load_state(encoder, load_tensors(weights))
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if readout:
+            encoder.features([])  # what does not belong together shows here
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConvaeError(f"{folder}: config.json and model.safetensors do not belong together: {reason}") from None
+        raise ConvaeError(f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {reason}") from None
     return encoder
 
 
@@ -221,5 +297,4 @@ def _load_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
             autoencoder[f"decoder.{index}.weight"] = autoencoder[f"layers.{index}.convolution.weight"]
     encoder.autoencoder.load_state_dict(autoencoder)
     if encoder.readout:
-        for name in encoder.readout.state_dict():  # their sizes are known from here alone
-            setattr(encoder.readout, name, readout[name])
+        encoder.readout.load_fitted(readout)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from convae.datasets.catalogue import CATALOGUE, image_shape
 from convae.errors import ConvaeError
+from convae.files import read_json
 from convae.models.geometry import (
     GeometryError,
     LayerGeometry,
@@ -13,6 +14,7 @@ from convae.models.geometry import (
     resolve_kernels,
     show,
 )
+from convae.models.transfer import check_source
 from convae.params import PARAMS_FILE, Params, load_params
 
 
@@ -30,6 +32,7 @@ def load_experiment(path: Path = PARAMS_FILE) -> Params:
     except GeometryError as error:
         _, height, width = image_shape(params.data)
         raise ConvaeError(f"{path}: {error} (images are {show((height, width))})") from None
+    _check_source(path, params)
     grid = params.features.grid
     for layer in params.features.layers:
         size = maps[layer]
@@ -50,6 +53,27 @@ def map_sizes(params: Params) -> list[Size]:
     _, height, width = image_shape(params.data)
     sizes = layer_sizes((height, width), _geometry(params), params.model.stacked_on)
     return [maps for _, maps in sizes] or [(height, width)]
+
+
+def _check_source(path: Path, params: Params) -> None:
+    """Whether the encoder to start from suits, where there is one."""
+    config = Path(params.model.initialize_from) / "config.json"
+    if not config.exists():
+        return
+    channels, *size = image_shape(params.data)
+    layers = [layer.model_dump(mode="json") for layer in params.model.layers]
+    target = {
+        "channels": channels,
+        "preprocessing": params.preprocessing.model_dump(mode="json"),
+        "stacked_on": params.model.stacked_on,
+        "layers": resolve_kernels((size[0], size[1]), layers, params.model.stacked_on),
+    }
+    try:
+        check_source(read_json(config), target)
+    except ConvaeError as error:
+        raise ConvaeError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConvaeError(f"{path}: model.initialize_from: {config} describes no encoder ({error})") from None
 
 
 def _geometry(params: Params) -> list[LayerGeometry]:

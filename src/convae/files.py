@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,11 @@ def new_file(path: Path) -> Iterator[Path]:
     """Yield a scratch name that takes the place of `path` when the block ends without an error."""
     scratch = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    yield scratch
+    try:
+        yield scratch
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
     scratch.rename(path)
 
 
@@ -63,6 +67,12 @@ def array_sha256(array: np.ndarray) -> str:
     for rows in row_chunks(array):
         digest.update(np.ascontiguousarray(array[rows]).data)
     return digest.hexdigest()
+
+
+def content_sha256(description: Mapping[str, Any], content: bytes) -> str:
+    """SHA-256 over a description, which goes into JSON, and the bytes that it describes."""
+    text = json.dumps(description, sort_keys=True)
+    return hashlib.sha256(text.encode() + hashlib.sha256(content).digest()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -123,6 +123,7 @@ class ModelParams(_Section):
 
     layers: list[LayerParams]
     initialization: Literal["normal", "patches", "kmeans", "filter_bank"]
+    initialize_from: str = Field(min_length=1)
     stacked_on: Literal["maps", "reconstructions"]
     tied_weights: bool
 
@@ -168,10 +169,12 @@ class TrainParams(_Section):
     """How the objective is minimised, and on what."""
 
     order: Literal["end_to_end", "greedy", "greedy_then_end_to_end", "simultaneous"]
+    freeze: Literal["none", "all"] | Positive
     epochs: Positive
     batch_size: Positive
     optimizer: Literal["adam", "adamw", "sgd"]
     learning_rate: float = Field(gt=0)
+    head_learning_rate: float | None = Field(gt=0)
     weight_decay: float = Field(ge=0)
     schedule: Literal["constant", "cosine", "one_cycle"]
     gradient_clip: float | None = Field(gt=0)
@@ -281,6 +284,12 @@ class Params(_Section):
     classifier: ClassifierParams
     tracking: TrackingParams
 
+    @property
+    def frozen_layers(self) -> int:
+        """How many layers, from the first on, keep their filters."""
+        freeze = self.train.freeze
+        return freeze if isinstance(freeze, int) else {"none": 0, "all": len(self.model.layers)}[freeze]
+
     @model_validator(mode="after")
     def _sections_agree(self) -> "Params":
         if not self.model.layers and self.objective.kind != "none":
@@ -294,6 +303,11 @@ class Params(_Section):
             raise ValueError(
                 "preprocessing.whitening.kind = pca: principal components of patches are no image to reconstruct; "
                 "zca gives one"
+            )
+        if self.frozen_layers > len(self.model.layers):
+            raise ValueError(
+                f"train.freeze = {self.train.freeze}: model.layers has {len(self.model.layers)}; all, none or at most "
+                "so many are allowed"
             )
         count = max(1, len(self.model.layers))  # without layers the preprocessed image is read
         for layer in self.features.layers:

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import CLASSIFIERS, make_classifier
 from convae.evaluation.saving import load_classifier, save_classifier
-from convae.files import read_json, write_json
+from convae.files import content_sha256, read_json, write_json
 
 SCRIPT = """
 import sys, numpy as np
@@ -76,7 +75,8 @@ def replace_content(folder, content):
     """What a forger would do: other bytes, and a description that vouches for them."""
     (folder / "classifier.skops").write_bytes(content)
     description = read_json(folder / "classifier.json")
-    write_json(folder / "classifier.json", {**description, "sha256": hashlib.sha256(content).hexdigest()})
+    del description["sha256"]
+    write_json(folder / "classifier.json", {**description, "sha256": content_sha256(description, content)})
 
 
 def test_foreign_types_are_refused(tmp_path):
@@ -117,7 +117,7 @@ def test_damaged_truncated_newer_and_missing_files_are_one_line_each(tmp_path):
     with pytest.raises(ConvaeError, match="not readable"):
         load_classifier(folder)
     description = read_json(folder / "classifier.json")
-    write_json(folder / "classifier.json", {**description, "format": 2})
+    write_json(folder / "classifier.json", {**description, "format": 3})
     with pytest.raises(ConvaeError, match="format 2"):
         load_classifier(folder)
     (folder / "classifier.json").write_text("[]")

@@ -1,6 +1,8 @@
 """What learns, from what, and what stays as it is."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from convae.errors import ConvaeError
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption
+from convae.training.module import TrainingModule
 from convae.training.objectives import (
     Classification,
     LayerReconstruction,
@@ -206,3 +209,82 @@ def test_without_labels_there_is_nothing_to_classify(experiment, digits, train_s
             validation_set,
             lambda row: None,
         )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("make", [Reconstruction, SimultaneousReconstruction, Classification])
+def test_frozen_layers_stay_bit_for_bit_with_their_statistics(make, tied):
+    made = Autoencoder(
+        1, {}, [LAYER, LAYER], tied_weights=tied, sparsity={"block": [4, 4], "lifetime": 0.5}, stacked_on="maps"
+    )
+    made.initialize(torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 3
+    if make is Classification:
+        objective = Classification(made, None, (8, 8), 3, 0, frozen=1)
+    else:
+        objective = make(made, None, None, frozen=1)
+    changed = moved(objective, (IMAGES, labels))
+    assert any(name.startswith("layers.1.") for name in changed)
+    assert not [name for name in changed if name.startswith(("layers.0.", "sparsity.0."))]
+    assert ("decoder.0.weight" in changed) == (not tied and make is not Classification)
+
+
+def test_with_all_layers_frozen_the_head_alone_learns(experiment, train_set, validation_set):
+    untouched, _, _ = train_encoder(experiment(objective={"kind": "none"}), train_set, validation_set, print)
+    untouched.save(Path("models/initial"))
+    params = experiment(
+        objective={"kind": "classify"}, train={"freeze": "all", "head_learning_rate": 0.05, "epochs": 2}
+    )
+    encoder, history, _ = train_encoder(params, train_set, validation_set, print)
+    for name, value in encoder.autoencoder.layers.state_dict().items():
+        assert torch.equal(value, untouched.autoencoder.layers.state_dict()[name])
+    assert history[1]["validation_loss"] < history[0]["validation_loss"] < 2.3  # that of ten classes by chance
+
+
+def test_the_head_has_a_learning_rate_of_its_own(experiment):
+    params = experiment(train={"head_learning_rate": 0.5, "learning_rate": 0.25, "weight_decay": 0.1})
+    objective = Classification(network(), None, (8, 8), 3, 0)
+    module = TrainingModule(objective, params.train, 0, 0, 0, print)
+    module.trainer = SimpleNamespace(estimated_stepping_batches=10)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    assert {rates[parameter] for parameter in objective.head.parameters()} == {0.5}
+    assert {rates[parameter] for parameter in objective.autoencoder.layers.parameters()} == {0.25}
+    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert all(decays[parameter] == (0.1 if parameter.ndim > 1 else 0.0) for parameter in objective.trained())
+
+
+def test_greedily_frozen_layers_are_passed_over(experiment, train_set, validation_set):
+    one = experiment().model.layers[0].model_dump()
+    untouched, _, _ = train_encoder(
+        experiment(model={"layers": [one, one]}, objective={"kind": "none"}), train_set, validation_set, print
+    )
+    untouched.save(Path("models/initial"))
+    params = experiment(model={"layers": [one, one]}, train={"order": "greedy", "freeze": 1, "epochs": 1})
+    encoder, history, _ = train_encoder(params, train_set, validation_set, print)
+    first, second = (
+        torch.equal(mine.convolution.weight, theirs.convolution.weight)
+        for mine, theirs in zip(encoder.autoencoder.layers, untouched.autoencoder.layers, strict=True)
+    )
+    assert (first, second, len(history)) == (True, False, 1)
+
+
+def test_maps_stacked_on_the_reconstructions_of_frozen_layers_stay(experiment, train_set):
+    layers = [LAYER | {"activation": "linear"}] * 2
+    made = Autoencoder(1, {}, layers, tied_weights=False, stacked_on="reconstructions")
+    made.initialize(torch.Generator().manual_seed(0))
+    for make in (Reconstruction, SimultaneousReconstruction):
+        changed = moved(make(made, None, None, frozen=1), (IMAGES, None))
+        assert {name.split(".")[1] for name in changed} == {"1"}
+
+
+@pytest.mark.parametrize("order", ["greedy", "end_to_end"])
+def test_what_cannot_be_frozen_or_has_nothing_to_learn_is_refused(experiment, train_set, validation_set, order):
+    params = experiment(train={"freeze": "all", "order": order})
+    with pytest.raises(ConvaeError, match=r"train\.freeze = all: models/initial holds no encoder"):
+        train_encoder(params, train_set, validation_set, print)
+    if order == "greedy":
+        start, _, _ = train_encoder(experiment(objective={"kind": "none"}), train_set, validation_set, print)
+        start.save(Path("models/initial"))
+        with pytest.raises(ConvaeError, match=r"train\.freeze = all: no layer is left to learn"):
+            train_encoder(params, train_set, validation_set, print)

@@ -2,10 +2,9 @@
 
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
@@ -17,7 +16,9 @@ from sklearn.svm import SVC, LinearSVC
 
 from convae.errors import ConvaeError
 from convae.files import row_chunks
-from convae.params import ClassifierParams
+
+if TYPE_CHECKING:
+    from convae.params import ClassifierParams
 
 CLASSIFIERS: dict[str, type[BaseEstimator]] = {
     "logistic_regression": LogisticRegression,
@@ -41,13 +42,13 @@ FIXED: dict[str, dict[str, Any]] = {
 
 
 def fit_best(
-    params: ClassifierParams,
+    params: "ClassifierParams",
     train: np.ndarray,
     y: np.ndarray,
     validation: np.ndarray,
     y_validation: np.ndarray,
     seed: int,
-) -> tuple[BaseEstimator, pd.DataFrame]:
+) -> tuple[BaseEstimator, list[dict[str, Any]]]:
     """Fit every candidate and keep the most accurate on validation images, the first among equals.
 
     Args:
@@ -59,7 +60,7 @@ def fit_best(
         seed: of the initial weights and of whatever else a classifier draws.
 
     Returns:
-        The fitted classifier, and a row for each candidate: its settings, `validation_accuracy`, and
+        The fitted classifier, and of each candidate its settings, `validation_accuracy`, and
         `converged`, which is false where the solver stopped at its limit of iterations.
 
     Raises:
@@ -84,7 +85,7 @@ def fit_best(
         previous = estimator
         if accuracy > best_accuracy:
             best, best_accuracy = estimator, accuracy
-    return best, pd.DataFrame(tried)
+    return best, tried
 
 
 def make_classifier(kind: str, seed: int) -> BaseEstimator:
@@ -142,7 +143,7 @@ def _check(train: np.ndarray, y: np.ndarray, validation: np.ndarray) -> None:
         raise ConvaeError("all training images are of one class; a classifier needs at least two")
 
 
-def _grid(params: ClassifierParams) -> list[dict[str, Any]]:
+def _grid(params: "ClassifierParams") -> list[dict[str, Any]]:
     grid = list(ParameterGrid(params.candidates))
     if params.kind == "logistic_regression":  # increasing, for the warm starts
         grid.sort(key=lambda settings: settings["C"])

@@ -80,9 +80,12 @@ def evaluate(
         "encoder": {"parameters": encoder.parameter_count},
     }
     if _labelled(parts, prepared):
-        estimator, description = _choose(params, parts["train"], parts["validation"])
+        estimator, description = _choose(params, encoder, parts["train"], parts["validation"])
         tables = _measure(estimator, parts["validation"], parts["test"], metrics)
         metrics["classifier"] = {"kind": description["kind"], **description["settings"]}
+        names = ("accuracy", "accuracy_low", "accuracy_high")
+        description["test"] = {name: metrics["test"][name] for name in names}
+        description["validation"] = {"accuracy": metrics["validation"]["accuracy"]}
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
         tables = _empty_tables(len(parts["test"].image_set))
@@ -132,7 +135,7 @@ def _labelled(parts: dict[str, Part], prepared: Path) -> bool:
     return not without
 
 
-def _choose(params: Params, train: Part, validation: Part) -> tuple[BaseEstimator, dict[str, Any]]:
+def _choose(params: Params, encoder: Encoder, train: Part, validation: Part) -> tuple[BaseEstimator, dict[str, Any]]:
     """The best candidate and its description."""
     estimator, candidates = fit_best(
         params.classifier, train.features, train.labels, validation.features, validation.labels, params.seed
@@ -143,7 +146,9 @@ def _choose(params: Params, train: Part, validation: Part) -> tuple[BaseEstimato
         "settings": {name: settings[name] for name in params.classifier.candidates},
         "classes": list(train.image_set.classes),
         "dimension": train.features.shape[1],
-        "candidates": candidates.to_dict("records"),
+        "candidates": candidates,
+        "images": {"train": train.image_set.sha256, "validation": validation.image_set.sha256},
+        "encoder": encoder.sha256,
     }
     return estimator, description
 

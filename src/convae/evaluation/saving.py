@@ -13,9 +13,9 @@ from sklearn.base import BaseEstimator
 
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import CLASSIFIERS
-from convae.files import new_folder, read_json, write_json
+from convae.files import content_sha256, new_folder, read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 # Beyond what skops trusts by itself (NumPy arrays and scikit-learn's public estimators).
 TRUSTED = [
@@ -36,8 +36,8 @@ def save_classifier(folder: Path, estimator: BaseEstimator | None, description: 
     with new_folder(folder) as scratch:
         if estimator is not None:
             (scratch / "classifier.skops").write_bytes(content)
-        sha256 = hashlib.sha256(content).hexdigest() if content else None
-        write_json(scratch / "classifier.json", {"format": FORMAT, **description, "sha256": sha256})
+        about = {"format": FORMAT, **description}
+        write_json(scratch / "classifier.json", about | {"sha256": content_sha256(about, content)})
 
 
 def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
@@ -56,8 +56,9 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         raise ConvaeError(f"{folder}/classifier.json: format {format_!r}; this convae reads format {FORMAT}")
     if kind is None:
         raise ConvaeError(f"{folder}: holds no classifier, as the images had no labels")
-    if hashlib.sha256(content).hexdigest() != description.get("sha256"):
-        raise ConvaeError(f"{folder}/classifier.skops: damaged, its SHA-256 is not that in classifier.json")
+    about = {name: value for name, value in description.items() if name != "sha256"}
+    if content_sha256(about, content) != description.get("sha256"):
+        raise ConvaeError(f"{folder}: damaged, classifier.json and classifier.skops are not as they were saved")
     try:
         untrusted = set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)
         if untrusted:

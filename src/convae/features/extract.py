@@ -64,35 +64,41 @@ def _fit(readout: Readout, features: np.ndarray, output: Path) -> None:
     """Fit principal components and standardisation to features `float32 [N, D]`, and write what they make of them."""
     if readout.pca is None and not readout.standardize:
         return
-    mean = _mean(features)
-    if readout.pca is not None:
+    if readout.pca is None:
+        subtract_mean(readout, features)
+    else:
+        mean = _mean(features)
         components = _principal_components(features, mean, readout.pca)
         reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
         np.save(output, reduced, allow_pickle=False)
         features = np.load(output, mmap_mode="r+", allow_pickle=False)
-        readout.components = torch.from_numpy(components)
-    else:
-        for rows in row_chunks(features):
-            features[rows] -= mean
-    readout.mean = torch.from_numpy(mean)
+        readout.mean, readout.components = torch.from_numpy(mean), torch.from_numpy(components)
     if readout.standardize:
-        scale = _deviation(features)
-        for rows in row_chunks(features):
-            features[rows] /= scale
-        readout.scale = torch.from_numpy(scale)
+        divide_by_deviation(readout, features)
+
+
+def subtract_mean(readout: Readout, features: np.ndarray) -> None:
+    """Give `features`, `float32 [N, D]`, a mean of zero, in place, and from now on those that come out of `readout`."""
+    mean = _mean(features)
+    for rows in row_chunks(features):
+        features[rows] -= mean
+    readout.mean = torch.from_numpy(mean)
+
+
+def divide_by_deviation(readout: Readout, centered: np.ndarray) -> None:
+    """Give features of zero mean a standard deviation of one, likewise; constant ones are left as they are."""
+    squares = sum(np.square(centered[rows]).sum(0, dtype=np.float64) for rows in row_chunks(centered))
+    deviation = np.sqrt(squares / len(centered)).astype(np.float32)
+    scale = np.where(deviation > 1e-6, deviation, np.float32(1))
+    for rows in row_chunks(centered):
+        centered[rows] /= scale
+    readout.scale = torch.from_numpy(scale)
 
 
 def _mean(features: np.ndarray) -> np.ndarray:
     total = sum(features[rows].sum(0, dtype=np.float64) for rows in row_chunks(features))
     mean: np.ndarray = (total / len(features)).astype(np.float32)
     return mean
-
-
-def _deviation(centered: np.ndarray) -> np.ndarray:
-    """Standard deviation of features of zero mean, `[D]`; one where a feature is constant over the images."""
-    squares = sum(np.square(centered[rows]).sum(0, dtype=np.float64) for rows in row_chunks(centered))
-    deviation = np.sqrt(squares / len(centered)).astype(np.float32)
-    return np.where(deviation > 1e-6, deviation, np.float32(1))
 
 
 def _principal_components(features: np.ndarray, mean: np.ndarray, count: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The readout: how activation maps become one vector. Nothing here is learned by gradient."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class Readout(nn.Module):
         standardize: bool,
     ) -> None:
         super().__init__()
+        if rectification not in ("none", "positive", "both") or pooling not in ("mean", "max"):
+            raise ValueError(f"no such readout: rectification {rectification}, pooling {pooling}")
         self.layers = tuple(layers)
         self.divisive_normalization = divisive_normalization
         self.rectification = rectification
@@ -55,6 +57,11 @@ class Readout(nn.Module):
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("components", torch.empty(0))
         self.register_buffer("scale", torch.empty(0))
+
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what was fitted; unlike `load_state_dict` of any size."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Activation maps of every layer, `[N, n, H, W]` each, to features `float32 [N, D]`."""

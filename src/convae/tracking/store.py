@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from convae.errors import ConvaeError
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as Recorded
@@ -50,6 +52,18 @@ def store_uri(tracking: "TrackingParams") -> str | None:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or f"{SQLITE}mlflow.db"
     if uri.startswith(SQLITE):
         return f"{SQLITE}{store_root() / uri.removeprefix(SQLITE)}"
+    return uri
+
+
+def known_store(tracking: "TrackingParams") -> str:
+    """Address of the MLflow store.
+
+    Raises:
+        ConvaeError: tracking is switched off.
+    """
+    uri = store_uri(tracking)
+    if uri is None:
+        raise ConvaeError("tracking is switched off, by CONVAE_TRACKING or tracking.enabled")
     return uri
 
 
@@ -107,6 +121,17 @@ def one_at_a_time() -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "records.lock"):
         yield
+
+
+@contextmanager
+def store_errors(what: str = "the store of the runs can't be used") -> Iterator[None]:
+    """Whatever MLflow, SQLAlchemy or a driver come up with becomes one line."""
+    try:
+        yield
+    except ConvaeError:
+        raise
+    except Exception as error:
+        raise ConvaeError(f"{what}: {presentable(error)}") from None
 
 
 def presentable(error: Exception) -> str:

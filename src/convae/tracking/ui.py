@@ -3,17 +3,15 @@
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from convae.errors import ConvaeError
-from convae.params import TrackingParams, load_params
+from convae.params import load_params
 from convae.tracking.ladder import ladder_cells, record
 from convae.tracking.lineage import describe, find_producer
 from convae.tracking.lock import Execution, chain
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import presentable, public, store_uri
+from convae.tracking.store import known_store, public, store_errors
 from convae.tracking.sync import sync
 from convae.tracking.view import set_view
 
@@ -28,8 +26,8 @@ def synchronise() -> str:
         ConvaeError: tracking is off, or the store can't be used.
     """
     tracking = load_params().tracking
-    uri = _uri(tracking)
-    with _store_errors():
+    uri = known_store(tracking)
+    with store_errors():
         records = Records(uri, tracking.experiment)
         runs, rows = sync(records)
         view = set_view(records)
@@ -46,7 +44,7 @@ def open_ui(port: int) -> None:
     Raises:
         ConvaeError: tracking is off, the port is taken, or the store can't be used.
     """
-    uri = _uri(load_params().tracking)
+    uri = known_store(load_params().tracking)
     if uri.startswith(SERVERS):
         print(f"Compare experiments at {public(uri)}{synchronise()}")
         return
@@ -81,9 +79,9 @@ def print_lineage(path: Path) -> None:
 def _find_runs(executions: list[Execution]) -> dict[str, str]:
     """Addresses of the runs of executions on a server, or else their ids, by key."""
     tracking = load_params().tracking
-    uri = _uri(tracking)
+    uri = known_store(tracking)
     runs = {}
-    with _store_errors():
+    with store_errors():
         records = Records(uri, tracking.experiment)
         for one in executions:
             run = records.find(records.stages, KEY, one.key)
@@ -100,20 +98,3 @@ def _check_free(port: int) -> None:
             probe.bind((LOOPBACK, port))
         except (OSError, OverflowError) as error:
             raise ConvaeError(f"port {port} can't be used ({error}); name another with --port") from None
-
-
-def _uri(tracking: TrackingParams) -> str:
-    uri = store_uri(tracking)
-    if uri is None:
-        raise ConvaeError("tracking is switched off, by CONVAE_TRACKING or tracking.enabled")
-    return uri
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except ConvaeError:
-        raise
-    except Exception as error:  # of MLflow, SQLAlchemy or a driver
-        raise ConvaeError(f"the store of the runs can't be used: {presentable(error)}") from None

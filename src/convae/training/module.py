@@ -120,11 +120,15 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimiser and learning-rate schedule by parameter."""
         params, rate = self.params, self.params.learning_rate
-        trained = list(self.objective.trained())
-        groups: list[dict[str, Any]] = [  # biases and batch normalisation do not decay
-            {"params": [one for one in trained if one.ndim > 1], "weight_decay": params.weight_decay},
-            {"params": [one for one in trained if one.ndim == 1], "weight_decay": 0.0},
-        ]
+        head = set(self.objective.head_parameters())
+        groups: list[dict[str, Any]] = []
+        for learned, group_rate in (
+            ([one for one in self.objective.trained() if one not in head], rate),
+            (list(self.objective.head_parameters()), params.head_learning_rate or rate),
+        ):  # biases and batch normalisation do not decay
+            decaying, others = ([one for one in learned if (one.ndim > 1) == filters] for filters in (True, False))
+            groups.append({"params": decaying, "lr": group_rate, "weight_decay": params.weight_decay})
+            groups.append({"params": others, "lr": group_rate, "weight_decay": 0.0})
         optimizer: torch.optim.Optimizer
         if params.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
@@ -138,7 +142,7 @@ class TrainingModule(lightning.LightningModule):
         if params.schedule == "cosine":
             schedule: Any = CosineAnnealingLR(optimizer, steps)
         else:
-            schedule = OneCycleLR(optimizer, rate, total_steps=steps)
+            schedule = OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _out_of_patience(self) -> bool:

@@ -25,15 +25,21 @@ class Objective(nn.Module):
         autoencoder: the network; its preprocessing is fitted.
         corruption: what is done to the input, of validation images too, or None.
         augmentation: `flip` and `shift` of `augment`, or None; never used on validation images.
+        frozen: how many layers, from the first on, do not learn.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, corruption: Corruption | None, augmentation: dict[str, Any] | None
+        self,
+        autoencoder: Autoencoder,
+        corruption: Corruption | None,
+        augmentation: dict[str, Any] | None,
+        frozen: int = 0,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.corruption = corruption
         self.augmentation = augmentation
+        self.frozen = frozen
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean loss over a batch."""
@@ -47,12 +53,22 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """The parameters that learn."""
-        return self.parameters()
+        """The parameters that learn; tied filters of a layer that does not learn are frozen in its decoder too."""
+        network = self.autoencoder
+        frozen = set(network.layers[: self.frozen].parameters())
+        if network.stacked_on == "reconstructions":  # further layers see what the decoder makes of the first ones
+            frozen |= set(network.decoder[: self.frozen].parameters())
+        return (parameter for parameter in self.parameters() if parameter not in frozen)
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of them that turn features into classes."""
+        return iter(())
 
     def start_training(self) -> None:
         """Training mode, but for what does not learn: no dropout there, and batch normalisation as it is."""
         self.train()
+        for own in (self.autoencoder.layers, self.autoencoder.sparsity):
+            own[: self.frozen].eval()
 
     def _corrupt(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.corruption(images) if self.corruption else (images, None)
@@ -136,12 +152,19 @@ class Classification(Objective):
         size: height and width of the images.
         classes: how many.
         seed: of the head's initial weights.
+        frozen: as of `Objective`.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, augmentation: dict[str, Any] | None, size: Size, classes: int, seed: int
+        self,
+        autoencoder: Autoencoder,
+        augmentation: dict[str, Any] | None,
+        size: Size,
+        classes: int,
+        seed: int,
+        frozen: int = 0,
     ) -> None:
-        super().__init__(autoencoder, None, augmentation)
+        super().__init__(autoencoder, None, augmentation, frozen)
         _, (height, width) = layer_sizes(size, autoencoder.geometry, autoencoder.stacked_on)[-1]
         self.grid = (min(HEAD_GRID, height), min(HEAD_GRID, width))
         inputs = 2 * autoencoder.layers[-1].convolution.out_channels * self.grid[0] * self.grid[1]
@@ -157,5 +180,9 @@ class Classification(Objective):
 
     def trained(self) -> Iterator[nn.Parameter]:
         """Encoder and head."""
-        yield from self.autoencoder.layers.parameters()
+        yield from self.autoencoder.layers[self.frozen :].parameters()
         yield from self.head.parameters()
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The head's."""
+        return self.head.parameters()

@@ -14,16 +14,18 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 
+import convae
 import convae.models
 import convae.training
 from convae.datasets.image_set import ImageSet
-from convae.encoder import Encoder, build_autoencoder
+from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.files import file_sha256
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption
 from convae.models.geometry import resolve_kernels
 from convae.models.initialization import set_filters
+from convae.models.transfer import check_source
 from convae.params import Params
 from convae.training.batches import ImageBatches
 from convae.training.module import Row, TrainingModule
@@ -47,7 +49,12 @@ def load_training_set(params: Params, prepared: Path) -> ImageSet:
 
 
 def train_encoder(
-    params: Params, training: ImageSet, validation: ImageSet, on_epoch: Callable[[Row], None]
+    params: Params,
+    training: ImageSet,
+    validation: ImageSet,
+    on_epoch: Callable[[Row], None],
+    checkpoints: Path = CHECKPOINTS,
+    progress: bool = True,
 ) -> tuple[Encoder, list[Row], str]:
     """Fit the preprocessing, then train the autoencoder, phase by phase; each keeps its best epoch by validation loss.
 
@@ -59,6 +66,8 @@ def train_encoder(
         training: images to learn from; labels are of use to the objective `classify` alone.
         validation: images that choose the epoch.
         on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
+        checkpoints: folder for what an interrupted training is taken up from; what is left in it is of such alone.
+        progress: show a bar.
 
     Returns:
         The encoder; the history: phase, epoch, train_loss, validation_loss, learning_rate for each epoch trained, to
@@ -78,11 +87,22 @@ def train_encoder(
     autoencoder.preprocessing.fit(images, generator)
     if params.model.initialization != "normal":
         set_filters(autoencoder.eval(), params.model.initialization, images, generator)
+    source = Path(params.model.initialize_from)
+    start = load_encoder(source) if (source / CONFIG).exists() else None
+    if start:
+        take_over(autoencoder, config, start, params.objective.kind)
+        config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
+    elif params.frozen_layers and not params.objective.pretraining:
+        raise ConvaeError(
+            f"train.freeze = {params.train.freeze}: {source} holds no encoder whose filters could be kept"
+        )
     autoencoder.to(memory_format=torch.channels_last)
-    folder = CHECKPOINTS / training_key(params, training, validation)
+    folder = checkpoints / training_key(params, training, validation, start)
     history: list[Row] = []
     device = "cpu"
     phases = _phases(params, autoencoder, training)
+    if not phases and params.objective.kind != "none":
+        raise ConvaeError(f"train.freeze = {params.train.freeze}: no layer is left to learn")
     for phase, (objective, epochs) in enumerate(phases):
         if len(phases) > 1 and params.train.devices != 1:
             raise ConvaeError(
@@ -90,7 +110,7 @@ def train_encoder(
                 "single phase can use more than one device; set it to 1"
             )
         module = TrainingModule(objective, params.train, params.seed, phase, len(history), on_epoch)
-        device = _fit(module, epochs, params, training, validation, folder / str(phase))
+        device = _fit(module, epochs, params, training, validation, folder / str(phase), progress)
         history += module.history
     if history:
         for resume in folder.glob("*/last.ckpt"):
@@ -102,21 +122,21 @@ def train_encoder(
 def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tuple[Objective, int]]:
     """What is minimised in turn, and for how many epochs at most; each phase starts where the one before ended."""
     phases: list[tuple[Objective, int]] = []
-    objective, train = params.objective, params.train
+    objective, train, frozen = params.objective, params.train, params.frozen_layers
     corruption = Corruption(**objective.corruption.model_dump()) if objective.corruption else None
     augmentation = train.augmentation.model_dump() if train.augmentation else None
     of_images = augmentation if objective.kind == "reconstruct" else None  # a pretraining sees them as they are
     epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
     if epochs and train.order.startswith("greedy"):
-        for index in range(len(network.layers)):
+        for index in range(frozen, len(network.layers)):
             phases.append((LayerReconstruction(network, corruption, of_images, index), epochs))
     if epochs and train.order.endswith("end_to_end"):
-        phases.append((Reconstruction(network, corruption, of_images), epochs))
+        phases.append((Reconstruction(network, corruption, of_images, frozen), epochs))
     if epochs and train.order == "simultaneous":
-        phases.append((SimultaneousReconstruction(network, corruption, of_images), epochs))
+        phases.append((SimultaneousReconstruction(network, corruption, of_images, frozen), epochs))
     if objective.kind == "classify":
         size = (training.images.shape[2], training.images.shape[3])
-        head = Classification(network, augmentation, size, len(training.classes), params.seed)
+        head = Classification(network, augmentation, size, len(training.classes), params.seed, frozen)
         phases.append((head, train.epochs))
     return phases
 
@@ -127,6 +147,7 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
     layers = [layer.model_dump(mode="json") for layer in params.model.layers]
     return {
         "channels": channels,
+        "value_range": {"uint8": [0, 255], "float32": [0.0, 1.0]},
         "image_size": [height, width],
         "preprocessing": params.preprocessing.model_dump(mode="json"),
         "layers": resolve_kernels((height, width), layers, params.model.stacked_on),
@@ -135,18 +156,58 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
         "sparsity": params.objective.sparsity and params.objective.sparsity.model_dump(mode="json"),
         "decoder": params.objective.kind == "reconstruct",
         "readout": None,
+        "initialized_from": None,
         "trained_on": {
             "dataset": params.data.dataset,
             "images": len(training),
             "classes": list(training.classes),
             "sha256": training.sha256,
         },
-        "versions": {"torch": torch.__version__},
+        "versions": {"convae": convae.__version__, "torch": torch.__version__},
     }
 
 
+def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, objective: str) -> None:
+    """Preprocessing and layers of a saved encoder take the place of the network's first ones.
+
+    Decoder and sparsity come along where both have them. Further layers stay as they are.
+
+    Args:
+        network: changed in place.
+        config: what `encoder_config` says of it; changed where the decoder comes along.
+        source: has as many layers or fewer.
+        objective: what is minimised from there on.
+
+    Raises:
+        ConvaeError: they do not suit.
+    """
+    check_source(source.config, config)
+    both = ["layers"]
+    if source.has_decoder and source.config["tied_weights"] == config["tied_weights"]:
+        both.append("decoder")
+        # What is not trained further reconstructs as before.
+        whole = len(source.config["layers"]) == len(config["layers"])
+        config["decoder"] = config["decoder"] or (objective == "none" and whole)
+    elif config["stacked_on"] == "reconstructions":
+        raise ConvaeError(
+            "model.initialize_from: that encoder's layers can't be stacked, it has no decoder of this kind"
+        )
+    if source.config["sparsity"] == config["sparsity"]:
+        both.append("sparsity")
+    network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
+    for name in both:
+        theirs = getattr(source.autoencoder, name)
+        getattr(network, name)[: len(theirs)].load_state_dict(theirs.state_dict())
+
+
 def _fit(
-    module: TrainingModule, epochs: int, params: Params, training: ImageSet, validation: ImageSet, folder: Path
+    module: TrainingModule,
+    epochs: int,
+    params: Params,
+    training: ImageSet,
+    validation: ImageSet,
+    folder: Path,
+    progress: bool,
 ) -> str:
     """Train one phase and leave the module with its best epoch; gives the device. What is whole is not done again."""
     # Lightning's advertisements and notes on its own internals; errors and warnings about the training stay.
@@ -167,7 +228,8 @@ def _fit(
             devices=train.devices,
             precision=train.precision,
             gradient_clip_val=train.gradient_clip,
-            callbacks=[best, last, TQDMProgressBar(refresh_rate=10)],
+            callbacks=[best, last, *([TQDMProgressBar(refresh_rate=10)] if progress else [])],
+            enable_progress_bar=progress,
             deterministic="warn",
             logger=False,
             enable_model_summary=False,
@@ -197,8 +259,8 @@ def _fit(
     return str(trainer.strategy.root_device)
 
 
-def training_key(params: Params, training: ImageSet, validation: ImageSet) -> str:
-    """Hash of everything that determines the trained weights: parameters, images, code and torch."""
+def training_key(params: Params, training: ImageSet, validation: ImageSet, start: Encoder | None) -> str:
+    """Hash of everything that determines the trained weights: parameters, images, first weights, code and torch."""
     code = [
         file_sha256(path)
         for package in (convae.models, convae.training)
@@ -206,5 +268,6 @@ def training_key(params: Params, training: ImageSet, validation: ImageSet) -> st
     ]
     names = ("preprocessing", "model", "objective", "train")
     sections = {name: getattr(params, name).model_dump(mode="json") for name in names}
-    key = [params.seed, sections, training.sha256, validation.sha256, code, torch.__version__]
+    first = start.sha256 if start else None
+    key = [params.seed, sections, training.sha256, validation.sha256, first, code, torch.__version__]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]

@@ -1,0 +1,310 @@
+"""scikit-learn transformers: around a trained encoder, and one that trains an encoder itself."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from convae.encoder import Encoder, load_encoder
+from convae.errors import ConvaeError
+from convae.features.readout import Readout
+from convae.images import Images
+
+if TYPE_CHECKING:
+    from convae.params import Params
+
+Shape = tuple[int, int]
+
+# The parts of systems/default.yaml that `ConvolutionalAutoencoderFeatures` leaves as they are.
+PREPROCESSING = {
+    "local_contrast": {"window": 9, "floor": 0.03},
+    "whitening": {"kind": "zca", "window": 7, "epsilon": 0.1},
+}
+OBJECTIVE = {
+    "kind": "reconstruct",
+    "corruption": None,
+    "sparsity": {"block": 14, "lifetime": 0.3},
+    "pretraining": 0,
+}
+READOUT = {
+    "divisive_normalization": 0.1,
+    "rectification": "both",
+    "threshold": 0.0,
+    "pooling": "mean",
+    "power": 0.5,
+    "pca": None,
+    "standardize": True,
+}
+POOL = {"kind": "max", "size": 2}
+
+
+class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Images to features by `encoder_`."""
+
+    encoder_: Encoder
+    image_shape: Shape | None
+
+    def transform(self, X: Images) -> np.ndarray:
+        """Features `float32 [N, D]` of images, which need not be of the size seen by `fit`.
+
+        Raises:
+            ConvaeError: the images do not suit the encoder, or a file can't be read.
+        """
+        check_is_fitted(self)
+        return self.encoder_.features(self._pixels(X, self.encoder_.config["channels"]))
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.encoder_.features([]).shape[1])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []  # features are float32
+        return tags
+
+    def _pixels(self, X: Any, channels: int | None, reset: bool = False) -> Any:
+        """X as an encoder takes it: arrays as `uint8` or from 0 to 1, and flattened images in their shape."""
+        if isinstance(X, Tensor):
+            X = X.numpy(force=True)
+        if isinstance(X, np.ndarray) and X.dtype.kind in "OU" and X.ndim == 1:
+            X = X.tolist()  # names of files
+        if _holds_pictures(X):
+            return X
+        if np.asarray(X).ndim > 2:
+            X = check_array(X, ensure_2d=False, allow_nd=True, estimator=self)
+        else:
+            X = validate_data(self, X, reset=reset)
+            X = X.reshape(len(X), channels or 1, *self._shape(X.shape[1], channels or 1))
+        if X.dtype == np.uint8:
+            return X
+        return self._scaled(X, reset).astype(np.float32)
+
+    def _shape(self, width: int, channels: int) -> Shape:
+        """Height and width of images whose rows have so many numbers; one may be -1."""
+        if self.image_shape is not None:
+            return self.image_shape
+        side = math.isqrt(width // channels)
+        if channels * side**2 != width:
+            raise ConvaeError(f"X has {width} columns, no square image; image_shape=(height, width) says what it is")
+        return side, side
+
+    def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
+        """Numbers of which 0 is black and 1 is white."""
+        raise NotImplementedError
+
+
+class CAEFeatures(_ImageTransformer):
+    """The features of a trained encoder, which `fit` leaves as it is.
+
+    Args:
+        encoder: folder of a saved encoder, an address such as `models:/convae-encoder@champion`, or an `Encoder`.
+        image_shape: height and width of flattened images, X of two dimensions; None takes square ones. With several
+            channels, all values of one come before those of the next.
+        value_range: black and white in arrays that are not `uint8`.
+
+    X are arrays `[N, H, W]`, `[N, H, W, C]`, `[N, C, H, W]` or, flattened, `[N, C·H·W]`; or a list of arrays, files or
+    Pillow images, which may differ in size and for which `value_range` does not count.
+
+    Attributes:
+        encoder_: the encoder, on the CPU unless one was given.
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path | Encoder = "models/encoder",
+        *,
+        image_shape: Shape | None = None,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        self.encoder = encoder
+        self.image_shape = image_shape
+        self.value_range = value_range
+
+    def fit(self, X: Images, y: Any = None) -> "CAEFeatures":
+        """Load the encoder and look at the shape of X.
+
+        Raises:
+            ConvaeError: there is no such encoder, or X does not suit it.
+        """
+        self.encoder_ = self.encoder if isinstance(self.encoder, Encoder) else load_encoder(self.encoder)
+        self.encoder_.features(self._pixels(X, self.encoder_.config["channels"], reset=True)[:1])
+        return self
+
+    def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
+        low, high = self.value_range
+        scaled: np.ndarray = (X - low) / (high - low)
+        return scaled
+
+
+class ConvolutionalAutoencoderFeatures(_ImageTransformer):
+    """Trains a convolutional autoencoder on X, without labels, and gives the features of its encoder.
+
+    Images are normalised by their local contrast and whitened; the autoencoder's winners take all (Makhzani & Frey
+    2015); the maps of all layers are read as by `systems/default.yaml`. Further layers learn one after the other, each
+    on the maps of the one below, pooled by 2.
+
+    Args:
+        filters: of each layer.
+        kernel: side of the filters in pixels, odd.
+        epochs: of each layer.
+        batch_size: images in a batch.
+        learning_rate: of Adam; it falls to zero by a cosine.
+        grid: rows and columns of cells over which the maps are averaged.
+        image_shape: as in `CAEFeatures`; flattened images are grey.
+        value_range: as in `CAEFeatures`; None takes the least and the largest value that `fit` sees, and
+            cuts others off.
+        random_state: of filters, batches and the tenth of X whose loss chooses the epoch.
+        verbose: show progress.
+
+    X are arrays as in `CAEFeatures`, in `fit` all of one size.
+
+    Attributes:
+        encoder_: the trained encoder, which `encoder_.save` writes for others to load.
+        value_range_: black and white in arrays that are not `uint8`.
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[int] = (64,),
+        *,
+        kernel: int = 7,
+        epochs: int = 1,
+        batch_size: int = 64,
+        learning_rate: float = 0.003,
+        grid: int = 4,
+        image_shape: Shape | None = None,
+        value_range: tuple[float, float] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.filters = filters
+        self.kernel = kernel
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.grid = grid
+        self.image_shape = image_shape
+        self.value_range = value_range
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Images, y: Any = None) -> "ConvolutionalAutoencoderFeatures":
+        """Train the autoencoder, then standardise its features over X.
+
+        Raises:
+            ConvaeError: X holds no images of one size, or no kernels of this size fit.
+        """
+        from convae.datasets.image_set import ImageSet
+        from convae.features.extract import divide_by_deviation, subtract_mean
+        from convae.files import array_sha256
+        from convae.training.train import train_encoder
+
+        if _holds_pictures(X):
+            raise ConvaeError(f"X is a {type(X).__name__} of pictures; arrays are needed to learn from")
+        images = _quantized(self._pixels(X, None, reset=True))
+        generator = check_random_state(self.random_state)
+        seed, order = int(generator.randint(2**31)), generator.permutation(len(images))
+        tenth = len(images) // 10
+        parts = images[order[tenth:]], images[order[:tenth] if tenth else order]
+        training, validation = (ImageSet(part, None, (), array_sha256(part)) for part in parts)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        with TemporaryDirectory() as scratch, torch.random.fork_rng():
+            params = self._experiment(seed, scratch)
+            encoder, _, _ = train_encoder(
+                params, training, validation, lambda row: None, checkpoints=Path(scratch), progress=self.verbose
+            )
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        encoder.config["readout"] = params.features.model_dump(mode="json")
+        encoder.readout = Readout(**encoder.config["readout"])
+        features = encoder.features(images)
+        subtract_mean(encoder.readout, features)
+        divide_by_deviation(encoder.readout, features)
+        self.encoder_ = encoder
+        return self
+
+    def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
+        if reset:
+            low, high = self.value_range or (float(X.min()), float(X.max()))
+            self.value_range_ = (low, high if high > low else low + 1)
+        low, high = self.value_range_
+        scaled: np.ndarray = (np.clip(X, low, high) - low) / (high - low)
+        return scaled
+
+    def _experiment(self, seed: int, empty: str) -> "Params":
+        """What `params.yaml` would hold, with an empty folder for the encoder to start from; pydantic checks it."""
+        from convae import params as sections
+
+        if not len(self.filters):
+            raise ConvaeError("filters is empty; a number for each layer is needed")
+        layers = [
+            {"filters": int(filters), "kernel": self.kernel, "activation": "linear", "pool": POOL}
+            for filters in self.filters
+        ]
+        layers[-1] |= {"pool": None}
+        train = {
+            "order": "greedy",
+            "freeze": "none",
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "optimizer": "adam",
+            "learning_rate": self.learning_rate,
+            "head_learning_rate": None,
+            "weight_decay": 0.0,
+            "schedule": "cosine",
+            "gradient_clip": None,
+            "patience": None,
+            "augmentation": None,
+            "precision": "32-true",
+            "threads": torch.get_num_threads(),
+            "accelerator": "auto",
+            "devices": 1,
+        }
+        model = {
+            "layers": layers,
+            "initialization": "normal",
+            "initialize_from": empty,
+            "stacked_on": "maps",
+            "tied_weights": True,
+        }
+        readout = READOUT | {"layers": list(range(len(layers))), "grid": self.grid}
+        return sections.Params.model_construct(
+            seed=seed,
+            data=sections.DataParams.model_construct(dataset="arrays"),
+            preprocessing=sections.PreprocessingParams.model_validate(PREPROCESSING),
+            model=sections.ModelParams.model_validate(model),
+            objective=sections.ObjectiveParams.model_validate(OBJECTIVE),
+            train=sections.TrainParams.model_validate(train),
+            features=sections.FeaturesParams.model_validate(readout),
+        )
+
+
+def _quantized(images: np.ndarray) -> np.ndarray:
+    """Arrays in the kind that is learned from: `uint8 [N, C, H, W]`."""
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ConvaeError(f"X has the shape {list(images.shape)}; [N, H, W], [N, H, W, C] or [N, C, H, W] is needed")
+    if images.dtype != np.uint8:
+        images = np.rint(images * 255).astype(np.uint8)
+    return np.ascontiguousarray(images)
+
+
+def _holds_pictures(X: Any) -> bool:
+    """Whether X is a list of files, Pillow images or arrays of single images."""
+    if not isinstance(X, (list, tuple)) or not X:
+        return False
+    first = X[0]
+    return isinstance(first, (str, os.PathLike)) or hasattr(first, "getexif") or np.ndim(first) > 1

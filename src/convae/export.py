@@ -1,0 +1,89 @@
+"""An encoder with its readout as ONNX, for runtimes without Python."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convae.encoder import Encoder, load_encoder
+from convae.errors import ConvaeError
+from convae.features.readout import Readout
+from convae.files import new_file
+
+OPSET = 18
+TOLERANCE = 1e-4  # of the features' largest magnitude
+
+
+class _FeatureModel(nn.Module):
+    """Images `uint8 [N, C, H, W]` to features `float32 [N, D]`."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.autoencoder = encoder.autoencoder
+        self.readout = _AnySizeReadout(**encoder.config["readout"])
+        assert encoder.readout is not None, "an encoder that gave features has one"
+        self.readout.load_fitted(encoder.readout.state_dict())
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.readout(self.autoencoder.encode(self.autoencoder.preprocessing(images)))
+        return features
+
+
+class _AnySizeReadout(Readout):
+    """ONNX pools over windows of fixed size alone; means over the cells of a grid are products of matrices too."""
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        if self.pooling == "max":
+            return super()._pool(maps)
+        rows, columns = (_cells(side, cells) for side, cells in zip(maps.shape[2:], self.grid, strict=True))
+        return rows @ maps @ columns.T
+
+
+def _cells(side: int, cells: int) -> Tensor:
+    """Weights `[cells, side]` that take the means of `adaptive_avg_pool2d` along one side."""
+    pixel, cell = torch.arange(side), torch.arange(cells)[:, None]
+    start, end = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
+    return ((pixel >= start) & (pixel < end)) / (end - start)
+
+
+def export_onnx(encoder: str, output: Path) -> None:
+    """`convae export --onnx`: write the encoder, and check that onnxruntime gives its features.
+
+    Raises:
+        ConvaeError: the encoder has no readout, onnx or onnxruntime are missing, or the features differ.
+    """
+    try:
+        import onnx  # noqa: F401, torch needs it
+        import onnxruntime
+        import onnxscript  # noqa: F401, torch needs it
+    except ImportError as error:
+        raise ConvaeError(f"{error}; install convae[onnx]") from None
+    loaded = load_encoder(encoder)
+    height, width = loaded.config["image_size"]
+    images = np.random.default_rng(0).integers(0, 256, (3, loaded.config["channels"], height, width), np.uint8)
+    expected = loaded.features(images)  # tells as well that there is no readout
+    with new_file(output) as scratch:
+        _export(loaded, images, scratch)
+        session = onnxruntime.InferenceSession(scratch, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"images": images})
+        deviation = float(np.abs(found - expected).max() / np.abs(expected).max())
+        if not deviation <= TOLERANCE:  # as NaN is not
+            raise ConvaeError(f"{output}: not written, its features differ from the encoder's by {deviation:.2g}")
+    print(f"{output}: features of onnxruntime and torch differ by {deviation:.1e} of the largest")
+
+
+def _export(encoder: Encoder, images: np.ndarray, path: Path) -> None:
+    any_number = {0: torch.export.Dim("N")}
+    any_size = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
+    torch.onnx.export(
+        _FeatureModel(encoder).eval(),
+        (torch.from_numpy(images),),
+        path,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes={"images": any_number | (any_size if encoder.config["readout"]["pooling"] == "mean" else {})},
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+    )

@@ -1,0 +1,121 @@
+"""Images in the kinds that people have them, as batches for a network.
+
+Needs torch and NumPy alone, and Pillow where there are files or Pillow's own images.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convae.errors import ConvaeError
+from convae.models.geometry import Size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Array: TypeAlias = np.ndarray | Tensor
+File: TypeAlias = str | os.PathLike[str]
+Single: TypeAlias = "Array | File | Image"
+Images: TypeAlias = "Single | Iterable[Single]"
+"""An array `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, `uint8` or floating-point numbers from 0 to 1; or a file or
+Pillow image; or some of them, also of different sizes, and then arrays of single images, without N."""
+
+
+ROUNDING = 1e-4  # by which numbers may lie beyond 0 and 1
+
+
+def image_batches(
+    images: Images, channels: int, batch_size: Callable[[Size], int], size: Size | None = None
+) -> Iterator[Tensor]:
+    """Batches `[n, C, H, W]` of `uint8` or, from 0 to 1, `float32`; each is of one size, and they come in order.
+
+    Files and Pillow images are brought to the number of channels as the pipeline does it; arrays must have it.
+
+    Args:
+        images: an array without images gives one batch without images, other kinds give none.
+        channels: C, 1 or 3 unless the images are arrays.
+        batch_size: the most images of a size to be held at once.
+        size: height and width to which files and Pillow images are resized and cropped; None leaves them as they are.
+
+    Raises:
+        ConvaeError: a file can't be read, or an array has another shape, type or range of values.
+    """
+    if isinstance(images, (np.ndarray, Tensor)) and not _holds_names(images):
+        yield from _slices(_channels_first(images, channels), batch_size)
+        return
+    one = isinstance(images, (str, os.PathLike)) or _is_pillow(images)
+    pixels = (_single(image, channels, size) for image in (cast("Iterable[Single]", [images] if one else images)))
+    for (shape, _), alike in groupby(pixels, lambda image: (image.shape, image.dtype)):
+        while batch := list(islice(alike, batch_size((shape[1], shape[2])))):
+            yield torch.stack(batch)
+
+
+def _slices(images: Array, batch_size: Callable[[Size], int]) -> Iterator[Tensor]:
+    size = batch_size((images.shape[2], images.shape[3]))
+    for start in range(0, max(1, len(images)), size):
+        yield _checked(images[start : start + size])
+
+
+def _single(image: Single, channels: int, size: Size | None) -> Tensor:
+    """One image as `[C, H, W]`."""
+    if isinstance(image, (np.ndarray, Tensor)):
+        return _checked(_channels_first(image[None], channels))[0]
+    from convae.datasets.image_folder import UnusableError
+    from convae.datasets.pictures import read_picture, to_pixels
+
+    if channels not in (1, 3):
+        raise ConvaeError(f"a picture has 1 or 3 channels; this encoder needs arrays with {channels}")
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            return torch.tensor(read_picture(image, channels, size))
+        if _is_pillow(image):
+            return torch.tensor(to_pixels(image, channels, size))
+    except UnusableError as error:
+        raise ConvaeError(f"{'a Pillow image' if _is_pillow(image) else image}: {error}") from None
+    raise ConvaeError(f"an image is a {type(image).__name__}; arrays, files and Pillow images are possible")
+
+
+def _channels_first(images: Array, channels: int) -> Array:
+    """`[N, C, H, W]`, without copying."""
+    shape = list(images.shape)
+    if len(shape) == 3 and channels == 1 and shape[2] not in (3, 4):  # that would be one coloured image
+        return images[:, None]
+    if len(shape) == 4 and shape[1] == channels:
+        return images
+    if len(shape) == 4 and shape[3] == channels:
+        return images.permute(0, 3, 1, 2) if isinstance(images, Tensor) else images.transpose(0, 3, 1, 2)
+    allowed = f"[N, {channels}, H, W] or [N, H, W, {channels}]" + (" or [N, H, W]" if channels == 1 else "")
+    raise ConvaeError(f"images have the shape {shape}; with {channels} channel(s) it is {allowed}")
+
+
+def _checked(images: Array) -> Tensor:
+    """A contiguous tensor of `uint8` or of `float32` from 0 to 1."""
+    fractions = images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"
+    kind = str(images.dtype).removeprefix("torch.")
+    if not fractions and kind != "uint8":
+        raise ConvaeError(f"images are {kind}; uint8 from 0 to 255 or floating-point numbers from 0 to 1 are needed")
+    if isinstance(images, np.ndarray):  # copied where torch would warn of memory that can't be written to
+        images = torch.from_numpy(np.require(images, np.float32 if fractions else np.uint8, ["C", "W"]))
+    images = images.detach().contiguous()
+    if fractions:
+        images = images.float()
+        if images.numel() and not (images.min() >= -ROUNDING and images.max() <= 1 + ROUNDING):  # refuses NaN too
+            raise ConvaeError(
+                f"images have values from {images.min():g} to {images.max():g}; floating-point numbers go from 0 to 1, "
+                "and uint8 from 0 to 255"
+            )
+        images = images.clamp(0, 1)
+    return images
+
+
+def _is_pillow(image: object) -> "TypeGuard[Image]":
+    return hasattr(image, "getexif")  # without importing Pillow
+
+
+def _holds_names(images: Array) -> bool:
+    return isinstance(images, np.ndarray) and images.dtype.kind in "OU"

@@ -1,0 +1,275 @@
+"""The encoder and the classifier of a finished pipeline, through every door that leads to them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import mlflow
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+from helpers import free_port, stop, wait_for
+from mlflow import MlflowClient
+from PIL import Image
+
+from convae import CAEFeatures, load_encoder
+from convae.classifier import load_image_classifier
+from convae.files import read_json, write_json
+
+IMAGES = 20
+CONVAE = ("python", "-m", "convae.cli")
+
+
+@pytest.fixture(scope="module")
+def published(clone):
+    """A clone whose encoder and classifier are in MLflow's registry, and 20 test images as files in pictures/."""
+    repository = clone(history=False)
+    repository.run("dvc", "repro")
+    repository.run("git", "add", "--all")
+    repository.run("git", "commit", "--quiet", "--message", "Trained")
+    repository.run(*CONVAE, "publish")
+    (repository.folder / "pictures").mkdir()
+    for index, image in enumerate(images_of(repository)):
+        Image.fromarray(image[0]).save(repository.folder / f"pictures/{index:02}.png")
+    return repository
+
+
+def images_of(repository):
+    """Test images."""
+    return np.load(repository.folder / "data/prepared/test/images.npy")[:IMAGES]
+
+
+def uri(repository):
+    return f"sqlite:///{repository.folder / 'mlflow.db'}"
+
+
+@pytest.fixture
+def client(published, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(published))
+    mlflow.set_tracking_uri(uri(published))
+    yield MlflowClient()
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def expected(published):
+    """What `dvc repro` itself computed of these images."""
+    return np.load(published.folder / "data/features/test.npy")[:IMAGES]
+
+
+def assert_same(found, expected):
+    """To 1e-4 of each row's length: a square root magnifies the last digit of what is next to zero."""
+    assert (np.linalg.norm(found - expected, axis=1) <= 1e-4 * np.linalg.norm(expected, axis=1)).all()
+
+
+def test_python_gives_the_features_of_the_pipeline(published, expected):
+    encoder = load_encoder(published.folder / "models/encoder")
+    images = images_of(published)
+    assert_same(encoder.features(images), expected)
+    assert_same(encoder.features(images[:, 0] / 255), expected)
+    assert_same(encoder.features(sorted((published.folder / "pictures").iterdir())), expected)
+
+
+def test_scikit_learn_gives_the_features_of_the_pipeline(published, expected):
+    images = images_of(published)
+    features = CAEFeatures(published.folder / "models/encoder", value_range=(0, 255))
+    assert_same(features.fit_transform(images), expected)
+    assert_same(features.fit_transform(images.reshape(IMAGES, 64).astype(float)), expected)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_the_command_line_gives_the_features_of_the_pipeline(published, expected, suffix):
+    done = published.run(*CONVAE, "features", "pictures", "-o", f"build/f.{suffix}")
+    files = [f"pictures/{index:02}.png" for index in range(IMAGES)]
+    if suffix == "npy":
+        assert_same(np.load(published.folder / "build/f.npy", allow_pickle=False), expected)
+        assert done.stdout.split() == files
+    else:
+        table = pd.read_parquet(published.folder / "build/f.parquet").set_index("file")
+        assert list(table.index) == files
+        assert_same(table.to_numpy(), expected)
+
+
+def test_onnx_gives_the_features_of_the_pipeline_and_those_of_other_sizes(published, expected):
+    published.run(*CONVAE, "export", "--onnx", "build/encoder.onnx")
+    session = onnxruntime.InferenceSession(published.folder / "build/encoder.onnx")
+    assert_same(session.run(None, {"images": images_of(published)})[0], expected)
+    encoder = load_encoder(published.folder / "models/encoder")
+    for shape in ((1, 1, 8, 8), (3, 1, 28, 28), (2, 1, 33, 70)):
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        assert_same(session.run(None, {"images": images})[0], encoder.features(images))
+
+
+def test_mlflow_gives_the_features_of_the_pipeline(published, client, expected):
+    images = images_of(published)
+    assert_same(mlflow.pyfunc.load_model("models:/convae-encoder@champion").predict(images), expected)
+    assert_same(load_encoder("models:/convae-encoder@champion").features(images), expected)
+    assert_same(CAEFeatures("models:/convae-encoder/1").fit_transform(images), expected)
+
+
+def test_every_door_gives_the_predictions_of_the_pipeline(published, client):
+    truth = pd.read_parquet(published.folder / "data/predictions/test.parquet")[:IMAGES]
+    labels = [str(label) for label in truth["prediction"]]
+    classifier = load_image_classifier(published.folder / "models")
+    images = images_of(published)
+    scores = classifier.scores(images)
+    assert classifier.predict(images) == labels
+    np.testing.assert_allclose(scores.max(axis=1), truth["confidence"], atol=1e-4)
+    for model in ("models", "models:/convae-classifier@champion"):
+        found = json.loads(published.run(*CONVAE, "classify", "pictures", "--json", "--model", model).stdout)
+        assert [one["label"] for one in found] == labels
+        np.testing.assert_allclose([list(one["probabilities"].values()) for one in found], scores, atol=1e-4)
+    table = mlflow.pyfunc.load_model("models:/convae-classifier@champion").predict(images)
+    assert list(table["label"]) == labels
+    np.testing.assert_allclose(table.drop(columns="label"), scores, atol=1e-4)
+
+
+def test_mlflow_serves_the_classifier_over_http(published, client, tmp_path):
+    port = free_port()
+    command = f"mlflow models serve -m models:/convae-classifier@champion --env-manager local --port {port}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command.split(), "--host", "127.0.0.1", "--workers", "1"],
+            cwd=tmp_path,  # nothing of the repository on the path
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def answers():
+        assert server.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        try:
+            return urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).status == 200
+        except OSError:
+            return False
+
+    images = images_of(published)
+    try:
+        wait_for(answers, 120)
+        body = json.dumps({"inputs": images.tolist()}).encode()
+        request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+        rows = json.load(urlopen(request, timeout=60))["predictions"]
+    finally:
+        stop(server)
+    classifier = load_image_classifier(published.folder / "models")
+    assert [row.pop("label") for row in rows] == classifier.predict(images)
+    np.testing.assert_allclose([list(row.values()) for row in rows], classifier.scores(images), atol=1e-4)
+
+
+def test_a_published_model_says_what_it_is_and_holds_no_pickle(published, client, tmp_path):
+    version = client.get_model_version_by_alias("convae-classifier", "champion")
+    accuracy = read_json(published.folder / "reports/metrics.json")["test"]["accuracy"]
+    assert f"test {100 * accuracy:.2f} %" in version.description
+    assert "git checkout" in version.description
+    assert client.get_run(version.run_id).data.tags["dvc.stage"] == "evaluate"
+    folder = Path(mlflow.artifacts.download_artifacts("models:/convae-classifier@champion", dst_path=str(tmp_path)))
+    model = mlflow.models.Model.load(str(folder))
+    assert model.signature.inputs.inputs[0].shape == (-1, 1, -1, -1)
+    assert model.signature.outputs.input_names()[:2] == ["label", "probability 0"]
+    assert model.load_input_example(str(folder)).shape == (2, 1, 8, 8)
+    assert not [file for file in folder.rglob("*") if file.suffix in (".pkl", ".pickle", ".joblib", ".pt", ".bin")]
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert all("==" in line for line in requirements)
+    assert any(line.startswith("torch==") for line in requirements)
+
+
+def test_publishing_again_adds_nothing(published, client):
+    done = published.run(*CONVAE, "publish")
+    assert "convae-encoder version 1 already" in done.stdout
+    assert "champion stays with version 1, which is this one" in done.stdout
+    assert len(client.search_model_versions("name = 'convae-classifier'")) == 1
+
+
+def test_what_no_lock_knows_is_not_published(published, tmp_path):
+    shutil.copytree(published.folder / "models", tmp_path / "models")
+    about = read_json(tmp_path / "models/classifier/classifier.json")
+    write_json(tmp_path / "models/classifier/classifier.json", about | {"settings": {}})
+    done = published.run(*CONVAE, "publish", "--model", str(tmp_path / "models"), check=False)
+    assert done.returncode == 1
+    assert "no dvc.lock of this repository knows its content" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["models:/convae-encoder@nobody", "models:/nothing/1", "runs:/0123456789abcdef0123456789abcdef/x"]
+)
+def test_an_address_without_a_model_is_one_line(published, address):
+    done = published.run(*CONVAE, "info", address, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"convae: {address}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_address_without_a_store_makes_none(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-m", "convae.cli", "info", "models:/convae-encoder/1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"there is no {tmp_path}/mlflow.db; MLFLOW_TRACKING_URI names another store" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_says_what_how_good_and_from_where(published):
+    text = published.run(*CONVAE, "info").stdout
+    metrics = read_json(published.folder / "reports/metrics.json")
+    for part in (
+        "8 filters 7×7",
+        "trained on 8×8",
+        f"{metrics['features']['dimension']}",
+        "images of digits",
+        f"{100 * metrics['test']['accuracy']:.2f} % (95 % interval",
+        "convae lineage",
+    ):
+        assert part in text
+
+
+def test_an_encoder_starts_another_training(published, clone):
+    repository = clone(history=False)
+    theirs, initial, ours = (
+        published.folder / "models/encoder",
+        repository.folder / "models/initial",
+        repository.folder / "models/encoder",
+    )
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(theirs / name, initial / name)
+    repository.set("objective.kind=classify", "train.freeze=all", "train.epochs=1")
+    repository.run("dvc", "repro")
+    assert repository.run("git", "status", "--porcelain", "--", "models").stdout == ""
+    np.testing.assert_array_equal(load_encoder(ours).filters, load_encoder(theirs).filters)
+    assert "up to date" in repository.run("dvc", "status", "dvc.yaml").stdout
+    weights = (ours / "model.safetensors").read_bytes()
+    repository.set("preprocessing.whitening=null")
+    refused = repository.run("dvc", "repro", check=False)
+    assert refused.returncode != 0
+    assert "model.initialize_from: preprocessing.whitening is" in refused.stderr
+    assert (ours / "model.safetensors").read_bytes() == weights
+    (initial / "config.json").unlink()
+    assert "models/initial" in repository.run("dvc", "status", "dvc.yaml").stdout
+
+
+def test_the_readme_runs(published, repository):
+    section = (repository / "README.md").read_text().split("## Reuse the encoder")[1].split("\n## ")[0]
+    blocks = [block.split("```")[0] for block in section.split("```python\n")[1:]]
+    assert len(blocks) >= 2
+    published.run("python", "-c", "\n".join(blocks))
+
+
+def test_the_example_compares_three_classifiers(published, repository):
+    example = repository / "examples/compare_classifiers.py"
+    assert len(example.read_text().splitlines()) < 40
+    images, labels = (np.load(published.folder / f"data/prepared/train/{name}.npy") for name in ("images", "labels"))
+    for index in range(200):
+        folder = published.folder / f"folder/{labels[index]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index, 0]).save(folder / f"{index}.png")
+    lines = published.run("python", str(example), "folder", "models/encoder").stdout.splitlines()
+    assert [line[:20].strip() for line in lines] == ["logistic regression", "nearest neighbours", "gradient boosting"]
+    assert all(float(line[20:].split()[0]) > 0.6 for line in lines)  # 0.1 by chance

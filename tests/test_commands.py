@@ -1,0 +1,187 @@
+"""`convae features`, `classify`, `reconstruct`, `info` on files as they lie about."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageOps
+from pyarrow.parquet import ParquetFile
+from test_cli import convae
+
+from convae import load_encoder
+from convae.cli import _parser
+from convae.evaluation.evaluate import evaluate
+from convae.evaluation.saving import load_classifier, save_classifier
+from convae.features.extract import extract_features
+from convae.training.train import train_encoder
+
+
+@pytest.fixture
+def models(experiment, digits, train_set, validation_set, tmp_path, monkeypatch):
+    """`models/` with encoder and classifier of the digits, in the current folder; `pictures/` with some of these."""
+    monkeypatch.chdir(tmp_path)
+    params = experiment(train={"epochs": 1})
+    encoder, _, _ = train_encoder(params, train_set, validation_set, lambda row: None)
+    encoder.save(Path("trained"))
+    extract_features(params, Path("trained"), digits, Path("features")).save(Path("models/encoder"))
+    paths = {"classifier": Path("models/classifier"), "predictions": Path("p.parquet"), "reports": Path("reports")}
+    evaluate(params, load_encoder("models/encoder"), Path("features"), digits, **paths)
+    for index in range(10):
+        path = Path(f"pictures/{'ab'[index % 2]}/{index}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(train_set.images[index, 0]).save(path)
+    return tmp_path
+
+
+def test_files_folders_patterns_and_standard_input_name_pictures(models):
+    Path("pictures/.hidden").mkdir()
+    for name in ("pictures/.hidden/x.png", "pictures/notes.txt", "pictures/a/UPPER.PNG"):
+        Path(name).write_bytes(Path("pictures/a/0.png").read_bytes())
+    all_files = [f"pictures/a/{index}.png" for index in (0, 2, 4, 6, 8)] + ["pictures/a/UPPER.PNG"]
+    all_files += [f"pictures/b/{index}.png" for index in (1, 3, 5, 7, 9)]
+    for arguments, text, expected in (
+        (["pictures"], "", all_files),
+        (["pictures/b/3.png", "pictures/a/0.png"], "", ["pictures/b/3.png", "pictures/a/0.png"]),
+        (["pictures/**/[0-3].png"], "", [f"pictures/{name}.png" for name in ("a/0", "a/2", "b/1", "b/3")]),
+        (["-"], "pictures/a/4.png\n\npictures/b/5.png\n", ["pictures/a/4.png", "pictures/b/5.png"]),
+        (["pictures/notes.txt"], "", ["pictures/notes.txt"]),  # named, it is taken for what it is
+    ):
+        done = convae("features", *arguments, "-o", "f.npy", cwd=models, input=text)
+        assert (done.returncode, done.stdout.split()) == (0, expected)
+        images = [np.asarray(Image.open(file)) for file in expected]
+        np.testing.assert_allclose(
+            np.load("f.npy"), load_encoder("models/encoder").features(images), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_bad_picture_is_reported_and_left_out(models):
+    Path("pictures/a/2.png").write_bytes(b"no picture")
+    Path("pictures/a/4.png").write_bytes(Path("pictures/a/0.png").read_bytes()[:60])
+    for command, kept in (
+        (["features", "-o", "f.npy"], lambda done: len(np.load("f.npy"))),
+        (["features", "-o", "f.parquet"], lambda done: len(pd.read_parquet("f.parquet"))),
+        (["classify", "--json"], lambda done: len(json.loads(done.stdout))),
+        (["reconstruct", "-o", "made"], lambda done: len(list(Path("made").iterdir()))),
+    ):
+        done = convae(*command, "pictures", "missing.png", cwd=models)
+        assert done.returncode == 1
+        assert kept(done) == 8
+        lines = done.stderr.splitlines()
+        assert len(lines) == 4
+        assert lines[0].startswith("convae: pictures/a/2.png: not a readable PNG")
+        assert lines[2:] == [
+            "convae: missing.png: No such file or directory",
+            "convae: 3 of 11 pictures were left out",
+        ]
+
+
+def test_no_pictures_are_told(models):
+    Path("empty").mkdir()
+    done = convae("features", "empty", "-o", "f.npy", cwd=models)
+    assert (done.returncode, done.stderr) == (1, "convae: 0 of 0 pictures were left out\n")
+
+
+def test_pictures_are_as_large_as_they_are_or_resized_as_the_pipeline_does(models):
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    large.save("large.png")
+    encoder = load_encoder("models/encoder")
+    convae("features", "large.png", "-o", "native.npy", cwd=models)
+    np.testing.assert_allclose(np.load("native.npy"), encoder.features(large), rtol=1e-5, atol=1e-5)
+    convae("features", "large.png", "--resize", "-o", "resized.npy", cwd=models)
+    cropped = ImageOps.fit(large.convert("L"), (8, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(np.load("resized.npy"), encoder.features(cropped), rtol=1e-5, atol=1e-5)
+    label = convae("classify", "large.png", cwd=models).stdout.split()[0]
+    cropped.save("cropped.png")
+    assert convae("classify", "cropped.png", cwd=models).stdout.split()[0] == label
+
+
+def test_classes_and_probabilities(models):
+    done = convae("classify", "pictures", cwd=models)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10
+    label, probability, file = lines[0].split()
+    assert (label in "0123456789", file) == (True, "pictures/a/0.png")
+    assert 10 < float(probability.rstrip("%")) <= 100
+    found = json.loads(convae("classify", "pictures", "--json", cwd=models).stdout)
+    assert [(one["file"], one["label"]) for one in found] == [(line.split()[-1], line.split()[0]) for line in lines]
+    assert all(abs(sum(one["probabilities"].values()) - 1) < 1e-5 for one in found)
+    assert all(one["probability"] == max(one["probabilities"].values()) for one in found)
+
+
+def test_an_encoder_of_another_classifier_is_refused(models):
+    estimator, about = load_classifier(Path("models/classifier"))
+    about = {name: value for name, value in about.items() if name not in ("format", "sha256")}
+    save_classifier(Path("models/classifier"), estimator, about | {"encoder": "0" * 64})
+    done = convae("classify", "pictures", cwd=models)
+    assert done.returncode == 1
+    assert "classifier/ was fitted on the features of another encoder" in done.stderr
+
+
+def test_reconstructions_lie_beside_what_the_encoder_sees(models):
+    done = convae("reconstruct", "pictures/a/0.png", "pictures/a/0.png", "-o", "made", cwd=models)
+    assert sorted(path.name for path in Path("made").iterdir()) == ["0-2.png", "0.png"]
+    encoder, image = load_encoder("models/encoder"), Image.open("pictures/a/0.png")
+    error = np.mean((encoder.preprocess(image) - encoder.reconstruct(image)) ** 2)
+    assert float(done.stdout.split()[0]) == pytest.approx(error, abs=1e-6)
+    assert Image.open("made/0.png").size == (16, 8)
+
+
+def test_what_reads_a_part_of_the_output_ends_it_quietly(models):
+    command = f"{sys.executable} -m convae.cli classify {'pictures ' * 200} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=models)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["features", "pictures", "-o", "f.csv"], "f.csv: features are written as .parquet or .npy"),
+        (["features", "pictures", "--encoder", "nowhere", "-o", "f.npy"], "nowhere: not an encoder"),
+        (["classify", "pictures", "--model", "nowhere"], "nowhere/encoder: not an encoder"),
+        (["info", "models/classifier"], "models/classifier: not an encoder"),
+        (["features", "pictures", "--encoder", "trained", "-o", "f.npy"], "this encoder has no readout"),
+        (["features", "pictures", "-o", "models/encoder/config.json/f.npy"], "models/encoder/config.json: File exists"),
+    ],
+)
+def test_mistakes_are_one_line(models, arguments, message):
+    done = convae(*arguments, cwd=models)
+    assert done.returncode == 1
+    assert done.stderr.startswith("convae: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not Path("f.npy").exists()
+
+
+def test_every_command_is_there_and_has_help(repository):
+    (commands,) = (action for action in _parser()._actions if isinstance(action.choices, dict))
+    assert sorted(commands.choices) == sorted(
+        ["features", "classify", "reconstruct", "export", "info", "publish", "ui", "sync", "lineage"]
+    )
+    for name, parser in commands.choices.items():
+        module, _, function = parser.get_default("command").partition(":")
+        assert callable(getattr(import_module(f"convae.{module}"), function))
+        assert f"convae {name} " in parser.format_usage()
+
+
+def test_a_table_of_pictures_of_many_sizes_is_as_small_as_of_one(models):
+    for index in range(100):
+        Image.new("L", (8 + index % 7, 8 + index % 5)).save(f"{index:02}.png")
+    assert convae("features", "[0-9][0-9].png", "-o", "f.parquet", cwd=models).returncode == 0
+    assert ParquetFile("f.parquet").metadata.num_row_groups == 1
+    assert len(pd.read_parquet("f.parquet")) == 100
+
+
+def test_without_pyarrow_npy_is_still_written(models):
+    code = "import sys; sys.modules['pyarrow'] = None; from convae.cli import main; main()"
+    for suffix, status in (("parquet", 1), ("npy", 0)):
+        command = [sys.executable, "-c", code, "features", "pictures", "-o", f"f.{suffix}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=models, env=os.environ)
+        assert done.returncode == status
+        assert ("Parquet needs pyarrow" in done.stderr) == (suffix == "parquet")
+    assert len(np.load("f.npy")) == 10

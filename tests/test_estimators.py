@@ -1,0 +1,153 @@
+"""The transformers as scikit-learn's users meet them."""
+
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import check_estimator
+
+import convae
+from convae import CAEFeatures, ConvolutionalAutoencoderFeatures, load_encoder
+from convae.errors import ConvaeError
+
+DIGITS, LABELS = load_digits(return_X_y=True)  # 0 to 16
+IMAGES = np.round(DIGITS * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)
+SMALL = {"filters": (8,), "kernel": 3, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An encoder of grey images."""
+    path = tmp_path_factory.mktemp("encoder") / "encoder"
+    ConvolutionalAutoencoderFeatures(**SMALL).fit(IMAGES[:300]).encoder_.save(path)
+    return path
+
+
+def test_the_checks_of_scikit_learn(folder):
+    """Their tables of any width are images of one row here."""
+    for estimator in (
+        CAEFeatures(folder, image_shape=(1, -1), value_range=(-1e4, 1e4)),
+        ConvolutionalAutoencoderFeatures((4,), kernel=3, image_shape=(1, -1)),
+    ):
+        results = check_estimator(estimator, on_skip=None)
+        skipped = {result["check_name"] for result in results if result["status"] != "passed"}
+        assert skipped <= {"check_array_api_input"}
+        assert len(results) > 40
+
+
+def test_arrays_of_every_kind_and_files_have_the_same_features(folder, tmp_path):
+    expected = load_encoder(folder).features(IMAGES[:5])
+    files = [tmp_path / f"{index}.png" for index in range(5)]
+    for file, image in zip(files, IMAGES, strict=False):
+        Image.fromarray(image).save(file)
+    for images in (
+        IMAGES[:5],
+        IMAGES[:5, None],
+        IMAGES[:5, ..., None],
+        IMAGES[:5].reshape(5, 64),
+        files,
+        list(IMAGES[:5]),
+    ):
+        np.testing.assert_allclose(CAEFeatures(folder).fit_transform(images), expected, rtol=1e-5, atol=1e-5)
+    floats = CAEFeatures(folder, value_range=(0, 255)).fit_transform(IMAGES[:5].astype(float))
+    np.testing.assert_allclose(floats, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_in_memory_is_used_as_it_is(folder):
+    encoder = load_encoder(folder)
+    features = CAEFeatures(encoder).fit(IMAGES[:5])
+    assert features.encoder_ is encoder
+
+
+def test_a_pipeline_is_searched_cloned_and_stored(folder, tmp_path):
+    pipeline = make_pipeline(CAEFeatures(folder), LogisticRegression(max_iter=1000))
+    search = GridSearchCV(pipeline, {"logisticregression__C": [0.01, 0.1]}, cv=2, n_jobs=2)
+    search.fit(IMAGES[:200], LABELS[:200])
+    assert search.best_score_ > 0.8
+    joblib.dump(search, tmp_path / "search")
+    loaded = joblib.load(tmp_path / "search")
+    np.testing.assert_array_equal(loaded.predict(IMAGES[200:300]), search.predict(IMAGES[200:300]))
+    assert clone(pipeline).get_params()["caefeatures__encoder"] == folder
+
+
+def test_features_have_names_and_come_as_a_table(folder):
+    features = CAEFeatures(folder).set_output(transform="pandas")
+    table = features.fit_transform(IMAGES[:3])
+    names = [f"caefeatures{index}" for index in range(8 * 2 * 16)]
+    assert list(table) == names == list(features.get_feature_names_out())
+
+
+def test_an_own_encoder_is_worth_more_than_pixels_and_can_be_shared(tmp_path):
+    few, rest = slice(0, 1000), slice(1000, None)
+    own = make_pipeline(
+        ConvolutionalAutoencoderFeatures(**SMALL | {"filters": (16,)}), LogisticRegression(C=0.1, max_iter=1000)
+    )
+    accuracy = own.fit(DIGITS[few], LABELS[few]).score(DIGITS[rest], LABELS[rest])
+    pixels = LogisticRegression(max_iter=1000).fit(DIGITS[few], LABELS[few]).score(DIGITS[rest], LABELS[rest])
+    assert accuracy > pixels
+    own[0].encoder_.save(tmp_path / "encoder")
+    shared = CAEFeatures(tmp_path / "encoder", value_range=own[0].value_range_).fit_transform(DIGITS[rest])
+    np.testing.assert_allclose(shared, own[0].transform(DIGITS[rest]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_random_state_gives_the_same_bits_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, again, other = (
+        ConvolutionalAutoencoderFeatures((4, 6), kernel=3, random_state=state).fit_transform(IMAGES[:100])
+        for state in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.shape == (100, (4 + 6) * 2 * 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_colour_images_of_either_layout():
+    colour = np.random.default_rng(0).integers(0, 256, (40, 3, 12, 10), np.uint8)
+    features = ConvolutionalAutoencoderFeatures(**SMALL).fit(colour)
+    np.testing.assert_array_equal(features.transform(colour), features.transform(colour.transpose(0, 2, 3, 1)))
+    assert features.transform(colour[:2, :, :9]).shape == (2, 8 * 2 * 16)  # another size
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        (lambda folder: CAEFeatures(folder).fit(np.zeros((2, 3, 8, 8))), r"the shape \[1, 3, 8, 8\]"),
+        (lambda folder: CAEFeatures(folder).fit_transform(DIGITS), "values from 0 to 1[56]"),
+        (lambda folder: CAEFeatures(folder).fit(np.zeros((2, 65))), "X has 65 columns, no square image"),
+        (lambda folder: CAEFeatures("nowhere").fit(IMAGES), "nowhere: not an encoder"),
+        (
+            lambda folder: ConvolutionalAutoencoderFeatures().fit(["a.png"]),
+            "X is a list of pictures; arrays are needed",
+        ),
+        (lambda folder: ConvolutionalAutoencoderFeatures().fit(np.zeros((9, 2, 8, 8))), r"the shape \[9, 2, 8, 8\]"),
+        (lambda folder: ConvolutionalAutoencoderFeatures(kernel=4).fit(IMAGES[:9]), "needs an odd kernel"),
+    ],
+)
+def test_mistakes_are_one_line(folder, fit, message):
+    with pytest.raises(ConvaeError, match=message) as refusal:
+        fit(folder)
+    assert "\n" not in str(refusal.value)
+
+
+def test_neither_dvc_nor_mlflow_is_needed_to_train():
+    code = (
+        "import sys, numpy as np; from convae import ConvolutionalAutoencoderFeatures as F;"
+        "F((2,), kernel=3).fit(np.zeros((4, 8, 8), np.uint8));"
+        "print({'dvc', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    assert done.stderr == ""
+
+
+def test_all_public_names_are_there():
+    assert all(getattr(convae, name) for name in convae.__all__)

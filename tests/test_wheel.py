@@ -1,0 +1,97 @@
+"""The built wheel with nothing but the packages that it names."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_commands import models  # noqa: F401, a fixture
+
+# Refuses to import what none of the wheel's own requirements brings.
+GUARD = """\
+import sys
+ALLOWED = set({allowed!r})
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in {foreign!r} and top not in ALLOWED:
+            raise ModuleNotFoundError(f"{{name}} is no requirement of the wheel", name=name)
+sys.meta_path.insert(0, Guard())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(repository, tmp_path_factory):
+    """A folder with the unpacked wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", folder, repository], check=True)
+    (built,) = folder.glob("convae-*.whl")
+    subprocess.run([*pip, "install", *options, "--target", folder / "installed", built], check=True)
+    return folder / "installed"
+
+
+def requirements(name: str, found: set[str]) -> set[str]:
+    """Distributions that this one needs without extras."""
+    for requirement in distribution(name).requires or []:
+        other = re.split(r"[^\w.-]", requirement)[0].lower()
+        if "extra ==" in requirement or other in found:
+            continue
+        try:
+            found.add(other)
+            requirements(other, found)
+        except PackageNotFoundError:  # of another platform
+            found.discard(other)
+    return found
+
+
+def modules(distributions: set[str]) -> list[str]:
+    """Names of modules that distributions bring."""
+    known = {re.sub(r"[-_.]+", "-", name) for name in distributions}
+    return [
+        module
+        for module, names in packages_distributions().items()
+        if any(re.sub(r"[-_.]+", "-", name.lower()) in known for name in names)
+    ]
+
+
+def test_an_encoder_is_used_and_pictures_classified(wheel, models):  # noqa: F811
+    """Features, classes and an estimator without DVC, MLflow, Lightning, pandas or pydantic."""
+    sys.path.insert(0, str(wheel))
+    try:
+        allowed = modules(requirements("convae", set()))
+    finally:
+        sys.path.remove(str(wheel))
+    assert "torch" in allowed
+    assert not {"dvc", "mlflow", "pytorch_lightning", "pandas", "pydantic", "pyarrow"} & set(allowed)
+    (models / "guard").mkdir()
+    guard = GUARD.format(allowed=[*allowed, "convae"], foreign=sorted(packages_distributions()))
+    (models / "guard/sitecustomize.py").write_text(guard)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(models / "guard"), str(wheel)])}
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=models, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = run("-c", "import convae; print(convae.__file__)")
+    assert Path(where.strip()).is_relative_to(wheel)
+    lines = run("-m", "convae.cli", "classify", "pictures").splitlines()
+    assert len(lines) == 10
+    run("-m", "convae.cli", "features", "pictures", "-o", "f.npy")
+    run("-m", "convae.cli", "info", "models/encoder")
+    code = "import convae, sys; print(convae.CAEFeatures('models/encoder').fit_transform(sys.argv[1:]).shape)"
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save("black.png")
+    assert run("-c", code, "black.png").strip() == "(1, 32)"
+    refused = subprocess.run(
+        [sys.executable, "-c", "import mlflow"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "is no requirement of the wheel" in refused.stderr  # the guard does its work

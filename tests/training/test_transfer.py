@@ -1,0 +1,123 @@
+"""A training that starts from a saved encoder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convae.encoder import load_encoder
+from convae.errors import ConvaeError
+from convae.experiment import load_experiment
+from convae.training.train import train_encoder, training_key
+
+
+@pytest.fixture(autouse=True)
+def _in_scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def saved(experiment, train_set, validation_set):
+    """An encoder of the digits with one layer, in the folder `saved`."""
+    encoder, _, _ = train_encoder(experiment(train={"epochs": 1}), train_set, validation_set, print)
+    encoder.save(Path("saved"))
+    return load_encoder("saved")
+
+
+def weights(encoder):
+    return encoder.autoencoder.state_dict()
+
+
+def test_an_encoder_serves_images_of_another_size_as_it_is(experiment, saved, train_set, validation_set):
+    larger = np.pad(train_set.images, ((0, 0), (0, 0), (3, 5), (2, 2)))
+    other = type(train_set)(larger, train_set.labels, ("other", "classes"), "hash")
+    params = experiment(model={"initialize_from": "saved"}, objective={"kind": "none"})
+    encoder, history, _ = train_encoder(params, other, validation_set, print)
+    assert history == []
+    assert all(torch.equal(value, weights(saved)[name]) for name, value in weights(encoder).items())
+    assert encoder.config["image_size"] == [16, 12]
+    assert encoder.config["initialized_from"] == {"sha256": saved.sha256, "trained_on": saved.config["trained_on"]}
+    np.testing.assert_array_equal(encoder.reconstruct(larger), saved.reconstruct(larger))
+
+
+def test_filters_start_there_and_further_layers_at_random(experiment, saved, train_set, validation_set):
+    one = experiment().model.layers[0].model_dump()
+    changes = {"model": {"layers": [one, one], "initialize_from": "saved"}, "objective": {"kind": "none"}}
+    encoder, _, _ = train_encoder(experiment(**changes), train_set, validation_set, print)
+    first, second = (layer.convolution.weight for layer in encoder.autoencoder.layers)
+    assert torch.equal(first, saved.autoencoder.layers[0].convolution.weight)
+    assert second.std() > 0.1
+    assert torch.equal(encoder.autoencoder.decoder[0].bias, saved.autoencoder.decoder[0].bias)
+
+
+def test_fine_tuning_with_frozen_filters_keeps_them(experiment, saved, train_set, validation_set):
+    params = experiment(
+        model={"initialize_from": "saved"}, objective={"kind": "classify"}, train={"freeze": 1, "epochs": 1}
+    )
+    encoder, _, _ = train_encoder(params, train_set, validation_set, print)
+    kept = saved.autoencoder.layers.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in encoder.autoencoder.layers.state_dict().items())
+
+
+def test_another_encoder_to_start_from_is_another_training(experiment, saved, train_set, validation_set):
+    params = experiment(model={"initialize_from": "saved"}, train={"epochs": 1})
+    first, _, _ = train_encoder(params, train_set, validation_set, print)
+    first.sha256 = "of another encoder"
+    again, _, _ = train_encoder(params, train_set, validation_set, print)
+    keys = {training_key(params, train_set, validation_set, start) for start in (None, saved, first)}
+    assert len(keys) == 3
+    at_random, _, _ = train_encoder(experiment(train={"epochs": 1}), train_set, validation_set, print)
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items())
+    assert not torch.equal(
+        weights(first)["layers.0.convolution.weight"], weights(at_random)["layers.0.convolution.weight"]
+    )
+
+
+MISFITS = [
+    (
+        {"data": {"dataset": "cifar10"}},
+        r"that encoder reads images of 1 channel\(s\), these have 3",
+    ),
+    (
+        {"preprocessing": {"whitening": None}},
+        "preprocessing.whitening is .* in that encoder, but None here",
+    ),
+    (
+        {"model": {"layers": []}, "objective": {"kind": "none"}, "features": {"layers": [-1]}},
+        "that encoder has 1 layers",
+    ),
+    (
+        {"model": {"stacked_on": "reconstructions"}},
+        "model.stacked_on is maps in that encoder, but reconstructions here",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISFITS)
+def test_an_encoder_that_does_not_suit_is_refused_before_anything_runs(experiment, saved, tmp_path, changes, message):
+    model = changes.get("model", {}) | {"initialize_from": "saved"}
+    params = experiment(**changes | {"model": model})
+    Path("params.yaml").write_text(json.dumps(params.model_dump(mode="json")))
+    with pytest.raises(ConvaeError, match=f"params.yaml: model.initialize_from: {message}") as refusal:
+        load_experiment()
+    assert "\n" not in str(refusal.value)
+
+
+def test_another_kernel_is_named(experiment, saved, train_set, validation_set):
+    layer = experiment().model.layers[0].model_dump() | {"kernel": (5, 5)}
+    params = experiment(model={"layers": [layer], "initialize_from": "saved"})
+    with pytest.raises(ConvaeError, match=r"model.layers\[0\].kernel is \[3, 3\] in that encoder, but \[5, 5\] here"):
+        train_encoder(params, train_set, validation_set, print)
+
+
+def test_a_folder_without_an_encoder_means_none_and_a_damaged_one_is_refused(
+    experiment, saved, train_set, validation_set
+):
+    params = experiment(model={"initialize_from": "saved"}, train={"epochs": 1})
+    (Path("saved") / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConvaeError, match="damaged"):
+        train_encoder(params, train_set, validation_set, print)
+    (Path("saved") / "config.json").unlink()
+    train_encoder(params, train_set, validation_set, print)
