@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_commands import models  # noqa: F401, a fixture
+
+REPOSITORY = Path(__file__).parents[1]
 
 # Refuses to import what none of the wheel's own requirements brings.
 GUARD = """\
@@ -26,12 +29,16 @@ sys.meta_path.insert(0, Guard())
 
 
 @pytest.fixture(scope="module")
-def wheel(repository, tmp_path_factory):
+def wheel(tmp_path_factory):
     """A folder with the unpacked wheel."""
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # building leaves files behind
+    shutil.copytree(REPOSITORY / "src/convae", source / "src/convae", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet"]
     options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", *options, "--wheel-dir", folder, repository], check=True)
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", folder, source], check=True)
     (built,) = folder.glob("convae-*.whl")
     subprocess.run([*pip, "install", *options, "--target", folder / "installed", built], check=True)
     return folder / "installed"
