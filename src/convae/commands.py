@@ -270,7 +270,7 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
     if data["classes"]:
         yield "classes", ", ".join(map(printable, data["classes"]))
     yield "made with", ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-    yield "weights", f"SHA-256 {encoder.sha256}"
+    yield "content", f"SHA-256 {encoder.sha256}"
     try:
         _, about = load_classifier(classifier)
     except ConvaeError:  # there is none, or none to be trusted
