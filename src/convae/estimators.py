@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -217,14 +218,11 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         tenth = len(images) // 10
         parts = images[order[tenth:]], images[order[:tenth] if tenth else order]
         training, validation = (ImageSet(part, None, (), array_sha256(part)) for part in parts)
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-        with TemporaryDirectory() as scratch, torch.random.fork_rng():
+        with TemporaryDirectory() as scratch, torch.random.fork_rng(), _as_deterministic_as_before():
             params = self._experiment(seed, scratch)
             encoder, _, _ = train_encoder(
                 params, training, validation, lambda row: None, checkpoints=Path(scratch), progress=self.verbose
             )
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         encoder.config["readout"] = params.features.model_dump(mode="json")
         encoder.readout = Readout(**encoder.config["readout"])
         features = encoder.features(images)
@@ -287,6 +285,17 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             train=sections.TrainParams.model_validate(train),
             features=sections.FeaturesParams.model_validate(readout),
         )
+
+
+@contextmanager
+def _as_deterministic_as_before() -> Iterator[None]:
+    """A training asks torch for deterministic algorithms; whoever uses the estimator need not have."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def _quantized(images: np.ndarray) -> np.ndarray:

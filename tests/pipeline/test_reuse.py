@@ -189,6 +189,13 @@ def test_publishing_again_adds_nothing(published, client):
     assert len(client.search_model_versions("name = 'convae-classifier'")) == 1
 
 
+def test_a_store_that_lacks_the_runs_gets_them_first(published, tmp_path):
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert "champion is version 1" in published.run(*CONVAE, "publish", MLFLOW_TRACKING_URI=other).stdout
+    version = MlflowClient(other).get_model_version_by_alias("convae-classifier", "champion")
+    assert MlflowClient(other).get_run(version.run_id).data.tags["dvc.stage"] == "evaluate"
+
+
 def test_what_no_lock_knows_is_not_published(published, tmp_path):
     shutil.copytree(published.folder / "models", tmp_path / "models")
     estimator, about = load_classifier(tmp_path / "models/classifier")

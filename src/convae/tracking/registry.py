@@ -53,27 +53,28 @@ def publish(folder: Path) -> None:
     example = ImageSet.load(Path("data/prepared/validation")).images[:EXAMPLES]
     tracking = load_params().tracking
     uri = known_store(tracking)
-    with store_errors(), one_at_a_time():
+    with store_errors():
         records = Records(uri, tracking.experiment)
         if records.find(records.stages, KEY, execution.key) is None:
-            sync(records)
+            sync(records)  # before the lock is taken, which it takes as well
         run = records.find(records.stages, KEY, execution.key)
         assert run is not None, "sync adds every execution"
         card = _card(classifier, place)
         versions = {}
-        for name, parts in ((ENCODER, ("encoder",)), (CLASSIFIER, ("encoder", "classifier"))):
-            with TemporaryDirectory() as scratch:
-                data = Path(scratch) / DATA
-                for part in parts:
-                    shutil.copytree(folder / part, data / part)
-                (data / "README.md").write_text(card, "utf-8")
-                model = Path(scratch) / name
-                _save(model, data, example, _signature(classifier, name))
-                tags = _tags(classifier, parts)
-                versions[name] = _register(records.client, name, model, run.info.run_id, card, tags)
-            known = " already" if versions[name].before else ""
-            print(f"{name} version {versions[name].version}{known}: models:/{name}/{versions[name].version}")
-        print(_move_champion(records.client, versions, _tags(classifier, ())))
+        with one_at_a_time():
+            for name, parts in ((ENCODER, ("encoder",)), (CLASSIFIER, ("encoder", "classifier"))):
+                with TemporaryDirectory() as scratch:
+                    data = Path(scratch) / DATA
+                    for part in parts:
+                        shutil.copytree(folder / part, data / part)
+                    (data / "README.md").write_text(card, "utf-8")
+                    model = Path(scratch) / name
+                    _save(model, data, example, _signature(classifier, name))
+                    tags = _tags(classifier, parts)
+                    versions[name] = _register(records.client, name, model, run.info.run_id, card, tags)
+                known = " already" if versions[name].before else ""
+                print(f"{name} version {versions[name].version}{known}: models:/{name}/{versions[name].version}")
+            print(_move_champion(records.client, versions, tags))
 
 
 @contextmanager
