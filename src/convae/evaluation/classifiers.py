@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC, LinearSVC
 
 from convae.errors import ConvaeError
+from convae.evaluation.logistic_regression import fit_path
 from convae.files import row_chunks
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ CLASSIFIERS: dict[str, type[BaseEstimator]] = {
 # What the parameters leave open, set for tens of thousands of images with thousands of features. The early
 # stopping of MLP and gradient boosting holds out a tenth of the training images.
 FIXED: dict[str, dict[str, Any]] = {
-    "logistic_regression": {"max_iter": 200, "tol": 3e-4, "warm_start": True},
     "linear_svm": {"dual": "auto"},
     "k_nearest_neighbors": {"algorithm": "brute"},
     "rbf_svm": {"break_ties": True, "cache_size": 1000},  # ties are broken by the scores
@@ -67,22 +68,18 @@ def fit_best(
         ConvaeError: features are not finite or all alike, labels are all alike, or a setting does not suit.
     """
     _check(train, y, validation)
-    best, best_accuracy, previous, tried = None, -1.0, None, []
+    best, best_accuracy, tried = None, -1.0, []
+    fitted = _fit_in_turn(params, train, y, seed)
     for settings in _grid(params):
-        estimator = make_classifier(params.kind, seed).set_params(**settings)
-        if params.kind == "logistic_regression" and previous is not None:
-            # A warm start from the optimum of the smaller C.
-            estimator.coef_, estimator.intercept_ = previous.coef_, previous.intercept_
         name = ", ".join([params.kind, *(f"{key} = {value}" for key, value in settings.items())])
         try:
-            converged = _fit(estimator, train, y)
+            estimator, converged = next(fitted)
             scores = class_scores(estimator, validation, int(y.max()) + 1)
         except ValueError as error:  # such as more neighbours than there are training images
             raise ConvaeError(f"classifier {name}: {str(error).splitlines()[0]}") from None
         accuracy = float(np.mean(scores.argmax(axis=1) == y_validation))
         print(f"{name}: validation accuracy {100 * accuracy:.2f} %", file=sys.stderr, flush=True)
         tried.append({**settings, "validation_accuracy": round(accuracy, 6), "converged": converged})
-        previous = estimator
         if accuracy > best_accuracy:
             best, best_accuracy = estimator, accuracy
     return best, tried
@@ -145,9 +142,22 @@ def _check(train: np.ndarray, y: np.ndarray, validation: np.ndarray) -> None:
 
 def _grid(params: "ClassifierParams") -> list[dict[str, Any]]:
     grid = list(ParameterGrid(params.candidates))
-    if params.kind == "logistic_regression":  # increasing, for the warm starts
+    if params.kind == "logistic_regression":  # increasing: each starts from the one before
         grid.sort(key=lambda settings: settings["C"])
     return grid
+
+
+def _fit_in_turn(
+    params: "ClassifierParams", train: np.ndarray, y: np.ndarray, seed: int
+) -> Iterator[tuple[BaseEstimator, bool]]:
+    """A fitted classifier for each entry of `_grid`, and whether its solver converged."""
+    if params.kind == "logistic_regression":
+        for estimator in fit_path(train, y, [settings["C"] for settings in _grid(params)]):
+            yield estimator, bool(estimator.n_iter_[0] < estimator.max_iter)
+        return
+    for settings in _grid(params):
+        estimator = make_classifier(params.kind, seed).set_params(**settings)
+        yield estimator, _fit(estimator, train, y)
 
 
 def _fit(estimator: BaseEstimator, train: np.ndarray, y: np.ndarray) -> bool:

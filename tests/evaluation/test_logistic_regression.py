@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from convae.evaluation import logistic_regression
+from convae.evaluation.logistic_regression import fit_path
+
+
+def digits(classes=10):
+    x, y = load_digits(n_class=classes, return_X_y=True)
+    return ((x - 8) / 6).astype(np.float32), y.astype(np.int64)
+
+
+def objective(estimator, x, y):
+    """Equation of `fit_path`, of two classes with the difference of scores alone, as scikit-learn has it."""
+    scores = x.astype(float) @ estimator.coef_.T + estimator.intercept_
+    scores = np.column_stack([np.zeros(len(x)), scores]) if scores.shape[1] == 1 else scores
+    target = np.searchsorted(estimator.classes_, y)
+    fit = -log_softmax(scores, axis=1)[np.arange(len(y)), target].mean()
+    return fit + np.sum(estimator.coef_.astype(float) ** 2) / (2 * estimator.C * len(y))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("c", [0.0001, 0.01, 1.0])
+def test_the_optimum_is_that_of_scikit_learn(classes, c, monkeypatch):
+    monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-5)
+    x, y = digits(classes)
+    (ours,) = fit_path(x, y, [c])
+    theirs = LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(x.astype(float), y)
+    assert objective(ours, x, y) == pytest.approx(objective(theirs, x, y), rel=1e-5)
+    assert np.abs(ours.predict_proba(x) - theirs.predict_proba(x)).max() < 0.002
+    assert ours.coef_.shape == theirs.coef_.shape
+    assert ours.coef_.dtype == np.float32
+
+
+def test_as_shipped_it_is_as_good_as_scikit_learn_as_shipped():
+    x, y = digits()
+    (ours,) = fit_path(x, y, [0.01])
+    theirs = LogisticRegression(C=0.01).fit(x, y)
+    assert objective(ours, x, y) < 1.001 * objective(theirs, x, y)
+    assert ours.score(x, y) == pytest.approx(theirs.score(x, y), abs=0.001)
+
+
+def test_fewer_directions_than_dimensions_and_images_in_several_pieces_change_the_way_alone(monkeypatch):
+    x, y = digits()
+    (whole,) = fit_path(x, y, [0.1])
+    monkeypatch.setattr(logistic_regression, "DIRECTIONS", 5)
+    monkeypatch.setattr(logistic_regression, "IMAGES", 100)
+    monkeypatch.setattr(logistic_regression, "row_chunks", lambda x: (slice(i, i + 100) for i in range(0, len(x), 100)))
+    (other,) = fit_path(x, y, [0.1])
+    assert objective(other, x, y) == pytest.approx(objective(whole, x, y), rel=1e-3)
+    assert not np.array_equal(other.coef_, whole.coef_)
+
+
+def test_a_path_starts_from_the_classifier_before_and_ends_where_a_single_fit_does(monkeypatch):
+    monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-4)
+    x, y = digits()
+    *_, last = fit_path(x, y, [0.01, 0.03, 0.1])
+    (alone,) = fit_path(x, y, [0.1])
+    assert objective(last, x, y) == pytest.approx(objective(alone, x, y), rel=1e-3)
+    assert last.n_iter_[0] < alone.n_iter_[0]
+
+
+def test_the_same_features_give_the_same_bits_also_from_a_file(tmp_path):
+    x, y = digits()
+    np.save(tmp_path / "x.npy", x)
+    (first,) = fit_path(x, y, [0.1])
+    (again,) = fit_path(np.load(tmp_path / "x.npy", mmap_mode="r"), y, [0.1])
+    assert np.array_equal(first.coef_, again.coef_)
+    assert np.array_equal(first.intercept_, again.intercept_)
+
+
+def test_labels_may_be_any_numbers_and_a_single_image_a_class_is_enough():
+    x, y = digits()
+    rows = [int(np.flatnonzero(y == label)[0]) for label in (3, 7)]
+    (estimator,) = fit_path(x[rows], y[rows], [1.0])
+    assert estimator.classes_.tolist() == [3, 7]
+    assert estimator.predict(x[rows]).tolist() == [3, 7]
