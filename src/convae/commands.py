@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from glob import glob, has_magic
 from itertools import count
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from convae.addresses import fetched, is_address
 from convae.datasets.image_folder import UnusableError, printable
 from convae.datasets.pictures import read_picture
 from convae.encoder import Encoder, load_encoder
@@ -236,10 +237,12 @@ def print_info(source: str) -> None:
     Raises:
         ConvaeError: there is no such encoder.
     """
-    encoder = load_encoder(source)
-    print(source)
-    for name, text in _about(encoder, Path(source).parent / "classifier"):
-        print(f"  {name:16}{text}")
+    with fetched(source) if is_address(source) else nullcontext() as published:
+        folder = published / "encoder" if published else Path(source)
+        encoder = load_encoder(folder)
+        print(source)
+        for name, text in _about(encoder, folder.parent / "classifier"):
+            print(f"  {name:16}{text}")
 
 
 def _words(name: str) -> str:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -226,8 +227,9 @@ def test_an_address_without_a_store_makes_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_info_says_what_how_good_and_from_where(published):
-    text = published.run(*CONVAE, "info").stdout
+@pytest.mark.parametrize("source", ["models/encoder", "models:/convae-classifier@champion"])
+def test_info_says_what_how_good_and_from_where(published, source):
+    text = published.run(*CONVAE, "info", source).stdout
     metrics = read_json(published.folder / "reports/metrics.json")
     for part in (
         "8 filters 7×7",
@@ -269,6 +271,28 @@ def test_the_readme_runs(published, repository):
     blocks = [block.split("```")[0] for block in section.split("```python\n")[1:]]
     assert len(blocks) >= 2
     published.run("python", "-c", "\n".join(blocks))
+
+
+def test_the_commands_of_the_readme_run(published, repository, tmp_path):
+    """But for the wheel, the server and its answer, which other tests start."""
+    section = (repository / "README.md").read_text().split("## Reuse the encoder")[1].split("\n## ")[0]
+    blocks = section.split("```\n")[1:]
+    commands = [
+        line for block in blocks for line in block.splitlines() if line.startswith(("convae", "cp", "dvc", "rm"))
+    ]
+    assert len(commands) >= 8
+    own = replace(published, folder=tmp_path / "convae")
+    shutil.copytree(published.folder, own.folder, symlinks=True)
+    shutil.copy(published.folder / "pictures/00.png", own.folder / "photo.png")
+    before = load_encoder(published.folder / "models/encoder")
+    own.run("sh", "-ec", "\n".join(['convae() { python -m convae.cli "$@"; }', *commands]))
+    assert len(list((own.folder / "reconstructions").iterdir())) == IMAGES
+    assert (own.folder / "encoder.onnx").exists()
+    assert len(pd.read_parquet(own.folder / "features.parquet")) == IMAGES
+    after = load_encoder(own.folder / "models/encoder")
+    assert after.config["initialized_from"]["sha256"] == before.sha256
+    np.testing.assert_array_equal(after.filters, before.filters)
+    assert own.run("git", "status", "--porcelain", "--", "models").stdout == ""
 
 
 def test_the_example_compares_three_classifiers(published, repository):

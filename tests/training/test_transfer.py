@@ -61,6 +61,33 @@ def test_fine_tuning_with_frozen_filters_keeps_them(experiment, saved, train_set
     assert all(torch.equal(value, kept[name]) for name, value in encoder.autoencoder.layers.state_dict().items())
 
 
+@pytest.mark.parametrize("freeze", ["all", "none"])
+def test_frozen_batch_norm_keeps_its_statistics_on_images_of_another_size_with_other_classes(
+    experiment, train_set, validation_set, freeze
+):
+    layer = experiment().model.layers[0].model_dump() | {"batch_norm": True}
+    with_norm = experiment(model={"layers": [layer]}, train={"epochs": 1})
+    trained, _, _ = train_encoder(with_norm, train_set, validation_set, print)
+    trained.save(Path("normalized"))
+
+    def other(image_set):
+        larger = np.pad(image_set.images, ((0, 0), (0, 0), (3, 5), (2, 2)))
+        return type(image_set)(larger, image_set.labels % 3, ("a", "b", "c"), "hash")
+
+    params = experiment(
+        model={"layers": [layer], "initialize_from": "normalized"},
+        objective={"kind": "classify"},
+        train={"freeze": freeze, "epochs": 1},
+    )
+    encoder, history, _ = train_encoder(params, other(train_set), other(validation_set), print)
+    before, after = trained.autoencoder.layers.state_dict(), encoder.autoencoder.layers.state_dict()
+    assert any("running_mean" in name for name in before)
+    same = {name: torch.equal(value, after[name]) for name, value in before.items()}
+    assert all(same.values()) if freeze == "all" else not any(same.values())
+    assert encoder.config["trained_on"]["classes"] == ["a", "b", "c"]
+    assert len(history) == 1
+
+
 def test_another_encoder_to_start_from_is_another_training(experiment, saved, train_set, validation_set):
     params = experiment(model={"initialize_from": "saved"}, train={"epochs": 1})
     first, _, _ = train_encoder(params, train_set, validation_set, print)
