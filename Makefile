@@ -13,7 +13,7 @@ run: $(BIN)/.installed  ## install, run the pipeline as far as anything changed,
 	@$(BIN)/python -m pipeline.summary
 
 test: $(BIN)/.installed  ## the whole test suite
-	$(BIN)/pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile  # threads of workers on the same cores wait for each other
 
 check: $(BIN)/.installed  ## lint, formatting and types
 	$(BIN)/ruff check
