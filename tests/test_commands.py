@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 from pyarrow.parquet import ParquetFile
 from test_cli import convae
 
+import convae.encoder as convae_encoder
 from convae import load_encoder
 from convae.cli import _parser, main
 from convae.evaluation.evaluate import evaluate
@@ -46,7 +48,7 @@ def here(models, monkeypatch, capsys):
 
     def run(*arguments, text=""):
         monkeypatch.setattr(sys, "argv", ["convae", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         capsys.readouterr()
         main()
         return capsys.readouterr().out
@@ -93,6 +95,29 @@ def test_a_bad_picture_is_reported_and_left_out(models):
             "convae: missing.png: No such file or directory",
             "convae: 3 of 11 pictures were left out",
         ]
+
+
+def test_a_picture_that_is_too_large_is_left_out_as_well(models, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["convae", "features", "pictures", "-o", "f.npy"])
+    monkeypatch.setattr(convae_encoder, "MOST_MAP_BYTES", 4 * 4 * 100 * 100)
+    Image.new("L", (200, 200)).save("pictures/large.png")
+    with pytest.raises(SystemExit, match="1 of 11 pictures were left out"):
+        main()
+    assert "convae: pictures/large.png: images of 200×200 pixels are too large" in capsys.readouterr().err
+    assert len(np.load("f.npy")) == 10
+
+
+def test_names_from_standard_input_need_not_be_text(models):
+    shutil.copy("pictures/a/0.png", b"pictures/\xe4.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "convae.cli", "features", "-", "-o", "f.npy"],
+        input=b"pictures/\xe4.png\n",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(np.load("f.npy")) == 1
 
 
 def test_no_pictures_are_told(models):
@@ -180,6 +205,7 @@ def test_every_command_is_there_and_has_help(repository):
         module, _, function = parser.get_default("command").partition(":")
         assert callable(getattr(import_module(f"convae.{module}"), function))
         assert f"convae {name} " in parser.format_usage()
+        assert "example" in parser.format_help()
 
 
 def test_a_table_of_pictures_of_many_sizes_is_as_small_as_of_one(here):
