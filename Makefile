@@ -12,8 +12,9 @@ run: $(BIN)/.installed  ## install, run the pipeline as far as anything changed,
 	$(BIN)/dvc repro
 	@$(BIN)/python -m pipeline.summary
 
+# Threads of two workers on the same cores would wait for each other.
 test: $(BIN)/.installed  ## the whole test suite
-	$(BIN)/pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile
 
 check: $(BIN)/.installed  ## lint, formatting and types
 	$(BIN)/ruff check

@@ -15,6 +15,7 @@ from sklearn.svm import SVC
 
 from convae import load_encoder
 
+SUFFIXES = (".png", ".jpg", ".jpeg")
 CLASSIFIERS = {
     "logistic regression": LogisticRegression(C=0.003, max_iter=1000),
     "nearest neighbours": KNeighborsClassifier(5),
@@ -24,7 +25,7 @@ CLASSIFIERS = {
 
 def main(pictures: Path, encoder: str) -> None:
     """Print a line for each classifier: mean and standard deviation of its accuracy over the folds."""
-    files = sorted(file for file in pictures.glob("*/*") if file.is_file())
+    files = sorted(file for file in pictures.glob("*/*") if file.suffix.lower() in SUFFIXES)
     features = load_encoder(encoder).features(files)
     labels = [file.parent.name for file in files]
     for name, classifier in CLASSIFIERS.items():

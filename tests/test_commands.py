@@ -1,7 +1,9 @@
 """`convae features`, `classify`, `reconstruct`, `info` on files as they lie about."""
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -14,8 +16,9 @@ from PIL import Image, ImageOps
 from pyarrow.parquet import ParquetFile
 from test_cli import convae
 
+import convae.encoder as convae_encoder
 from convae import load_encoder
-from convae.cli import _parser
+from convae.cli import _parser, main
 from convae.evaluation.evaluate import evaluate
 from convae.evaluation.saving import load_classifier, save_classifier
 from convae.features.extract import extract_features
@@ -39,7 +42,21 @@ def models(experiment, digits, train_set, validation_set, tmp_path, monkeypatch)
     return tmp_path
 
 
-def test_files_folders_patterns_and_standard_input_name_pictures(models):
+@pytest.fixture
+def here(models, monkeypatch, capsys):
+    """`convae` in this process, which has torch already; what it wrote to standard output."""
+
+    def run(*arguments, text=""):
+        monkeypatch.setattr(sys, "argv", ["convae", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        capsys.readouterr()
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_files_folders_patterns_and_standard_input_name_pictures(here):
     Path("pictures/.hidden").mkdir()
     for name in ("pictures/.hidden/x.png", "pictures/notes.txt", "pictures/a/UPPER.PNG"):
         Path(name).write_bytes(Path("pictures/a/0.png").read_bytes())
@@ -52,8 +69,7 @@ def test_files_folders_patterns_and_standard_input_name_pictures(models):
         (["-"], "pictures/a/4.png\n\npictures/b/5.png\n", ["pictures/a/4.png", "pictures/b/5.png"]),
         (["pictures/notes.txt"], "", ["pictures/notes.txt"]),  # named, it is taken for what it is
     ):
-        done = convae("features", *arguments, "-o", "f.npy", cwd=models, input=text)
-        assert (done.returncode, done.stdout.split()) == (0, expected)
+        assert here("features", *arguments, "-o", "f.npy", text=text).split() == expected
         images = [np.asarray(Image.open(file)) for file in expected]
         np.testing.assert_allclose(
             np.load("f.npy"), load_encoder("models/encoder").features(images), rtol=1e-5, atol=1e-5
@@ -81,34 +97,56 @@ def test_a_bad_picture_is_reported_and_left_out(models):
         ]
 
 
+def test_a_picture_that_is_too_large_is_left_out_as_well(models, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["convae", "features", "pictures", "-o", "f.npy"])
+    monkeypatch.setattr(convae_encoder, "MOST_MAP_BYTES", 4 * 4 * 100 * 100)
+    Image.new("L", (200, 200)).save("pictures/large.png")
+    with pytest.raises(SystemExit, match="1 of 11 pictures were left out"):
+        main()
+    assert "convae: pictures/large.png: images of 200×200 pixels are too large" in capsys.readouterr().err
+    assert len(np.load("f.npy")) == 10
+
+
+def test_names_from_standard_input_need_not_be_text(models):
+    shutil.copy("pictures/a/0.png", b"pictures/\xe4.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "convae.cli", "features", "-", "-o", "f.npy"],
+        input=b"pictures/\xe4.png\n",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(np.load("f.npy")) == 1
+
+
 def test_no_pictures_are_told(models):
     Path("empty").mkdir()
     done = convae("features", "empty", "-o", "f.npy", cwd=models)
     assert (done.returncode, done.stderr) == (1, "convae: 0 of 0 pictures were left out\n")
 
 
-def test_pictures_are_as_large_as_they_are_or_resized_as_the_pipeline_does(models):
+def test_pictures_are_as_large_as_they_are_or_resized_as_the_pipeline_does(here):
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
     large.save("large.png")
     encoder = load_encoder("models/encoder")
-    convae("features", "large.png", "-o", "native.npy", cwd=models)
+    here("features", "large.png", "-o", "native.npy")
     np.testing.assert_allclose(np.load("native.npy"), encoder.features(large), rtol=1e-5, atol=1e-5)
-    convae("features", "large.png", "--resize", "-o", "resized.npy", cwd=models)
+    here("features", "large.png", "--resize", "-o", "resized.npy")
     cropped = ImageOps.fit(large.convert("L"), (8, 8), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(np.load("resized.npy"), encoder.features(cropped), rtol=1e-5, atol=1e-5)
-    label = convae("classify", "large.png", cwd=models).stdout.split()[0]
+    label = here("classify", "large.png").split()[0]
     cropped.save("cropped.png")
-    assert convae("classify", "cropped.png", cwd=models).stdout.split()[0] == label
+    assert here("classify", "cropped.png").split()[0] == label
 
 
-def test_classes_and_probabilities(models):
-    done = convae("classify", "pictures", cwd=models)
-    lines = done.stdout.splitlines()
+def test_classes_and_probabilities(here):
+    lines = here("classify", "pictures").splitlines()
     assert len(lines) == 10
     label, probability, file = lines[0].split()
     assert (label in "0123456789", file) == (True, "pictures/a/0.png")
     assert 10 < float(probability.rstrip("%")) <= 100
-    found = json.loads(convae("classify", "pictures", "--json", cwd=models).stdout)
+    found = json.loads(here("classify", "pictures", "--json"))
     assert [(one["file"], one["label"]) for one in found] == [(line.split()[-1], line.split()[0]) for line in lines]
     assert all(abs(sum(one["probabilities"].values()) - 1) < 1e-5 for one in found)
     assert all(one["probability"] == max(one["probabilities"].values()) for one in found)
@@ -123,12 +161,12 @@ def test_an_encoder_of_another_classifier_is_refused(models):
     assert "classifier/ was fitted on the features of another encoder" in done.stderr
 
 
-def test_reconstructions_lie_beside_what_the_encoder_sees(models):
-    done = convae("reconstruct", "pictures/a/0.png", "pictures/a/0.png", "-o", "made", cwd=models)
+def test_reconstructions_lie_beside_what_the_encoder_sees(here):
+    printed = here("reconstruct", "pictures/a/0.png", "pictures/a/0.png", "-o", "made")
     assert sorted(path.name for path in Path("made").iterdir()) == ["0-2.png", "0.png"]
     encoder, image = load_encoder("models/encoder"), Image.open("pictures/a/0.png")
     error = np.mean((encoder.preprocess(image) - encoder.reconstruct(image)) ** 2)
-    assert float(done.stdout.split()[0]) == pytest.approx(error, abs=1e-6)
+    assert float(printed.split()[0]) == pytest.approx(error, abs=1e-6)
     assert Image.open("made/0.png").size == (16, 8)
 
 
@@ -167,12 +205,13 @@ def test_every_command_is_there_and_has_help(repository):
         module, _, function = parser.get_default("command").partition(":")
         assert callable(getattr(import_module(f"convae.{module}"), function))
         assert f"convae {name} " in parser.format_usage()
+        assert "example" in parser.format_help()
 
 
-def test_a_table_of_pictures_of_many_sizes_is_as_small_as_of_one(models):
+def test_a_table_of_pictures_of_many_sizes_is_as_small_as_of_one(here):
     for index in range(100):
         Image.new("L", (8 + index % 7, 8 + index % 5)).save(f"{index:02}.png")
-    assert convae("features", "[0-9][0-9].png", "-o", "f.parquet", cwd=models).returncode == 0
+    here("features", "[0-9][0-9].png", "-o", "f.parquet")
     assert ParquetFile("f.parquet").metadata.num_row_groups == 1
     assert len(pd.read_parquet("f.parquet")) == 100
 

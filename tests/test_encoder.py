@@ -14,6 +14,7 @@ from convae.encoder import Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
 from convae.files import content_sha256
+from convae.training.train import train_encoder
 
 LAYER = layer(
     filters=6, kernel=[3, 5], stride=[1, 2], activation="relu", batch_norm=True, pool={"kind": "max", "size": [2, 1]}
@@ -210,3 +211,42 @@ def test_importing_convae_does_not_load_torch():
     code = "import sys, convae; print('torch' in sys.modules, 'numpy' in sys.modules); convae.load_encoder"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False False"
+
+
+def test_an_encoder_without_a_network_is_where_its_readout_is():
+    config = {
+        "channels": 1,
+        "image_size": [8, 8],
+        "preprocessing": {"local_contrast": None, "whitening": None},
+        "layers": [],
+        "tied_weights": True,
+        "stacked_on": "maps",
+        "sparsity": None,
+        "decoder": False,
+        "readout": READOUT,
+    }
+    readout = Readout(**READOUT)
+    readout.mean = torch.zeros(6)
+    encoder = Encoder(build_autoencoder(config), readout, config)
+    assert encoder.device.type == "cpu"
+    assert encoder.to("meta").device.type == "meta"
+
+
+def test_a_saved_encoder_says_where_it_is_from(experiment, train_set, validation_set, tmp_path):
+    trained, _, _ = train_encoder(experiment(train={"epochs": 1}), train_set, validation_set, lambda row: None)
+    trained.save(tmp_path / "encoder")
+    about = json.loads((tmp_path / "encoder/config.json").read_text())
+    assert about["value_range"]["uint8"] == [0, 255]
+    assert about["trained_on"]["dataset"] == "digits"
+    assert about["trained_on"]["sha256"] == train_set.sha256
+    assert about["trained_on"]["images"] == len(train_set)
+    assert {"convae", "torch"} <= set(about["versions"])
+    assert (about["channels"], about["image_size"]) == (1, [8, 8])
+
+
+def test_a_deeply_nested_description_is_refused(encoder, tmp_path):
+    encoder.save(tmp_path / "e")
+    (tmp_path / "e/config.json").write_text("[" * 100_000)
+    with pytest.raises(ConvaeError, match="not an encoder") as refusal:
+        load_encoder(tmp_path / "e")
+    assert "\n" not in str(refusal.value)

@@ -54,6 +54,25 @@ example:
     "publish": """The models convae-encoder and convae-classifier get a new version each. Their alias champion moves to
 it if there was none, or if it is more accurate with the same images to learn from and the same validation images. Two
 of these go to the registry as an example.
+
+example:
+  convae publish && mlflow models serve -m models:/convae-classifier@champion --env-manager local
+""",
+    "info": """examples:
+  convae info
+  convae info models:/convae-classifier@champion
+""",
+    "ui": """example:
+  convae ui --port 5001
+""",
+    "sync": """What MLflow has already stays as it is.
+
+example:
+  git fetch && convae sync
+""",
+    "lineage": """examples:
+  convae lineage models/encoder
+  convae lineage ~/Downloads/encoder
 """,
 }
 

@@ -52,7 +52,7 @@ class Pictures:
         self._channels: int = encoder.config["channels"]
         height, width = encoder.config["image_size"]
         self._size: Size | None = (height, width) if resize else None
-        self._least = encoder.minimum_size
+        self._check_size = encoder.batch_size
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Pixels `uint8 [C, H, W]` of one picture after the other."""
@@ -84,15 +84,16 @@ class Pictures:
             pixels = read_picture(file, self._channels, self._size)
         except UnusableError as error:
             return error
-        height, width = pixels.shape[1:]
-        if height < self._least[0] or width < self._least[1]:
-            return UnusableError(f"{show((height, width))} pixels; at least {show(self._least)} are needed")
+        try:
+            self._check_size((pixels.shape[1], pixels.shape[2]))
+        except ConvaeError as error:
+            return UnusableError(str(error))
         return pixels
 
 
 def _named(argument: str) -> list[str]:
     if argument == "-":
-        return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+        return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
     if Path(argument).is_dir():
         files = [path for path in Path(argument).rglob("*") if path.suffix.lower() in SUFFIXES]
         return [str(path) for path in sorted(files) if not _is_hidden(path.relative_to(argument))]
@@ -243,6 +244,8 @@ def print_info(source: str) -> None:
         print(source)
         for name, text in _about(encoder, folder.parent / "classifier"):
             print(f"  {name:16}{text}")
+        if published:
+            print(f"\n{(published / 'README.md').read_text('utf-8')}")
 
 
 def _words(name: str) -> str:

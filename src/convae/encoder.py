@@ -88,7 +88,8 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the network computes."""
-        tensors = itertools.chain(self.autoencoder.parameters(), self.autoencoder.buffers())
+        parts = (self.autoencoder, self.readout) if self.readout else (self.autoencoder,)  # pixels have no network
+        tensors = itertools.chain.from_iterable((*part.parameters(), *part.buffers()) for part in parts)
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @property
@@ -172,13 +173,13 @@ class Encoder:
         """`function` of one batch of images after the other, on the encoder's device, without gradients."""
         channels = self.config["channels"]
         none = torch.zeros((0, channels, *self.config["image_size"]), dtype=torch.uint8)
-        batches = image_batches(images, channels, self._batch_size, size)
+        batches = image_batches(images, channels, self.batch_size, size)
         for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode():
                 result = function(batch.to(self.device))
             yield result  # outside: whoever reads it may want gradients
 
-    def _batch_size(self, size: Size) -> int:
+    def batch_size(self, size: Size) -> int:
         """As many images as keep the largest layer's activation maps within 64 MiB, up to 256.
 
         Raises:
@@ -258,7 +259,7 @@ def load_encoder(source: str | Path) -> Encoder:
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         weights = (folder / WEIGHTS).read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None
     found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:

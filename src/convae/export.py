@@ -64,7 +64,11 @@ def export_onnx(encoder: str, output: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, loaded.config["channels"], height, width), np.uint8)
     expected = loaded.features(images)  # tells as well that there is no readout
     with new_file(output) as scratch:
-        _export(loaded, images, scratch)
+        try:
+            _export(loaded, images, scratch)
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConvaeError(f"{output}: not written, torch can't export this encoder: {reason}") from None
         session = onnxruntime.InferenceSession(scratch, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"images": images})
         deviation = float(np.abs(found - expected).max() / np.abs(expected).max())

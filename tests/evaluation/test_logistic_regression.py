@@ -3,9 +3,17 @@ import pytest
 from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
 
 from convae.evaluation import logistic_regression
 from convae.evaluation.logistic_regression import fit_path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with threadpool_limits(1):
+        yield
 
 
 def digits(classes=10):
@@ -27,8 +35,8 @@ def objective(estimator, x, y):
 def test_the_optimum_is_that_of_scikit_learn(classes, c, monkeypatch):
     monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-5)
     x, y = digits(classes)
-    (ours,) = fit_path(x, y, [c])
-    theirs = LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(x.astype(float), y)
+    ((ours, _),) = fit_path(x, y, [c])
+    theirs = LogisticRegression(C=c, tol=1e-6, max_iter=2000).fit(x.astype(float), y)
     assert objective(ours, x, y) == pytest.approx(objective(theirs, x, y), rel=1e-5)
     assert np.abs(ours.predict_proba(x) - theirs.predict_proba(x)).max() < 0.002
     assert ours.coef_.shape == theirs.coef_.shape
@@ -37,19 +45,20 @@ def test_the_optimum_is_that_of_scikit_learn(classes, c, monkeypatch):
 
 def test_as_shipped_it_is_as_good_as_scikit_learn_as_shipped():
     x, y = digits()
-    (ours,) = fit_path(x, y, [0.01])
+    ((ours, _),) = fit_path(x, y, [0.01])
     theirs = LogisticRegression(C=0.01).fit(x, y)
     assert objective(ours, x, y) < 1.001 * objective(theirs, x, y)
     assert ours.score(x, y) == pytest.approx(theirs.score(x, y), abs=0.001)
 
 
 def test_fewer_directions_than_dimensions_and_images_in_several_pieces_change_the_way_alone(monkeypatch):
+    monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-4)
     x, y = digits()
-    (whole,) = fit_path(x, y, [0.1])
+    ((whole, _),) = fit_path(x, y, [0.1])
     monkeypatch.setattr(logistic_regression, "DIRECTIONS", 5)
     monkeypatch.setattr(logistic_regression, "IMAGES", 100)
     monkeypatch.setattr(logistic_regression, "row_chunks", lambda x: (slice(i, i + 100) for i in range(0, len(x), 100)))
-    (other,) = fit_path(x, y, [0.1])
+    ((other, _),) = fit_path(x, y, [0.1])
     assert objective(other, x, y) == pytest.approx(objective(whole, x, y), rel=1e-3)
     assert not np.array_equal(other.coef_, whole.coef_)
 
@@ -57,8 +66,8 @@ def test_fewer_directions_than_dimensions_and_images_in_several_pieces_change_th
 def test_a_path_starts_from_the_classifier_before_and_ends_where_a_single_fit_does(monkeypatch):
     monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-4)
     x, y = digits()
-    *_, last = fit_path(x, y, [0.01, 0.03, 0.1])
-    (alone,) = fit_path(x, y, [0.1])
+    *_, (last, _) = fit_path(x, y, [0.01, 0.03, 0.1])
+    ((alone, _),) = fit_path(x, y, [0.1])
     assert objective(last, x, y) == pytest.approx(objective(alone, x, y), rel=1e-3)
     assert last.n_iter_[0] < alone.n_iter_[0]
 
@@ -66,8 +75,8 @@ def test_a_path_starts_from_the_classifier_before_and_ends_where_a_single_fit_do
 def test_the_same_features_give_the_same_bits_also_from_a_file(tmp_path):
     x, y = digits()
     np.save(tmp_path / "x.npy", x)
-    (first,) = fit_path(x, y, [0.1])
-    (again,) = fit_path(np.load(tmp_path / "x.npy", mmap_mode="r"), y, [0.1])
+    ((first, _),) = fit_path(x, y, [0.1])
+    ((again, _),) = fit_path(np.load(tmp_path / "x.npy", mmap_mode="r"), y, [0.1])
     assert np.array_equal(first.coef_, again.coef_)
     assert np.array_equal(first.intercept_, again.intercept_)
 
@@ -75,6 +84,39 @@ def test_the_same_features_give_the_same_bits_also_from_a_file(tmp_path):
 def test_labels_may_be_any_numbers_and_a_single_image_a_class_is_enough():
     x, y = digits()
     rows = [int(np.flatnonzero(y == label)[0]) for label in (3, 7)]
-    (estimator,) = fit_path(x[rows], y[rows], [1.0])
+    ((estimator, _),) = fit_path(x[rows], y[rows], [1.0])
     assert estimator.classes_.tolist() == [3, 7]
     assert estimator.predict(x[rows]).tolist() == [3, 7]
+
+
+def test_only_the_optimum_counts_as_converged(monkeypatch):
+    x, y = digits()
+    assert [converged for _, converged in fit_path(x, y, [0.01, 0.1])] == [True, True]
+    monkeypatch.setattr(logistic_regression, "TOLERANCE", 0)  # the steps become too small to go on
+    ((estimator, converged),) = fit_path(x, y, [0.01])
+    assert estimator.n_iter_[0] < estimator.max_iter
+    assert not converged
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e4])
+def test_features_of_any_scale_and_constant_ones_are_fitted(scale):
+    x, y = digits()
+    x = (8 + x) * np.float32(scale)  # not standardised, and some pixels are always the same
+    ((estimator, _),) = fit_path(x, y, [1 / scale**2])
+    assert estimator.score(x, y) > 0.95
+
+
+def test_every_class_is_seen_where_rows_are_in_their_order(monkeypatch):
+    monkeypatch.setattr(logistic_regression, "IMAGES", 1000)
+    seen = []
+
+    def look(some, *arguments, **settings):
+        seen.append(some)
+        return randomized_svd(some, *arguments, **settings)
+
+    monkeypatch.setattr(logistic_regression, "randomized_svd", look)
+    x, y = digits()
+    order = np.argsort(y, kind="stable")
+    next(fit_path(x[order], y[order], [0.1]))
+    assert len(seen[0]) == 1000
+    np.testing.assert_array_equal(seen[0][-1], x[order][-1])

@@ -62,7 +62,7 @@ def fit_best(
 
     Returns:
         The fitted classifier, and of each candidate its settings, `validation_accuracy`, and
-        `converged`, which is false where the solver stopped at its limit of iterations.
+        `converged`, which is false where the solver stopped before the optimum.
 
     Raises:
         ConvaeError: features are not finite or all alike, labels are all alike, or a setting does not suit.
@@ -86,7 +86,7 @@ def fit_best(
 
 
 def make_classifier(kind: str, seed: int) -> BaseEstimator:
-    """A classifier of one of the seven kinds, not yet fitted."""
+    """A classifier of one of the seven kinds, not yet fitted; for logistic regression there is `fit_path`."""
     estimator = CLASSIFIERS[kind](**FIXED.get(kind, {}))
     if "random_state" in estimator.get_params():
         estimator.set_params(random_state=seed)
@@ -152,8 +152,7 @@ def _fit_in_turn(
 ) -> Iterator[tuple[BaseEstimator, bool]]:
     """A fitted classifier for each entry of `_grid`, and whether its solver converged."""
     if params.kind == "logistic_regression":
-        for estimator in fit_path(train, y, [settings["C"] for settings in _grid(params)]):
-            yield estimator, bool(estimator.n_iter_[0] < estimator.max_iter)
+        yield from fit_path(train, y, [settings["C"] for settings in _grid(params)])
         return
     for settings in _grid(params):
         estimator = make_classifier(params.kind, seed).set_params(**settings)

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import randomized_svd
 
@@ -21,14 +20,19 @@ from convae.files import row_chunks
 
 ITERATIONS = 200
 TOLERANCE = 6e-4  # of the gradient's largest part, in scaled coordinates
-IMAGES, DIRECTIONS = 4000, 512
+IMAGES, DIRECTIONS = 4000, 512  # from which the principal directions are found, and how many
+SAMPLE_VALUES = 1 << 27  # fewer images where they have very many features: half a gigabyte
 CURVATURE = 0.05  # of the loss in a class's score: p(1 - p), averaged over images and classes
 
 
-def fit_path(x: np.ndarray, y: np.ndarray, inverse_penalties: Iterable[float]) -> Iterator[LogisticRegression]:
+def fit_path(
+    x: np.ndarray, y: np.ndarray, inverse_penalties: Iterable[float]
+) -> Iterator[tuple[LogisticRegression, bool]]:
     """Fit one classifier for each C, starting from the one before.
 
         minimise over W, b:  mean over images of -log softmax(W x + b)[y]  +  |W|² / (2 C N)
+
+    Of two classes scikit-learn knows the difference w of their rows alone, and |W|² is |w|².
 
     Args:
         x: features `float32 [N, D]`, finite.
@@ -36,24 +40,27 @@ def fit_path(x: np.ndarray, y: np.ndarray, inverse_penalties: Iterable[float]) -
         inverse_penalties: values of C; increasing ones make the way shortest.
 
     Yields:
-        Fitted scikit-learn classifiers; `n_iter_` reaches `max_iter` where one has not converged.
+        The fitted scikit-learn classifier, and whether it is at the optimum up to `TOLERANCE`.
     """
     classes, target = np.unique(y, return_inverse=True)
     coordinates = _Coordinates(x)
     weights, bias = np.zeros((len(classes), x.shape[1]), np.float32), np.zeros(len(classes), np.float32)
     for c in inverse_penalties:
-        # Of two classes scikit-learn knows the difference of scores alone, and so penalises half as much.
+        # Two rows that are each other's opposite have half the square of their difference.
         penalty = (2 if len(classes) == 2 else 1) / (c * len(x))
-        weights, bias, iterations = _minimize(x, target, penalty, coordinates, weights, bias)
-        yield _estimator(c, classes, weights, bias, iterations)
+        weights, bias, iterations, converged = _minimize(x, target, penalty, coordinates, weights, bias)
+        yield _estimator(c, classes, weights, bias, iterations), converged
 
 
 class _Coordinates:
     """Coordinates of the weights in which the curvature is about one."""
 
     def __init__(self, x: np.ndarray) -> None:
-        some = np.ascontiguousarray(x[:: max(1, len(x) // IMAGES)][:IMAGES])  # rows may be in the order of classes
-        _, singular, self.directions = randomized_svd(some, min(DIRECTIONS, *some.shape), n_iter=2, random_state=0)
+        count = min(len(x), IMAGES, max(1, SAMPLE_VALUES // x.shape[1]))
+        some = x[np.linspace(0, len(x) - 1, count).astype(int)]  # spread, as rows may be in the order of classes
+        _, singular, self.directions = randomized_svd(
+            some, min(DIRECTIONS, *some.shape), n_iter=2, power_iteration_normalizer="QR", random_state=0
+        )
         self.variances = singular**2 / len(some)
         rest = max(0.0, float(np.vdot(some, some)) / len(some) - float(self.variances.sum()))
         self.other_variance = rest / max(1, x.shape[1] - len(self.variances))
@@ -71,8 +78,8 @@ class _Coordinates:
 
 def _minimize(
     x: np.ndarray, target: np.ndarray, penalty: float, coordinates: _Coordinates, weights: np.ndarray, bias: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weights, bias, and how many iterations it took."""
+) -> tuple[np.ndarray, np.ndarray, int, bool]:
+    """Weights, bias, how many iterations it took, and whether the gradient vanishes there."""
     scaled = torch.from_numpy(coordinates.scale(weights, penalty, 0.5))
     scaled_bias = torch.from_numpy(bias * np.float32(CURVATURE**0.5))
     optimizer = torch.optim.LBFGS(
@@ -88,15 +95,19 @@ def _minimize(
         return coordinates.scale(scaled.numpy(), penalty, -0.5), scaled_bias.numpy() / np.float32(CURVATURE**0.5)
 
     def closure() -> float:
-        weights, bias = plain()
-        loss, weights_gradient, bias_gradient = _loss(x, target, weights, bias)
-        weights_gradient += np.float32(penalty) * weights
+        tried, tried_bias = plain()
+        loss, weights_gradient, bias_gradient = _loss(x, target, tried, tried_bias)
+        weights_gradient += np.float32(penalty) * tried
         scaled.grad = torch.from_numpy(coordinates.scale(weights_gradient, penalty, -0.5))
         scaled_bias.grad = torch.from_numpy(bias_gradient / np.float32(CURVATURE**0.5))
-        return loss + penalty / 2 * float(np.vdot(weights, weights))
+        return loss + penalty / 2 * float(np.vdot(tried, tried))
 
     optimizer.step(closure)
-    return *plain(), optimizer.state[scaled]["n_iter"]
+    closure()  # the gradients at hand are of the point that was tried last
+    assert scaled.grad is not None
+    assert scaled_bias.grad is not None
+    largest = max(float(scaled.grad.abs().max()), float(scaled_bias.grad.abs().max()))
+    return *plain(), optimizer.state[scaled]["n_iter"], largest <= TOLERANCE
 
 
 def _loss(
@@ -105,7 +116,9 @@ def _loss(
     """Mean over images of the negative log-likelihood, and its gradients."""
     loss, weights_gradient, bias_gradient = 0.0, np.zeros_like(weights), np.zeros_like(bias)
     for rows in row_chunks(x):
-        log_probabilities = log_softmax(x[rows] @ weights.T + bias, axis=1)
+        scores = x[rows] @ weights.T + bias
+        scores -= scores.max(axis=1, keepdims=True)
+        log_probabilities = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         own = (np.arange(len(log_probabilities)), target[rows])
         loss -= float(log_probabilities[own].sum(dtype=np.float64))
         residuals = np.exp(log_probabilities)

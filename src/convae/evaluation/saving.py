@@ -50,7 +50,7 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         description = read_json(folder / "classifier.json")
         kind, format_ = description["kind"], description["format"]
         content = b"" if kind is None else (folder / "classifier.skops").read_bytes()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConvaeError(f"{folder}: not a classifier: {error}") from None
     if format_ != FORMAT:
         raise ConvaeError(f"{folder}/classifier.json: format {format_!r}; this convae reads format {FORMAT}")

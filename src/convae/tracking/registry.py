@@ -31,6 +31,7 @@ CHAMPION = "champion"
 CONTENT, ACCURACY, IMAGES = "convae.content", "convae.validation_accuracy", "convae.images"
 
 DATA = "model"  # the folder with encoder/ and classifier/ within a published model
+VALIDATION = Path("data/prepared/validation")
 EXAMPLES = 2  # images shown as an input example
 PACKAGES = ("convae", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scikit-learn", "skops", "torch", "tqdm")
 
@@ -50,7 +51,12 @@ def publish(folder: Path) -> None:
     """
     classifier = load_image_classifier(folder)
     place, execution = find_producer(folder / "classifier")
-    example = ImageSet.load(Path("data/prepared/validation")).images[:EXAMPLES]
+    validation = ImageSet.load(VALIDATION)
+    if validation.sha256 != classifier.description["images"]["validation"]:
+        raise ConvaeError(
+            f"{VALIDATION}: not the images that {folder} was chosen on; two of them are to be its example"
+        )
+    example = validation.images[:EXAMPLES]
     tracking = load_params().tracking
     uri = known_store(tracking)
     with store_errors():

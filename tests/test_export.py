@@ -1,0 +1,75 @@
+"""ONNX: the features of every kind of encoder, for any number of images."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from layers import layer
+
+from convae import load_encoder
+from convae.encoder import Encoder, build_autoencoder
+from convae.export import export_onnx
+from convae.features.readout import Readout
+
+READOUT = {
+    "layers": [-1],
+    "divisive_normalization": 0.1,
+    "rectification": "both",
+    "threshold": 0.0,
+    "pooling": "mean",
+    "grid": [3, 2],
+    "power": 0.5,
+    "pca": None,
+    "standardize": True,
+}
+CONFIG = {
+    "channels": 3,
+    "image_size": [12, 14],
+    "preprocessing": {
+        "local_contrast": {"window": 5, "floor": 0.1},
+        "whitening": {"kind": "zca", "window": 3, "epsilon": 0.1},
+    },
+    "layers": [layer(filters=6, activation="linear")],
+    "tied_weights": True,
+    "stacked_on": "maps",
+    "sparsity": None,
+    "decoder": True,
+}
+POOLED = layer(filters=6, activation="relu", batch_norm=True, pool={"kind": "max", "size": [2, 2]})
+KINDS = {
+    "several layers, pooled": ({"layers": [POOLED, layer(filters=4, stride=[2, 1])]}, {"layers": [0, 1]}),
+    "on reconstructions": ({"layers": [layer(filters=4)] * 2, "stacked_on": "reconstructions"}, {}),
+    "principal components": ({}, {"pca": 5}),
+    "maxima": ({}, {"pooling": "max"}),
+    "pixels": (
+        {"layers": [], "preprocessing": {"local_contrast": None, "whitening": None}, "decoder": False},
+        {"divisive_normalization": None, "rectification": "none", "power": 1.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnxruntime_gives_the_features(kind, tmp_path):
+    changes, of_readout = KINDS[kind]
+    config = CONFIG | changes | {"readout": READOUT | of_readout}
+    autoencoder, generator = build_autoencoder(config), torch.Generator().manual_seed(0)
+    autoencoder.initialize(generator)
+    pictures = torch.randint(0, 256, (20, 3, 12, 14), dtype=torch.uint8, generator=generator)
+    autoencoder.preprocessing.fit(pictures, generator)
+    readout = Readout(**config["readout"])
+    encoder = Encoder(autoencoder, readout, config)
+    dimension = encoder.features(pictures).shape[1]
+    readout.mean = torch.rand(dimension)
+    if readout.pca:
+        readout.components, dimension = torch.randn(readout.pca, dimension), readout.pca
+    readout.scale = torch.rand(dimension) + 0.5
+    encoder.save(tmp_path / "encoder")
+
+    export_onnx(str(tmp_path / "encoder"), tmp_path / "e.onnx")
+    session, loaded = onnxruntime.InferenceSession(tmp_path / "e.onnx"), load_encoder(tmp_path / "encoder")
+    sizes = [(12, 14)] if readout.pooling == "max" else [(12, 14), (9, 31)]
+    for number, (height, width) in enumerate(sizes, start=1):
+        images = np.random.default_rng(number).integers(0, 256, (number, 3, height, width), np.uint8)
+        expected = loaded.features(images)
+        (found,) = session.run(None, {"images": images})
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
