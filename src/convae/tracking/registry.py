@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from convae.classifier import ImageClassifier, load_image_classifier
 from convae.datasets.image_set import ImageSet
 from convae.errors import ConvaeError
+from convae.models.geometry import show
 from convae.params import PARAMS_FILE, TrackingParams, load_params
 from convae.tracking.git import Place
 from convae.tracking.lineage import find_producer
@@ -191,7 +192,7 @@ def _card(classifier: ImageClassifier, place: Place) -> str:
     """A model card in Markdown."""
     about, config = classifier.description, classifier.encoder.config
     data, test = config["trained_on"], about["test"]
-    layers = ", ".join(f"{layer['filters']} filters of {layer['kernel']} pixels" for layer in config["layers"])
+    layers = ", ".join(f"{layer['filters']} filters of {show(layer['kernel'])} pixels" for layer in config["layers"])
     size = " × ".join(map(str, (config["channels"], *config["image_size"])))
     back = f"`{place.command}` brings the experiment back." if place.command else "Not committed when published."
     return f"""# Convolutional autoencoder of {data["dataset"]}
