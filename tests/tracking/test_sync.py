@@ -432,6 +432,25 @@ def test_lineage_of_something_copied_elsewhere(pipeline: Path, client: MlflowCli
     assert train.info.run_id not in done.stdout
 
 
+def test_lineage_tells_of_the_code_at_hand_where_other_code_gave_the_same_bits(
+    pipeline: Path, client: MlflowClient
+) -> None:
+    dvc("repro")
+    commit("Results")
+    definition = Path("dvc.yaml").read_text()
+    Path("dvc.yaml").write_text(definition.replace("[data/prepared/train]", "[data/prepared/train, train.py]"))
+    dvc("repro")
+    commit("Other code, the same bits")
+    lines = [line.split() for line in convae("lineage", "models/autoencoder").stdout.splitlines()]
+    assert lines[2][2:] == ["git", "checkout", git("rev-parse", "--short=7", "HEAD"), "&&", "dvc", "checkout"]
+    _, later = [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"]
+    assert ["run", later.info.run_id] in lines
+    assert ["data", "train.py", path_md5(Path("train.py"))] in lines
+    git("checkout", "--quiet", "HEAD~")
+    lines = [line.split() for line in convae("lineage", "models/autoencoder").stdout.splitlines()]
+    assert lines[2][2:] == ["git", "checkout", git("rev-parse", "--short=7", "HEAD"), "&&", "dvc", "checkout"]
+
+
 def test_sync_from_the_command_line(pipeline: Path) -> None:
     untracked("repro")
     done = convae("sync")

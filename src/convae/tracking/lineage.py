@@ -17,11 +17,13 @@ def find_producer(path: Path) -> tuple[Place, Execution]:
     md5 = path_md5(path)
     if not md5:
         raise ConvaeError(f"{path}: no such file or folder")
-    for place in places():
-        for execution in place.executions.values():
-            if md5 in execution.outputs.values():
-                return place, execution
-    raise ConvaeError(f"{path}: no dvc.lock of this repository knows its content (MD5 {md5})")
+    known = list(places())
+    found = [(place, one) for place in known for one in place.executions.values() if md5 in one.outputs.values()]
+    if not found:
+        raise ConvaeError(f"{path}: no dvc.lock of this repository knows its content (MD5 {md5})")
+    # Other code may have given the same bits before: that of the workspace comes first.
+    keys = {one.key for one in known[-1].executions.values()}
+    return next((pair for pair in found if pair[1].key in keys), found[0])
 
 
 def describe(path: Path, place: Place, execution: Execution, runs: Mapping[str, str]) -> Iterator[str]:
