@@ -121,12 +121,14 @@ def test_what_is_not_asked_for_is_as_in_the_default_system(repository):
     assert default["objective"]["sparsity"] == {"block": [block["block"]] * 2, "lifetime": block["lifetime"]}
 
 
-def test_fitting_leaves_torch_as_it_was():
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_fitting_leaves_torch_as_it_was(deterministic):
+    torch.use_deterministic_algorithms(deterministic)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
     ConvolutionalAutoencoderFeatures(**SMALL).fit(IMAGES[:20])
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
     assert torch.equal(torch.rand(1), expected)
 
 
