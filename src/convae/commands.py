@@ -82,11 +82,8 @@ class Pictures:
     def _read(self, file: str) -> np.ndarray | UnusableError:
         try:
             pixels = read_picture(file, self._channels, self._size)
-        except UnusableError as error:
-            return error
-        try:
             self._check_size((pixels.shape[1], pixels.shape[2]))
-        except ConvaeError as error:
+        except (UnusableError, ConvaeError) as error:
             return UnusableError(str(error))
         return pixels
 
@@ -245,7 +242,8 @@ def print_info(source: str) -> None:
         for name, text in _about(encoder, folder.parent / "classifier"):
             print(f"  {name:16}{text}")
         if published:
-            print(f"\n{(published / 'README.md').read_text('utf-8')}")
+            card = (published / "README.md").read_text("utf-8")  # of whoever published it: no control characters
+            print("", *map(printable, card.splitlines()), sep="\n")
 
 
 def _words(name: str) -> str:

@@ -65,6 +65,15 @@ def test_the_first_of_equals_is_kept():
     assert estimator.alpha == 2.0
 
 
+def test_logistic_regression_is_fitted_with_increasing_c_and_keeps_its_own():
+    params = make_classifier_params("logistic_regression", C=[1.0, 1e-6, 0.01])
+    estimator, candidates = fit_best(params, *split(), 0)
+    assert [candidate["C"] for candidate in candidates] == [1e-6, 0.01, 1.0]
+    assert all(candidate["converged"] for candidate in candidates)
+    best = max(candidates, key=lambda candidate: candidate["validation_accuracy"])
+    assert estimator.C == best["C"] != 1e-6
+
+
 def test_the_same_seed_gives_the_same_mlp_and_leaves_the_validation_images_alone():
     train, y, validation, y_validation = split()
     params = make_classifier_params("mlp")

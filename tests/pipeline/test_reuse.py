@@ -228,7 +228,9 @@ def test_an_address_without_a_store_makes_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("source", ["models/encoder", "models:/convae-classifier@champion"])
+@pytest.mark.parametrize(
+    "source", ["models/encoder", "models:/convae-classifier@champion", "models:/convae-encoder@champion"]
+)
 def test_info_says_what_how_good_and_from_where(published, source):
     text = published.run(*CONVAE, "info", source).stdout
     metrics = read_json(published.folder / "reports/metrics.json")
