@@ -267,6 +267,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             "threads": torch.get_num_threads(),
             "accelerator": "auto",
             "devices": 1,
+            "checkpoint_minutes": 60,
         }
         model = {
             "layers": layers,

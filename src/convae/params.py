@@ -184,6 +184,7 @@ class TrainParams(_Section):
     threads: int = Field(gt=0, le=1024)
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Positive | Literal["auto"]
+    checkpoint_minutes: float = Field(gt=0)
 
 
 class FeaturesParams(_Section):

@@ -244,7 +244,7 @@ def test_with_all_layers_frozen_the_head_alone_learns(experiment, train_set, val
 def test_the_head_has_a_learning_rate_of_its_own(experiment):
     params = experiment(train={"head_learning_rate": 0.5, "learning_rate": 0.25, "weight_decay": 0.1})
     objective = Classification(network(), None, (8, 8), 3, 0)
-    module = TrainingModule(objective, params.train, 0, 0, 0, print)
+    module = TrainingModule(objective, params.train, Path("last.ckpt"), 0, 0, 0, print)
     module.trainer = SimpleNamespace(estimated_stepping_batches=10)
     groups = module.configure_optimizers()["optimizer"].param_groups
     rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}

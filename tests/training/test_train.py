@@ -6,6 +6,7 @@ import torch
 from convae.encoder import load_encoder
 from convae.errors import ConvaeError
 from convae.training.batches import ImageBatches
+from convae.training.module import TrainingModule
 from convae.training.train import CHECKPOINTS, train_encoder
 
 RESTLESS = {"learning_rate": 0.3, "batch_size": 8}  # the validation loss goes up and down
@@ -47,6 +48,50 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
     assert resumed_history == history
     assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
     assert not list(CHECKPOINTS.iterdir())
+
+
+RANDOM = {
+    "model": {"layers": [{"filters": 4, "kernel": (3, 3), "batch_norm": True, "dropout": 0.3}], "tied_weights": False},
+    "objective": {"corruption": {"kind": "masking", "level": 0.3}},
+    "train": {"augmentation": {"flip": True, "shift": 1}},
+}
+SUPERVISED = {
+    "objective": {"kind": "classify", "pretraining": 1, "sparsity": None},
+    "train": {"augmentation": {"flip": True, "shift": 1}, "optimizer": "sgd", "head_learning_rate": 0.1},
+}
+
+
+@pytest.mark.parametrize("changes", [{}, RANDOM, SUPERVISED], ids=["as shipped", "random", "supervised"])
+def test_a_training_killed_again_and_again_within_its_epochs_goes_on_where_it_was_saved(
+    experiment, train_set, validation_set, tmp_path, monkeypatch, capsys, changes
+):
+    params = experiment(**changes | {"train": {"epochs": 3, **changes.get("train", {})}})
+    whole, history, _ = train_encoder(params, train_set, validation_set, ignore)
+    whole.save(tmp_path / "whole")
+    capsys.readouterr()
+    params = experiment(**changes | {"train": {"epochs": 3, "checkpoint_minutes": 1e-9, **changes.get("train", {})}})
+    step, steps = TrainingModule.training_step, []
+
+    def die_at_every_third(module, batch):
+        steps.append((module.phase, module.current_epoch, module.trainer.train_dataloader.given))
+        if len(steps) % 3 == 0:
+            raise KeyboardInterrupt
+        return step(module, batch)
+
+    monkeypatch.setattr(TrainingModule, "training_step", die_at_every_third)
+    deaths = 0
+    while True:
+        try:
+            resumed, resumed_history, _ = train_encoder(params, train_set, validation_set, ignore)
+            break
+        except (KeyboardInterrupt, SystemExit):
+            deaths += 1
+    resumed.save(tmp_path / "resumed")
+    assert deaths >= 8
+    assert len(steps) == len(set(steps)) + deaths  # no step was done twice but those that were not finished
+    assert "after batch 2 of 7" in capsys.readouterr().out
+    assert resumed_history == history
+    assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
 
 
 def test_killed_before_its_first_whole_checkpoint_it_starts_afresh(experiment, train_set, validation_set, tmp_path):

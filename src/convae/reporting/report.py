@@ -26,7 +26,7 @@ from convae.reporting.page import Picture, embed, write_page
 
 LIBRARIES = ("torch", "pytorch-lightning", "scikit-learn", "numpy", "scipy", "skops", "pandas", "matplotlib")
 # What has no part in the results: where images lie, on what and under which address it ran.
-LEFT_OUT = ("data.root", "tracking.", "train.accelerator", "train.devices")
+LEFT_OUT = ("data.root", "tracking.", "train.accelerator", "train.devices", "train.checkpoint_minutes")
 
 
 def write_report(

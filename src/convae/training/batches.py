@@ -13,7 +13,7 @@ class ImageBatches:
     """An image set as an iterable of batches, as Lightning takes one in place of a DataLoader.
 
     A batch is images `uint8 [n, C, H, W]` and labels `int64 [n]` or None. The order of an epoch depends on (seed,
-    epoch) alone, so that a training resumed at any epoch sees the same batches. With several processes each takes its
+    epoch) alone, so that a training resumed at any batch sees the same ones. With several processes each takes its
     share of every batch.
 
     Args:
@@ -32,6 +32,7 @@ class ImageBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        self.given = 0  # batches of this epoch; a resumed one goes on after them
         self.rank, self.world_size = 0, 1
 
     def __len__(self) -> int:
@@ -42,10 +43,16 @@ class ImageBatches:
             for rows in self._split(torch.arange(len(self.images))):
                 yield self._batch(slice(int(rows[0]) + self.rank, int(rows[-1]) + 1, self.world_size))
             return
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(random_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
-        for rows in self._split(order):
+        for rows in self._split(order)[self.given :]:
+            self.given += 1
             yield self._batch(rows[self.rank :: self.world_size])
+        self.given = 0
+
+    def start_epoch(self, epoch: int, given: int = 0) -> None:
+        """Begin an epoch, or go on with one of which so many batches were given."""
+        self.epoch, self.given = epoch, given
 
     def _split(self, order: Tensor) -> list[Tensor]:
         batches = list(order.split(self.batch_size))
@@ -65,9 +72,9 @@ class ImageBatches:
             self.labels = None if self.labels is None else self.labels.to(device)
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch, unrelated to those of its neighbours."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+def random_seed(*position: int) -> int:
+    """A seed for what is random at a position, such as (seed, epoch), unrelated to those of its neighbours."""
+    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)
 
 
 def augment(images: Tensor, flip: bool, shift: int) -> Tensor:

@@ -1,7 +1,9 @@
 """An objective as a Lightning module: optimiser, schedule and the history of its epochs."""
 
 import math
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -11,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from convae.errors import ConvaeError
 from convae.params import TrainParams
-from convae.training.batches import Batch, ImageBatches, epoch_seed
+from convae.training.batches import Batch, ImageBatches, random_seed
 from convae.training.objectives import Objective
 
 Row = dict[str, float]
@@ -21,9 +23,12 @@ VALIDATION_EPOCH = 2**31  # no training is as long: validation images are corrup
 class TrainingModule(lightning.LightningModule):
     """Minimises an objective: one phase of a training.
 
+    Everything random at a step is drawn from (seed, epoch, batch): resuming there needs no generator's state.
+
     Args:
         objective: what is minimised.
         params: the section `train`.
+        checkpoint: file that is written within long epochs.
         seed: of everything random in an epoch.
         phase: the number of phases before this one.
         first_epoch: the number of epochs trained in these.
@@ -34,6 +39,7 @@ class TrainingModule(lightning.LightningModule):
         self,
         objective: Objective,
         params: TrainParams,
+        checkpoint: Path,
         seed: int,
         phase: int,
         first_epoch: int,
@@ -42,26 +48,39 @@ class TrainingModule(lightning.LightningModule):
         super().__init__()
         self.objective = objective
         self.params = params
+        self.checkpoint = checkpoint
         self.seed = seed
         self.phase = phase
         self.first_epoch = first_epoch
         self.on_epoch = on_epoch
         self.history: list[Row] = []
+        self.losses: list[Tensor] = []
 
     def on_train_start(self) -> None:
         """End a training at once that was killed after early stopping, but before its result was saved."""
         self.trainer.should_stop = self._out_of_patience()
-
-    def on_train_epoch_start(self) -> None:
-        """Fix everything random in this epoch by (seed, epoch), so that resuming changes nothing."""
         batches = self.trainer.train_dataloader
         assert isinstance(batches, ImageBatches)
         batches.move_to(self.device)
-        batches.epoch = self.current_epoch
         batches.rank, batches.world_size = self.trainer.global_rank, self.trainer.world_size
+        batches.start_epoch(self.current_epoch, len(self.losses))
         self.objective.start_training()
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch) + self.trainer.global_rank)
-        self.losses: list[Tensor] = []
+        self.losses = [loss.to(self.device) for loss in self.losses]
+        self.saved = time.monotonic()
+        if self.trainer.global_step:
+            print(
+                f"resuming epoch {self.first_epoch + self.current_epoch} after batch {batches.given} of {len(batches)}"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Begin with the first batch; an epoch that is resumed goes on after its last one instead."""
+        self.trainer.train_dataloader.start_epoch(self.current_epoch)  # type: ignore[union-attr]
+        self.objective.start_training()
+        self.losses = []
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Fix everything random in this step."""
+        torch.manual_seed(random_seed(self.seed, self.current_epoch, 1 + batch_idx) + self.trainer.global_rank)
 
     def training_step(self, batch: Batch) -> Tensor:
         """Loss of one batch."""
@@ -69,12 +88,20 @@ class TrainingModule(lightning.LightningModule):
         self.losses.append(loss.detach() * len(batch[0]))
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Save a checkpoint every `train.checkpoint_minutes`; after an epoch there is one anyway."""
+        due = time.monotonic() - self.saved >= 60 * self.params.checkpoint_minutes
+        # All processes take part in saving, so one decides.
+        if self.trainer.strategy.broadcast(due) and not self.trainer.is_last_batch:
+            self.trainer.save_checkpoint(self.checkpoint)
+            self.saved = time.monotonic()
+
     def on_validation_start(self) -> None:
         """Validation images stay on the GPU as well, and are corrupted alike after every epoch."""
         batches = self.trainer.val_dataloaders
         assert isinstance(batches, ImageBatches)
         batches.move_to(self.device)
-        torch.manual_seed(epoch_seed(self.seed, VALIDATION_EPOCH) + self.trainer.global_rank)
+        torch.manual_seed(random_seed(self.seed, VALIDATION_EPOCH) + self.trainer.global_rank)
 
     def validation_step(self, batch: Batch) -> None:
         """Log the mean over the validation images; checkpoints and early stopping read it."""
@@ -104,16 +131,22 @@ class TrainingModule(lightning.LightningModule):
         row: Row = {"phase": self.phase, "epoch": self.first_epoch + self.current_epoch}
         row |= {name: float(f"{value:.6g}") for name, value in numbers.items()}
         self.history.append(row)
+        self.losses = []
         self.on_epoch(row)
         self.trainer.should_stop = self._out_of_patience()
+        self.saved = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history, for a training that is resumed."""
+        """Keep the history and the losses of an unfinished epoch, for a training that is resumed."""
         checkpoint["history"] = self.history
+        if self.losses:
+            checkpoint["losses"] = self.trainer.strategy.reduce(torch.stack(self.losses), reduce_op="sum")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the history."""
+        """Take up both; with several processes the first has the losses of all."""
         self.history = checkpoint["history"]
+        losses = checkpoint.get("losses", ())
+        self.losses = [loss if self.trainer.is_global_zero else torch.zeros_like(loss) for loss in losses]
         for row in self.history:
             self.on_epoch(row)
 

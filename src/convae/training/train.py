@@ -1,4 +1,4 @@
-"""Training an autoencoder, resumable after each epoch."""
+"""Training an autoencoder, resumable after each epoch and within long ones."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 
@@ -20,7 +21,7 @@ import convae.training
 from convae.datasets.image_set import ImageSet
 from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
-from convae.files import file_sha256
+from convae.files import file_sha256, new_file
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption
 from convae.models.geometry import resolve_kernels
@@ -38,6 +39,16 @@ from convae.training.objectives import (
 )
 
 CHECKPOINTS = Path(".convae/checkpoints")
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Puts a checkpoint into place in one step, whole; Lightning's own copies it from /tmp."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write next to `path`, then rename."""
+        with new_file(Path(path)) as scratch:
+            torch.save(checkpoint, scratch)
 
 
 def load_training_set(params: Params, prepared: Path) -> ImageSet:
@@ -58,8 +69,8 @@ def train_encoder(
 ) -> tuple[Encoder, list[Row], str]:
     """Fit the preprocessing, then train the autoencoder, phase by phase; each keeps its best epoch by validation loss.
 
-    An interrupted training of the same parameters, images and code is taken up after its last whole epoch and ends
-    with the same bits.
+    An interrupted training of the same parameters, images and code is taken up where it was saved last and ends with
+    the same bits.
 
     Args:
         params: the experiment.
@@ -109,11 +120,12 @@ def train_encoder(
                 f"train.devices = {params.train.devices}: this training has {len(phases)} phases, and only one of a "
                 "single phase can use more than one device; set it to 1"
             )
-        module = TrainingModule(objective, params.train, params.seed, phase, len(history), on_epoch)
-        device = _fit(module, epochs, params, training, validation, folder / str(phase), progress)
+        saved = folder / str(phase)
+        module = TrainingModule(objective, params.train, saved / LAST, params.seed, phase, len(history), on_epoch)
+        device = _fit(module, epochs, params, training, validation, saved, progress)
         history += module.history
     if history:
-        for resume in folder.glob("*/last.ckpt"):
+        for resume in folder.glob(f"*/{LAST}"):
             resume.unlink()  # first: without it a folder half removed is no training to resume
         shutil.rmtree(folder)
     return Encoder(autoencoder, None, config), history, device
@@ -213,14 +225,16 @@ def _fit(
     # Lightning's advertisements and notes on its own internals; errors and warnings about the training stay.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings(
-        "ignore", message=".*LeafSpec|Checkpoint directory|Found .* in eval mode", module="pytorch_lightning"
+        "ignore",
+        message=".*LeafSpec|Checkpoint directory|Found .* in eval mode|.*not resumable",
+        module="pytorch_lightning",
     )
     train = params.train
     # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
     best = ModelCheckpoint(
-        folder, "best", monitor="validation_loss", save_on_train_epoch_end=True, enable_version_counter=False
+        folder, Path(BEST).stem, monitor="validation_loss", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    last = ModelCheckpoint(folder, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
     try:
         trainer = lightning.Trainer(
             max_epochs=epochs,
@@ -228,6 +242,7 @@ def _fit(
             devices=train.devices,
             precision=train.precision,
             gradient_clip_val=train.gradient_clip,
+            plugins=[AtomicCheckpointIO()],
             callbacks=[best, last, *([TQDMProgressBar(refresh_rate=10)] if progress else [])],
             enable_progress_bar=progress,
             deterministic="warn",
@@ -242,19 +257,18 @@ def _fit(
     module.objective.requires_grad_(False)  # processes wait for a gradient of whatever could have one
     for parameter in module.objective.trained():
         parameter.requires_grad_(True)
-    resume = folder / "last.ckpt"
-    if resume.exists():
-        print(f"resuming after the last whole epoch, from {resume}")
+    resume = folder / LAST
     labelled = params.objective.kind == "classify"
     trainer.fit(
         module,
         ImageBatches(training.images, train.batch_size, params.seed, training.labels if labelled else None),
         ImageBatches(validation.images, max(train.batch_size, 256), labels=validation.labels if labelled else None),
         ckpt_path=resume if resume.exists() else None,
+        weights_only=True,
     )
     if not trainer.is_global_zero:  # the other processes of a distributed training have done their part
         raise SystemExit(0)
-    checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+    checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
     return str(trainer.strategy.root_device)
 
@@ -267,7 +281,7 @@ def training_key(params: Params, training: ImageSet, validation: ImageSet, start
         for path in sorted(Path(package.__path__[0]).glob("*.py"))
     ]
     names = ("preprocessing", "model", "objective", "train")
-    sections = {name: getattr(params, name).model_dump(mode="json") for name in names}
+    sections = {name: getattr(params, name).model_dump(mode="json", exclude={"checkpoint_minutes"}) for name in names}
     first = start.sha256 if start else None
     key = [params.seed, sections, training.sha256, validation.sha256, first, code, torch.__version__]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
