@@ -212,6 +212,13 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`; the same encoder gives the same bytes."""
+        config, weights = self.serialize()
+        with new_folder(folder) as scratch:
+            (scratch / WEIGHTS).write_bytes(weights)
+            write_json(scratch / CONFIG, config)
+
+    def serialize(self) -> tuple[dict[str, Any], bytes]:
+        """What the two files hold: the configuration, with the SHA-256 over both, and the weights."""
         state = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
         if self.config["tied_weights"]:  # a tensor is stored once
             for index in range(len(self.autoencoder.layers)):
@@ -221,9 +228,7 @@ class Encoder:
         weights = save_tensors({name: value.cpu().contiguous() for name, value in state.items()})
         config = {"format": FORMAT, **self.config}
         config["sha256"] = content_sha256(config, weights)
-        with new_folder(folder) as scratch:
-            (scratch / WEIGHTS).write_bytes(weights)
-            write_json(scratch / CONFIG, config)
+        return config, weights
 
 
 def _join(batches: Sequence[np.ndarray]) -> np.ndarray:
