@@ -30,7 +30,7 @@ WAYS = [
     *(f"{sent} of {target}" for sent, target in product(("SIGKILL", "SIGTERM", "SIGINT"), ("stage", "dvc", "group"))),
     FULL_DISK,
 ]
-EXPERIMENT = (*SMALL, "train.epochs=6", "train.checkpoint_minutes=0.001")
+EXPERIMENT = (*SMALL, "train.epochs=20", "train.checkpoint_minutes=0.001")
 DISK = 1 << 30  # bytes, of the one that is filled up
 BALLAST = "ballast"
 PATIENCE = 600  # seconds until a run is taken to hang
@@ -104,29 +104,29 @@ def remove(path: Path) -> None:
 def stop(clone: Clone, disturbance: Disturbance, durations: dict[str, float], *command: str) -> str:
     """Start DVC and stop it as it is told; gives what it had printed."""
     dvc = clone.start(*command)
-    deadline = time.monotonic() + PATIENCE
     stage = None
-    while stage is None:
-        assert dvc.poll() is None, f"{disturbance.stage} never ran\n{dvc.communicate()[0]}"
-        assert time.monotonic() < deadline
+    while stage is None and dvc.poll() is None:
         stage = find_stage(dvc.pid, disturbance.stage)
         time.sleep(0.01)
-    time.sleep(disturbance.moment * durations[disturbance.stage])
-    if disturbance.way == FULL_DISK:
-        fill(clone.folder)
-    else:
-        sent, _, target = disturbance.way.split()
-        number = signal.Signals[sent]
-        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may just have ended
-            if target == "stage":
-                stage.send_signal(number)
-            elif target == "dvc":
-                dvc.send_signal(number)
-            else:
-                os.killpg(dvc.pid, number)
+    if stage:
+        time.sleep(disturbance.moment * durations[disturbance.stage])
+        strike(clone.folder, disturbance.way, stage, dvc)
     printed = dvc.communicate(timeout=PATIENCE)[0]
     remove(clone.folder / BALLAST)
     return printed
+
+
+def strike(folder: Path, way: str, stage: psutil.Process, dvc: "subprocess.Popen[str]") -> None:
+    """Send a signal, or fill up the disk. Who it is for may just have ended."""
+    if way == FULL_DISK:
+        fill(folder)
+        return
+    sent, _, target = way.split()
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        if target == "group":
+            os.killpg(dvc.pid, signal.Signals[sent])
+        else:
+            {"stage": stage, "dvc": dvc}[target].send_signal(signal.Signals[sent])
 
 
 def fill(folder: Path) -> None:
@@ -139,11 +139,17 @@ def fill(folder: Path) -> None:
 
 def whole(clone: Clone) -> str:
     """What is wrong with a workspace that should be as if nothing had happened; empty if nothing is."""
-    left = [*clone.folder.glob(".convae/checkpoints/*"), *clone.folder.rglob("*.partial")]
+    left = left_behind(clone)
     if left:
-        return f"left behind: {', '.join(str(path.relative_to(clone.folder)) for path in left)}"
+        return f"left behind: {left}"
     status = clone.run("dvc", "status", "dvc.yaml", check=False).stdout
     return "" if "up to date" in status else status
+
+
+def left_behind(clone: Clone) -> str:
+    """Checkpoints and half-written files that nobody will need."""
+    left = [*clone.folder.glob(".convae/checkpoints/*"), *clone.folder.rglob("*.partial")]
+    return ", ".join(str(path.relative_to(clone.folder)) for path in left)
 
 
 def stop_every_stage(clone: Clone, disturbances: list[Disturbance]) -> list[Disturbance]:
@@ -173,8 +179,18 @@ def stop_every_stage(clone: Clone, disturbances: list[Disturbance]) -> list[Dist
     return failed
 
 
-def stop_training(clone: Clone, count: int, seed: int) -> bool:
-    """Stop one training again and again; whether it ended with the bits of an undisturbed one."""
+def stop_in_turn(clone: Clone, disturbances: list[Disturbance], durations: dict[str, float], *command: str) -> str:
+    """Stop a command again and again before it may end; gives what is wrong then, beside other bits."""
+    for number, disturbance in enumerate(disturbances, 1):
+        printed = stop(clone, disturbance, durations, *command)
+        print(f"{number:3}/{len(disturbances)} {disturbance}: {began(printed)}; {age(clone)}", flush=True)
+    print(f"the rest: {began(clone.run(*command).stdout)}", flush=True)
+    left = left_behind(clone)
+    return f"left behind: {left}" if left else ""
+
+
+def stop_training(clone: Clone, count: int, seed: int) -> str:
+    """Stop the shipped experiment's training so many times; gives what is wrong afterwards."""
     clone.run("dvc", "repro", "prepare")
     durations = run_undisturbed(clone, "dvc", "repro", "train")
     print(f"undisturbed: {durations['train']:.1f} s", flush=True)
@@ -182,16 +198,13 @@ def stop_training(clone: Clone, count: int, seed: int) -> bool:
     forget(clone, "train")
     generator = random.Random(seed)
     ways = [way for way in WAYS if way != FULL_DISK]
-    for number in range(1, count + 1):
-        # Late enough to have begun, early enough that ten such parts do not make up a whole.
-        disturbance = Disturbance("train", generator.choice(ways), generator.uniform(0.25, 0.45))
-        printed = stop(clone, disturbance, durations, "dvc", "repro", "train")
-        print(f"{number:3}/{count} {disturbance}: {position(printed)}; {age(clone)}", flush=True)
-    print(f"the rest: {position(clone.run('dvc', 'repro', 'train').stdout)}")
-    return not whole_training(clone, lock)
+    # Late enough to have begun, early enough that so many parts do not make up a whole.
+    disturbances = [Disturbance("train", generator.choice(ways), generator.uniform(0.25, 0.4)) for _ in range(count)]
+    wrong = stop_in_turn(clone, disturbances, durations, "dvc", "repro", "train")
+    return wrong or ("" if clone.read("dvc.lock") == lock else "another dvc.lock")
 
 
-def position(printed: str) -> str:
+def began(printed: str) -> str:
     """Where a training began."""
     return next((line for line in printed.splitlines() if line.startswith("resuming")), "from the beginning")
 
@@ -200,12 +213,6 @@ def age(clone: Clone) -> str:
     """How long ago the last checkpoint was written."""
     saved = [path.stat().st_mtime for path in clone.folder.glob(".convae/checkpoints/*/*/last.ckpt")]
     return f"last checkpoint {time.time() - max(saved):.1f} s ago" if saved else "no checkpoint"
-
-
-def whole_training(clone: Clone, lock: bytes) -> str:
-    """What is wrong after a training; empty if nothing is."""
-    left = list(clone.folder.glob(".convae/checkpoints/*"))
-    return "" if clone.read("dvc.lock") == lock and not left else "another dvc.lock"
 
 
 @contextmanager
@@ -233,8 +240,8 @@ def main() -> None:
     if options.dataset == "fashion_mnist":
         with tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:
             clone = make_clone(Path(folder) / "convae", "train.checkpoint_minutes=0.05", history=False)
-            same = stop_training(clone, options.kills or 10, options.seed)
-        sys.exit(0 if same else "the training did not end with the same bits")
+            wrong = stop_training(clone, options.kills or 10, options.seed)
+        sys.exit(wrong or print("it ended with the same bits"))
     disturbances = draw(options.kills or 60, options.seed)
     with small_disk() as disk, tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:
         if disk is None:
