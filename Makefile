@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Stages start `python`: it has to be the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check ui ladder
+.PHONY: help run test check ui ladder chaos
 
 help:            ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -28,6 +28,9 @@ ladder: $(BIN)/.installed  ## compare every system, DATASET=digits, fashion_mnis
 	$(if $(filter-out digits fashion_mnist cifar10,$(DATASET)),$(error DATASET=$(DATASET): digits, fashion_mnist or cifar10 is allowed))
 	$(BIN)/dvc repro --keep-going $(if $(DATASET),--glob 'benchmark/dvc.yaml:measure_*@$(DATASET)-*',benchmark/dvc.yaml); \
 	    status=$$?; $(BIN)/dvc repro --single-item benchmark/dvc.yaml:page && exit $$status
+
+chaos: $(BIN)/.installed  ## stop the pipeline at random moments, in every way, DATASET=digits or fashion_mnist
+	$(BIN)/python tests/chaos.py --dataset $(or $(DATASET),digits)
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON=...")'

@@ -10,7 +10,9 @@ from convae.tracking.stage import run_stage
 def main(params: Params, run: Run) -> None:
     """models/classifier/, data/predictions/test.parquet and the numbers in reports/."""
     from convae.encoder import load_encoder
+    from convae.environment import environment
     from convae.evaluation.evaluate import evaluate
+    from convae.files import write_json
 
     evaluate(
         params,
@@ -21,6 +23,8 @@ def main(params: Params, run: Run) -> None:
         predictions=Path("data/predictions/test.parquet"),
         reports=Path("reports"),
     )
+    # No output of the stage: results that are the same elsewhere leave dvc.lock as it is.
+    write_json(Path("reports/environment.json"), environment())
 
 
 if __name__ == "__main__":

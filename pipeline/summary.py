@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from convae.evaluation.health import concerns
 from convae.files import read_json
 
 
@@ -17,6 +18,8 @@ def main() -> None:
         print("no labels, so no accuracy")
     if "reconstruction_mse" in test:
         print(f"reconstruction  {test['reconstruction_mse']:.4f}   (mean squared error of preprocessed test images)")
+    for concern in concerns(metrics):
+        print(f"doubtful        {concern}")
     print("report          reports/report.html")
     print("compare runs    make ui")
 

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   convae publish                               encoder and classifier into MLflow's registry
   convae ui                                    compare experiments in a browser
   convae sync                                  after `git pull`, `dvc exp pull` or runs without MLflow
+  convae verify                                rerun all, and say whether it gives the same bits
   convae lineage models/encoder                the data, code, parameters and runs that an encoder is from
 """
 IMAGES = """IMAGES are files, folders (every PNG, JPEG, WebP, BMP or TIFF below them), patterns such as
@@ -69,6 +70,13 @@ example:
 
 example:
   git fetch && convae sync
+""",
+    "verify": """The pipeline runs anew in .convae/verify, with what git and data/ have, and nothing beside that folder
+changes. Files that differ are compared by their numbers, and differences of parameters, code, processor and versions
+are named. The exit code is 1 if the results are others.
+
+example:
+  convae verify
 """,
     "lineage": """examples:
   convae lineage models/encoder
@@ -144,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     ui = add("ui", "tracking.ui:open_ui", "sync, then open MLflow on the experiments, for this machine only")
     ui.add_argument("--port", type=int, default=5000, help="where the server listens (default: %(default)s)")
     add("sync", "tracking.ui:synchronise", "give MLflow the runs it lacks, from every dvc.lock that git knows")
+    add("verify", "tracking.verify:verify", "run the pipeline anew elsewhere, and compare every result with dvc.lock")
     lineage = add("lineage", "tracking.ui:print_lineage", "say where something that a stage wrote is from")
     lineage.add_argument("path", type=Path, help="a file or folder such as models/encoder, here or copied elsewhere")
     return parser

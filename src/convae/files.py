@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import DTypeLike
 
 CHUNK_BYTES = 1 << 24
 
@@ -51,6 +54,23 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read what `write_json` wrote."""
     return json.loads(path.read_text("utf-8"))
+
+
+def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """A new `.npy` file, mapped into memory.
+
+    Its room on the disk is taken at once: where there is none, writing to the map would end the process by a signal.
+    """
+    array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file; unlike NumPy's own writing, a full disk is told as one."""
+    new_array(path, array.dtype, array.shape)[...] = array
 
 
 def row_chunks(array: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> Iterator[slice]:

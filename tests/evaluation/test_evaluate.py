@@ -114,8 +114,20 @@ def test_features_of_other_images_are_refused(run, digits, tmp_path):
     np.save(features / "train.npy", np.load(features / "validation.npy"))
     with pytest.raises(ConvaeError, match=r"train.npy: shape \[100, 32\] for 400 images"):
         run()
+    np.save(features / "train.npy", np.zeros((400, 32), np.float32))
+    description = json.loads((digits / "train/description.json").read_text())
+    (digits / "train/description.json").write_text(json.dumps(description | {"sha256": "0"}))
+    with pytest.raises(ConvaeError, match=r"train.npy: not the features of the images in .*prepared/train"):
+        run()
+    (digits / "train/description.json").write_text(json.dumps(description))
     (features / "train.npy").unlink()
     with pytest.raises(ConvaeError, match="not readable features"):
+        run()
+
+
+def test_features_of_another_encoder_are_refused(run, encoder):
+    encoder.sha256 = "0"
+    with pytest.raises(ConvaeError, match="features: not the features of this encoder; rerun `dvc repro features`"):
         run()
 
 

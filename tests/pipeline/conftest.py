@@ -1,60 +1,9 @@
-"""Scratch copies of the repository in which the real DVC runs the real stages."""
+"""A small experiment on the embedded digits, in scratch copies of the repository."""
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-@dataclass
-class Clone:
-    """A copy of the working tree, committed to a git repository of its own."""
-
-    folder: Path
-
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command there, with this environment's Python first on the path."""
-        done = subprocess.run(
-            command, cwd=self.folder, env=self._variables() | environment, capture_output=True, text=True, check=False
-        )
-        assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done
-
-    def start(self, *command: str, **environment: str) -> "subprocess.Popen[str]":
-        """Start a command there, in a process group of its own."""
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self._variables() | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-
-    def set(self, *changes: str) -> None:
-        """Change params.yaml as `dvc exp run -S` does, without running anything."""
-        from dvc.utils.hydra import apply_overrides
-
-        apply_overrides(self.folder / "params.yaml", list(changes))
-
-    def _variables(self) -> dict[str, str]:
-        variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
-        return variables | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"}
-
-    def read(self, name: str) -> bytes:
-        """A file's bytes."""
-        return (self.folder / name).read_bytes()
-
-
-SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "train.threads=1")
+from clones import SMALL, Clone, make_clone
 
 
 @pytest.fixture(scope="session")
@@ -65,32 +14,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
     """
 
     def make(history: bool = True) -> Clone:
-        folder = tmp_path_factory.mktemp("clone") / "convae"
-        listing = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for name in filter(None, listing.stdout.split("\0")):
-            if (REPOSITORY / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(REPOSITORY / name, folder / name)
-        # The ladder is of another experiment, and tested apart.
-        shutil.rmtree(folder / "reports/ladder", ignore_errors=True)
-        for name in ("benchmark/dvc.lock", "reports/ladder.json"):
-            (folder / name).unlink(missing_ok=True)
-        result = Clone(folder)
-        if not history:
-            (folder / "dvc.lock").unlink()
-            shutil.rmtree(folder / "reports")
-        result.set(*SMALL)
-        result.run("git", "init", "--quiet")
-        result.run("git", "config", "user.name", "Test")
-        result.run("git", "config", "user.email", "test@example.org")
-        result.run("git", "add", "--all")
-        result.run("git", "commit", "--quiet", "--message", "A small experiment")
-        return result
+        return make_clone(tmp_path_factory.mktemp("clone") / "convae", *SMALL, history=history)
 
     return make

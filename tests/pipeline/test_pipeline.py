@@ -92,6 +92,16 @@ def test_forced_and_untracked_it_ends_with_the_same_bits(finished, tracking):
     assert (finished.folder / "mlflow.db").stat().st_mtime_ns == database
 
 
+def test_verified_elsewhere_at_another_place_and_time_it_is_identical(finished):
+    other = {"TZ": "Asia/Kathmandu", "LC_ALL": "C", "PYTHONHASHSEED": "7", "LOGNAME": "other", "HOME": "/nowhere"}
+    before = finished.run("git", "status", "--porcelain").stdout
+    done = finished.run("python", "-m", "convae.cli", "verify", **other)
+    assert done.stdout.endswith("\nverdict: identical\n")
+    assert "differs" not in done.stdout
+    assert finished.run("git", "status", "--porcelain").stdout == before
+    assert not (finished.folder / ".convae/verify").exists()
+
+
 def test_a_mistake_in_the_parameters_stops_at_once_and_leaves_results_alone(finished):
     results = ["dvc.lock", "reports/metrics.json", "models/classifier/classifier.json", "data/features/test.npy"]
     before = {name: finished.read(name) for name in ["params.yaml", *results]}

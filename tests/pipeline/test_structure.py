@@ -34,8 +34,8 @@ def test_a_framework_is_known_in_one_place(repository, package, home):
 
 
 ORDER = [
-    {"errors", "files", "names"},
-    {"params"},
+    {"errors", "environment", "files", "names"},
+    {"deviation", "params"},
     {"models", "datasets", "experiment", "images", "addresses"},
     {"features", "encoder", "training", "evaluation"},
     {"classifier", "estimators", "export"},

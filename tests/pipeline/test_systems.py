@@ -34,13 +34,18 @@ from convae.experiment import load_experiment
 from convae.tracking.runs import Run
 for system in sys.argv[1:]:
     results = Path("results") / system
+    (results / "again").mkdir()
     shutil.copy(results / "params.yaml", "params.yaml")
     try:
         params = load_experiment()
         for stage in ("train", "features", "evaluate", "report"):
             import_module(f"pipeline.{stage}").main(params, Run(stage, params))
-        for output in ("reports/metrics.json", "reports/report.html", "models/encoder"):
+        for output in ("reports/metrics.json", "reports/report.html", "models/encoder", "data/features"):
             shutil.move(output, results)
+        for stage in ("train", "features"):
+            import_module(f"pipeline.{stage}").main(params, Run(stage, params))
+        for output in ("models/encoder", "data/features"):
+            shutil.move(output, results / "again")
     except BaseException:
         (results / "error.txt").write_text(traceback.format_exc())
 """
@@ -72,13 +77,15 @@ def results(clone):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_system_runs_to_its_report(results, system):
+def test_a_system_runs_to_its_report_and_a_second_time_to_the_same_bits(results, system):
     folder = results / system
     assert not (folder / "error.txt").exists(), (folder / "error.txt").read_text()
     # One in ten by chance; nine layers trained for one epoch with dropout reach 0.66.
     assert json.loads((folder / "metrics.json").read_text())["test"]["accuracy"] > 0.5
     assert "Encoder health" in (folder / "report.html").read_text()
     assert load_params(folder / "params.yaml").data == load_params(results / "default/params.yaml").data
+    for again in (path for path in (folder / "again").rglob("*") if path.is_file()):
+        assert again.read_bytes() == (folder / again.relative_to(folder / "again")).read_bytes(), again
     if system == "seed_cae":
         encoder = load_encoder(folder / "encoder")
         assert encoder.parameter_count == 320

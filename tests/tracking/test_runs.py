@@ -168,10 +168,25 @@ def test_a_run_whose_processes_vanished_is_closed_by_the_next(
 ) -> None:
     kill_with_recorder(start_stage("run.log_metrics({'train_loss': 0.5})\ntime.sleep(600)"), client)
     assert recorded(client)[0].info.status == "RUNNING"
+    Path("data/prepared/train/images.npy").write_text("others")
     with start_run("train", params):
         pass
     vanished, train = recorded(client)
     assert (vanished.info.status, train.info.status) == ("KILLED", "FINISHED")
+
+
+def test_what_was_stopped_goes_on_in_its_run(client: MlflowClient, params: Params, start_stage: StartStage) -> None:
+    kill_with_recorder(start_stage("run.log_epoch({'epoch': 0, 'train_loss': 0.5})\ntime.sleep(600)"), client)
+    for _ in range(2):
+        with start_run("train", params) as run:
+            run.log_epoch({"epoch": 0, "train_loss": 0.5})
+            run.log_epoch({"epoch": 1, "train_loss": 0.25})
+    resumed, again = recorded(client)
+    assert resumed.info.status == again.info.status == "FINISHED"
+    assert int(resumed.data.tags["process.pid"]) == os.getpid()
+    for train in (resumed, again):
+        history = client.get_metric_history(train.info.run_id, "train_loss")
+        assert sorted((entry.step, entry.value) for entry in history) == [(0, 0.5), (1, 0.25)]
 
 
 def test_sigterm_handler_is_restored(workspace: Path, params: Params) -> None:

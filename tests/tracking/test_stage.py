@@ -101,26 +101,23 @@ def test_body_gets_parameters_run_and_limited_threads(client: MlflowClient) -> N
     ]
 
 
-def test_second_stage_in_one_workspace_is_refused(
-    start_stage: StartStage,
-    workspace: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_second_stage_in_one_workspace_waits_for_the_first(
+    start_stage: StartStage, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVAE_TRACKING", "off")
     first = start_stage(SLEEPY)
     assert first.stdout is not None
     assert first.stdout.readline() == "begun\n"
-    second = start_stage("print('begun')\nopen('touched', 'w')")
-    message = f"another stage is running in this folder (train, process {first.pid}); wait for its end, or stop it"
-    assert second.communicate() == ("", f"train: {message}\n")
-    assert second.returncode == 1
+    second = start_stage("open('touched', 'w')")
+    assert second.stderr is not None
+    message = f"train: waiting until another stage in this folder ends (train, process {first.pid})\n"
+    assert second.stderr.readline() == message
     assert not Path("touched").exists()
 
     first.kill()  # not even SIGKILL leaves the lock behind
     first.wait()
-    third = start_stage("print('begun')")
-    assert third.communicate() == ("begun\n", "")
+    assert second.wait() == 0
+    assert Path("touched").exists()
 
 
 def test_helper_process_of_lightning_shares_the_lock_and_records_nothing(

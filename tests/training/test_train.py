@@ -89,7 +89,7 @@ def test_a_training_killed_again_and_again_within_its_epochs_goes_on_where_it_wa
     resumed.save(tmp_path / "resumed")
     assert deaths >= 8
     assert len(steps) == len(set(steps)) + deaths  # no step was done twice but those that were not finished
-    assert "after batch 2 of 7" in capsys.readouterr().out
+    assert "after 2 batches" in capsys.readouterr().out
     assert resumed_history == history
     assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
 

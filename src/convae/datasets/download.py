@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from convae.datasets.catalogue import CATALOGUE, Dataset
 from convae.datasets.image_folder import list_images
@@ -14,7 +13,7 @@ from convae.datasets.listing import write_listing
 from convae.datasets.readers import read
 from convae.datasets.sources import Files, sources
 from convae.errors import ConvaeError
-from convae.files import array_sha256, new_folder, row_chunks
+from convae.files import array_sha256, new_array, new_folder, row_chunks
 from convae.params import DataParams
 
 
@@ -81,7 +80,7 @@ def _write_array(folder: Path, name: str, array: np.ndarray, sha256: Mapping[str
     """Check `array` against the catalogue's hash, where it has one, and copy it in pieces."""
     if sha256 and array_sha256(array) != sha256[name]:
         raise ConvaeError(f"{name.replace('_', ' ')} are not those that the catalogue knows (SHA-256 differs)")
-    target = open_memmap(folder / f"{name}.npy", mode="w+", dtype=array.dtype, shape=array.shape)
+    target = new_array(folder / f"{name}.npy", array.dtype, array.shape)
     for rows in row_chunks(array):
         target[rows] = array[rows]
     target.flush()

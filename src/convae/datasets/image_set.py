@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from convae.errors import ConvaeError
-from convae.files import array_sha256, read_json, row_chunks, write_json
+from convae.files import array_sha256, new_array, read_json, row_chunks, save_array, write_json
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def write_image_set(
         SHA-256 of images and labels, and one over both.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    images = new_array(folder / "images.npy", np.uint8, shape)
     start = 0
     for chunk in chunks:
         images[start : start + len(chunk)] = chunk
@@ -66,7 +65,7 @@ def write_image_set(
     assert start == len(images), f"{start} images came, {len(images)} were announced"
     images.flush()
     if labels is not None:
-        np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
+        save_array(folder / "labels.npy", labels.astype(np.int64))
     description = describe(images, labels, classes)
     write_json(folder / "description.json", description)
     return description

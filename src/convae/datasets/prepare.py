@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from convae.datasets.catalogue import CATALOGUE, Dataset, image_shape
 from convae.datasets.decoding import decode_files
@@ -17,7 +16,7 @@ from convae.datasets.image_set import write_image_set
 from convae.datasets.listing import read_listing
 from convae.datasets.splits import Part, hold_out
 from convae.errors import ConvaeError
-from convae.files import CHUNK_BYTES, new_folder, write_json
+from convae.files import CHUNK_BYTES, new_array, new_folder, write_json
 from convae.params import DataParams
 
 
@@ -98,7 +97,7 @@ def _from_folder(data: DataParams, raw: Path, scratch: Path) -> tuple[dict[str, 
         if not chosen:
             continue
         shape = (len(chosen), *image_shape(data))
-        images = open_memmap(scratch / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
+        images = new_array(scratch / f"{name}.npy", np.uint8, shape)
         refused = decode_files(Path(data.root), chosen, images)
         rejected += [Rejected(printable(chosen[row].path), reason) for row, reason in refused.items()]
         labels = np.array([classes.index(file.label) for file in chosen]) if classes else None

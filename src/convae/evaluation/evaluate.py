@@ -21,7 +21,7 @@ from convae.evaluation.metrics import (
     wilson_interval,
 )
 from convae.evaluation.saving import save_classifier
-from convae.files import new_file, write_json
+from convae.files import new_file, read_json, write_json
 from convae.params import Params
 
 PARTS = ("train", "validation", "test")
@@ -59,7 +59,7 @@ def evaluate(
     Args:
         params: the experiment.
         encoder: the encoder that the features come from.
-        features: folder with `{train,validation,test}.npy` and, where there are labels, `{part}_labels.npy`.
+        features: folder that `extract_features` wrote.
         prepared: folder with the image sets of the same names.
         classifier: folder that takes the fitted classifier.
         predictions: Parquet file that takes a row for each test image, see `predictions_table`.
@@ -79,6 +79,8 @@ def evaluate(
         "features": {"dimension": parts["train"].features.shape[1]},
         "encoder": {"parameters": encoder.parameter_count},
     }
+    if read_json(features / "description.json")["encoder"] != encoder.sha256:
+        raise ConvaeError(f"{features}: not the features of this encoder; rerun `dvc repro features`")
     if _labelled(parts, prepared):
         estimator, description = _choose(params, encoder, parts["train"], parts["validation"])
         tables = _measure(estimator, parts["validation"], parts["test"], metrics)
@@ -107,7 +109,7 @@ def load_part(part: str, features: Path, prepared: Path) -> Part:
     """Open features and image set of `train`, `validation` or `test`, memory-mapped.
 
     Raises:
-        ConvaeError: a file is missing, or the two differ in length or labels.
+        ConvaeError: a file is missing, or the features are those of other images.
     """
     image_set = ImageSet.load(prepared / part)
     path = features / f"{part}.npy"
@@ -115,10 +117,13 @@ def load_part(part: str, features: Path, prepared: Path) -> Part:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
-    except (OSError, ValueError) as error:
+        images = read_json(features / "description.json")["images"][part]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConvaeError(f"{path}: not readable features ({error}); rerun `dvc repro features`") from None
     if rows.ndim != 2 or len(rows) != len(image_set):
         raise ConvaeError(f"{path}: shape {list(rows.shape)} for {len(image_set)} images; rerun `dvc repro features`")
+    if images != image_set.sha256:
+        raise ConvaeError(f"{path}: not the features of the images in {prepared / part}; rerun `dvc repro features`")
     if not _same(labels, image_set.labels):
         raise ConvaeError(f"{labels_path}: not the labels of {prepared / part}; rerun `dvc repro features`")
     return Part(rows, image_set)

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.files import new_folder, row_chunks
+from convae.files import new_array, new_folder, row_chunks, save_array, write_json
 from convae.params import Params
 
 
@@ -22,7 +21,8 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
         params: the experiment; its section `features` is the readout.
         trained: folder of the trained encoder.
         prepared: folder with the image sets `train`, `validation` and `test`.
-        output: folder for `{part}.npy`, `float32 [N, D]`, and `{part}_labels.npy` where there are labels.
+        output: folder for `{part}.npy`, `float32 [N, D]`, `{part}_labels.npy` where there are labels, and
+            `description.json`: the SHA-256 of the encoder and of each part's image set.
 
     Returns:
         The encoder with its readout, standardised on the training images where the parameters say so.
@@ -35,21 +35,25 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
     use_cuda = torch.cuda.is_available() and params.train.accelerator in ("auto", "gpu")
     encoder.to("cuda" if use_cuda else "cpu")
     with new_folder(output) as scratch:
+        images = {}
         # Training images first: the others are standardised by them.
         for part in ("train", "validation", "test"):
             image_set = ImageSet.load(prepared / part)
+            images[part] = image_set.sha256
             features = _extract(encoder, image_set, scratch / f"{part}.npy")
             if image_set.labels is not None:
-                np.save(scratch / f"{part}_labels.npy", image_set.labels, allow_pickle=False)
+                save_array(scratch / f"{part}_labels.npy", image_set.labels)
             if part == "train":
                 _fit(encoder.readout, features, scratch / "train.npy")
                 encoder.to(encoder.device)
+        encoder.sha256 = encoder.serialize()[0]["sha256"]
+        write_json(scratch / "description.json", {"encoder": encoder.sha256, "images": images})
     return encoder
 
 
 def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.ndarray:
     dimension = encoder.features(np.zeros_like(image_set.images[:1])).shape[1]
-    features = open_memmap(output, mode="w+", dtype=np.float32, shape=(len(image_set), dimension))
+    features = new_array(output, np.float32, (len(image_set), dimension))
     start = 0
     with tqdm(total=len(image_set), desc=output.stem, unit=" images", unit_scale=True) as progress:
         for batch in encoder.feature_batches(image_set.images):
@@ -70,7 +74,7 @@ def _fit(readout: Readout, features: np.ndarray, output: Path) -> None:
         mean = _mean(features)
         components = _principal_components(features, mean, readout.pca)
         reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
-        np.save(output, reduced, allow_pickle=False)
+        save_array(output, reduced)
         features = np.load(output, mmap_mode="r+", allow_pickle=False)
         readout.mean, readout.components = torch.from_numpy(mean), torch.from_numpy(components)
     if readout.standardize:

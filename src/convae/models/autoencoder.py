@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from convae.models.geometry import LayerGeometry, Size, layer_sizes
 from convae.models.preprocessing import Preprocessing
 from convae.models.sparsity import WinnerTakeAll
+from convae.models.winners import can_find_winners, decode_winners, find_winners
 
 ACTIVATIONS = {
     "linear": nn.Identity,
@@ -135,14 +136,23 @@ class Autoencoder(nn.Module):
         """What the layer above sees of a layer's activation maps of `incoming`."""
         return maps if self.stacked_on == "maps" else self.reconstruct_layer(index, incoming, maps)
 
-    def reconstruct_layer(self, index: int, incoming: Tensor, maps: Tensor) -> Tensor:
-        """A layer's reconstruction `[N, D, H', W']` of what came into it, from its activation maps, sparse if asked."""
+    def reconstruct_layer(self, index: int, incoming: Tensor, maps: Tensor | None = None) -> Tensor:
+        """A layer's reconstruction `[N, D, H', W']` of what came into it, from its activation maps, sparse if asked.
+
+        The maps need not be given; where winners take all, most of what they cost is then saved.
+        """
         height, width = incoming.shape[2:]
-        return self._decode(index, self.sparsity[index](maps), (height, width))
+        layer, sparsity, decoder = self.layers[index], self.sparsity[index], self.decoder[index]
+        if maps is None and can_find_winners(layer, sparsity, incoming):
+            decoded = decode_winners(decoder, find_winners(layer, sparsity, incoming), (height, width))
+            return self._imitate(index, decoded)
+        return self._decode(index, sparsity(layer(incoming) if maps is None else maps), (height, width))
 
     def forward(self, preprocessed: Tensor) -> Tensor:
         """Reconstruct preprocessed images `[N, C, H, W]` from the last layer's code, sparse where asked for."""
         last = len(self.layers) - 1
+        if last == 0:
+            return self.reconstruct_layer(0, preprocessed)
         height, width = preprocessed.shape[2:]
         sizes = layer_sizes((height, width), self.geometry, self.stacked_on)
         code: Tensor = self.sparsity[last](self.encode(preprocessed)[last])
@@ -152,7 +162,9 @@ class Autoencoder(nn.Module):
 
     def _decode(self, index: int, code: Tensor, size: Size) -> Tensor:
         """A layer's code back to what came into it: of `size`, and ending in the activation of the layer below."""
-        result: Tensor = self.decoder[index](code, size)
+        return self._imitate(index, self.decoder[index](code, size))
+
+    def _imitate(self, index: int, decoded: Tensor) -> Tensor:
         if index and self.stacked_on == "maps":
-            result = self.layers[index - 1].activation(result)
-        return result
+            decoded = self.layers[index - 1].activation(decoded)
+        return decoded

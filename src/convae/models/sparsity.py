@@ -33,17 +33,22 @@ class WinnerTakeAll(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Activation maps `[N, n, H, W]` with zeros for all but the winners."""
-        strengths, places = self._spatial_winners(maps.detach().abs())
-        winners = maps.flatten(2).gather(2, places)
-        if self.lifetime is not None:
-            if self.training:
-                weakest = self._weakest_winner(strengths)
-                weakest = weakest.to(self.weakest_winner.dtype)
-                self.weakest_winner.lerp_(weakest, MOMENTUM if self.weakest_winner.any() else 1.0)
-            else:
-                weakest = self.weakest_winner
-            winners = winners * (strengths >= weakest.view(1, -1, 1))
+        kept, places = self.keep(maps)
+        winners = maps.flatten(2).gather(2, places) * kept
         return torch.zeros_like(maps).flatten(2).scatter(2, places, winners).view_as(maps)
+
+    def keep(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether a block's largest activation is kept, `bool [N, n, blocks]`, and where in its map it stands."""
+        strengths, places = self._spatial_winners(maps.detach().abs())
+        if self.lifetime is None:
+            return torch.ones_like(places, dtype=torch.bool), places
+        if self.training:
+            weakest = self._weakest_winner(strengths)
+            weakest = weakest.to(self.weakest_winner.dtype)
+            self.weakest_winner.lerp_(weakest, MOMENTUM if self.weakest_winner.any() else 1.0)
+        else:
+            weakest = self.weakest_winner
+        return strengths >= weakest.view(1, -1, 1), places
 
     def _spatial_winners(self, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
         """The largest of each block and where in its map it stands, `[N, n, blocks]` both."""

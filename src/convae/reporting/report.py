@@ -10,6 +10,7 @@ import pandas as pd
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
+from convae.evaluation.health import concerns
 from convae.files import new_folder, read_json
 from convae.names import flatten
 from convae.params import Params
@@ -57,11 +58,13 @@ def write_report(
         for picture in pictures:
             save_figure(picture.figure, scratch / f"{picture.name}.png")
     files = [reports / "figures" / f"{picture.name}.png" for picture in pictures]
+    metrics = read_json(reports / "metrics.json")
     write_page(
         reports / "report.html",
         "report.html",
         description=read_json(prepared / "description.json"),
-        metrics=read_json(reports / "metrics.json"),
+        metrics=metrics,
+        concerns=concerns(metrics),
         classifier=read_json(classifier / "classifier.json"),
         per_class=_read_table(reports / "per_class.csv").to_dict("records"),
         origin=_origin(params, len(pd.read_csv(reports / "training.csv"))),

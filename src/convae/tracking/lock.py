@@ -42,6 +42,11 @@ class Execution:
         return _hash([self.stage, self.params, self.inputs, self.outputs])
 
     @cached_property
+    def attempt_key(self) -> str:
+        """Hash of what determines an execution: equal for all attempts at it."""
+        return _hash([self.stage, self.params, self.inputs])
+
+    @cached_property
     def experiment_key(self) -> str:
         """Hash of parameters and inputs but not of code: what tells experiments apart once all is reported."""
         return _hash([self.params, {path: md5 for path, md5 in self.inputs.items() if not path.startswith(CODE)}])

@@ -83,10 +83,15 @@ def _follow(messages: Iterator[dict[str, Any]], records: Records, run_id: str) -
     """Record what the stage tells until its end, which is given back; None if it was killed."""
     from mlflow.entities import Metric
 
+    there = records.epochs(run_id)  # a training that is resumed tells of its earlier epochs once more
     for message in messages:
         if "status" in message:
             return message
-        metrics = [Metric(name, value, now(), message["step"]) for name, value in message.get("metrics", {}).items()]
+        metrics = [
+            Metric(name, value, now(), message["step"])
+            for name, value in message.get("metrics", {}).items()
+            if (name, message["step"], value) not in there
+        ]
         records.log(run_id, tags=message.get("tags"), metrics=metrics)
     return None
 
@@ -111,7 +116,7 @@ def _system_metrics(run_id: str, uri: str) -> Iterator[None]:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor = SystemMetricsMonitor(
-        run_id, sampling_interval=SAMPLING_SECONDS, samples_before_logging=1, tracking_uri=uri
+        run_id, SAMPLING_SECONDS, samples_before_logging=1, resume_logging=True, tracking_uri=uri
     )
     monitor.start()
     try:

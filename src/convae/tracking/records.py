@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Names of tags.
 KEY, ORIGIN, COMMAND, REPOSITORY = "convae.key", "convae.origin", "convae.command", "convae.repository"
+ATTEMPT = "convae.attempt"
 NOTE = "mlflow.note.content"
 # Values of ORIGIN.
 EXECUTED, RESTORED = "executed", "restored"
@@ -52,25 +53,39 @@ class Records:
         self.producer = cache(self._producer)
 
     def begin(self, execution: Execution, place: Place, tags: Mapping[str, str], origin: str = EXECUTED) -> str:
-        """A new run of a stage, with all that is known before its end; gives its id."""
+        """A run of a stage, with all that is known before its end; gives its id.
+
+        What was stopped before its end goes on in the run that it has.
+        """
         experiment = f" {place.name}" if place.command.startswith("dvc exp") else ""
         dataset = _dataset(execution, place)
         about = {
             ORIGIN: origin,
+            ATTEMPT: execution.attempt_key,
             "dvc.stage": execution.stage,
             COMMAND: place.command,
             NOTE: self.note(execution, place),
         }
-        run = self.client.create_run(
-            self.stages,
-            place.time,
-            {**about, **hash_tags("input", execution.inputs), **tags},
-            f"{execution.stage} {dataset}{experiment}",
+        about |= {**hash_tags("input", execution.inputs), **tags}
+        stopped = self._stopped(execution) if origin == EXECUTED else None
+        if stopped:
+            self.client.update_run(stopped, "RUNNING")
+            self.log(stopped, tags=about)
+        run_id = stopped or str(
+            self.client.create_run(
+                self.stages, place.time, about, f"{execution.stage} {dataset}{experiment}"
+            ).info.run_id
         )
-        run_id = str(run.info.run_id)
         self.log(run_id, params=written(execution.params))
         self._log_datasets(run_id, _datasets(execution.inputs, dataset))
         return run_id
+
+    def epochs(self, run_id: str) -> set[tuple[str, int, float]]:
+        """What a run holds already of numbers that go by epoch."""
+        names = [name for name in self.client.get_run(run_id).data.metrics if not name.startswith("system/")]
+        return {
+            (name, entry.step, entry.value) for name in names for entry in self.client.get_metric_history(run_id, name)
+        }
 
     def complete(self, run_id: str, execution: Execution, place: Place, folder: Path) -> None:
         """Write what came of an execution: hashes, numbers, figures and models.
@@ -191,6 +206,14 @@ class Records:
             if not any(batch.values()):
                 return
             self.client.log_batch(run_id, **batch, synchronous=True)
+
+    def _stopped(self, execution: Execution) -> str | None:
+        runs = self.client.search_runs(
+            [self.stages],
+            f"tags.`{ATTEMPT}` = '{execution.attempt_key}' and attributes.status = 'KILLED'",
+            max_results=1,
+        )
+        return str(runs[0].info.run_id) if runs else None
 
     def _producer(self, path: str, md5: str) -> "Recorded | None":
         return self.find(self.stages, tag_name("output", path), md5)

@@ -1,6 +1,7 @@
 """How every script in pipeline/ runs its stage."""
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -18,14 +19,15 @@ from convae.params import Params
 from convae.tracking.runs import Run, start_run
 
 LOCK_FOLDER = Path(".convae")
+NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}  # to do with the disk, not with a bug
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def run_stage(name: str, body: Callable[[Params, Run], None]) -> None:
     """Run `body` with the parameters of params.yaml and a run in MLflow.
 
-    A ConvaeError ends the process with code 1 and its lines on stderr, Ctrl-C with 130, SIGTERM with 143. Any
-    other exception is a bug of ours and keeps its traceback.
+    A ConvaeError, a full disk or a file that must not be touched ends the process with code 1 and a line on stderr,
+    Ctrl-C with 130, SIGTERM with 143. Any other exception is a bug of ours and keeps its traceback.
     """
     end_with_dvc()
     # Lightning runs the script once more for each further device; these share the first one's lock and run.
@@ -46,6 +48,11 @@ def run_stage(name: str, body: Callable[[Params, Run], None]) -> None:
                 run.log_metrics({"duration_seconds": time.monotonic() - start})
     except ConvaeError as error:
         sys.exit("\n".join(f"{name}: {line}" for line in str(error).splitlines()))
+    except OSError as error:
+        if error.errno not in NOT_OURS:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(f"{name}: {error.strerror}{where}; mend that and run `dvc repro` again, which goes on from here")
     except (KeyboardInterrupt, SystemExit) as error:
         if is_helper and isinstance(error, SystemExit) and error.code == 0:  # it has done its part of a training
             raise
@@ -57,19 +64,19 @@ def run_stage(name: str, body: Callable[[Params, Run], None]) -> None:
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
-    """Keep a second stage out of this workspace; it and the first would destroy each other's outputs.
+    """Wait for another stage in this workspace to end; it and this one would destroy each other's outputs.
 
-    Raises:
-        ConvaeError: another stage is running.
+    DVC lets no two run at once. But where it was killed, its stage may live on for a while.
     """
     LOCK_FOLDER.mkdir(exist_ok=True)
     holder = LOCK_FOLDER / "stages.holder"
-    lock = FileLock(LOCK_FOLDER / "stages.lock", blocking=False)
+    lock = FileLock(LOCK_FOLDER / "stages.lock")
     try:
-        lock.acquire()
+        lock.acquire(blocking=False)
     except Timeout:
         who = holder.read_text("utf-8") if holder.exists() else "just starting"
-        raise ConvaeError(f"another stage is running in this folder ({who}); wait for its end, or stop it") from None
+        print(f"{name}: waiting until another stage in this folder ends ({who})", file=sys.stderr, flush=True)
+        lock.acquire()
     try:
         holder.write_text(f"{name}, process {os.getpid()}", "utf-8")
         yield

@@ -67,10 +67,6 @@ class TrainingModule(lightning.LightningModule):
         self.objective.start_training()
         self.losses = [loss.to(self.device) for loss in self.losses]
         self.saved = time.monotonic()
-        if self.trainer.global_step:
-            print(
-                f"resuming epoch {self.first_epoch + self.current_epoch} after batch {batches.given} of {len(batches)}"
-            )
 
     def on_train_epoch_start(self) -> None:
         """Begin with the first batch; an epoch that is resumed goes on after its last one instead."""
@@ -147,6 +143,8 @@ class TrainingModule(lightning.LightningModule):
         self.history = checkpoint["history"]
         losses = checkpoint.get("losses", ())
         self.losses = [loss if self.trainer.is_global_zero else torch.zeros_like(loss) for loss in losses]
+        if self.trainer.is_global_zero:
+            print(f"resuming epoch {self.first_epoch + len(self.history)} after {len(losses)} batches", flush=True)
         for row in self.history:
             self.on_epoch(row)
 

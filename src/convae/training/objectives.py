@@ -104,8 +104,7 @@ class LayerReconstruction(Objective):
         with torch.no_grad():
             incoming = self.autoencoder.input_of(self.index, preprocessed)
         corrupted, counted = self._corrupt(incoming)
-        maps = self.autoencoder.layers[self.index](corrupted)
-        return reconstruction_error(self.autoencoder.reconstruct_layer(self.index, corrupted, maps), incoming, counted)
+        return reconstruction_error(self.autoencoder.reconstruct_layer(self.index, corrupted), incoming, counted)
 
     def trained(self) -> Iterator[nn.Parameter]:
         """The layer and its decoder; tied filters are one parameter."""

@@ -1,6 +1,7 @@
 """Training an autoencoder, resumable after each epoch and within long ones."""
 
 import hashlib
+import io
 import json
 import logging
 import shutil
@@ -48,7 +49,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write next to `path`, then rename."""
         with new_file(Path(path)) as scratch:
-            torch.save(checkpoint, scratch)
+            buffer = io.BytesIO()
+            torch.save(checkpoint, buffer)  # to a file it would hide that the disk is full
+            scratch.write_bytes(buffer.getbuffer())
 
 
 def load_training_set(params: Params, prepared: Path) -> ImageSet:

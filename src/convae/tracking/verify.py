@@ -1,0 +1,162 @@
+"""Rerun the experiment in a scratch workspace, and say whether it ends as dvc.lock says it did."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from convae.deviation import largest_deviation, metric_deviations
+from convae.errors import ConvaeError
+from convae.experiment import load_experiment
+from convae.files import read_json
+from convae.names import flatten
+from convae.tracking.git import git
+from convae.tracking.lock import CODE, LOCK_FILE, Executions, path_md5, read_lock
+
+SCRATCH = Path(".convae/verify")
+ENVIRONMENT = Path("reports/environment.json")
+METRICS = "reports/metrics.json"
+DOWNLOADS = "data/downloads"
+IDENTICAL, CLOSE, DIFFERENT = "identical", "equal within tolerance", "different"
+ACCURACY, RELATIVE = 0.005, 0.05
+TOLERANCE = f"accuracies within {ACCURACY}, weights and features within {RELATIVE:.0%} of the largest magnitude"
+EXACT = ("data/raw/", "data/prepared/")  # no rounding there: images are the same or others
+LAST_BITS = {"train.threads"}  # parameters that change nothing but rounding
+
+
+def verify() -> None:
+    """Rerun, compare and print; ends with exit code 1 if the results are others.
+
+    Raises:
+        ConvaeError: there is nothing to compare with, or the pipeline fails.
+    """
+    params = load_experiment()
+    if not LOCK_FILE.exists() or not git("ls-files", str(LOCK_FILE)):
+        raise ConvaeError(f"no {LOCK_FILE} that git knows: run this in a clone of a repository that holds results")
+    before = read_lock(LOCK_FILE.read_text("utf-8"))
+    copy_workspace(SCRATCH, [params.data.root, params.model.initialize_from, DOWNLOADS])
+    _rerun(SCRATCH)
+    after = read_lock((SCRATCH / LOCK_FILE).read_text("utf-8"))
+    print()
+    verdict = report(before, after, SCRATCH)
+    if verdict == IDENTICAL:
+        shutil.rmtree(SCRATCH)
+    else:
+        print(f"the rerun's files are in {SCRATCH}")
+    if verdict == DIFFERENT:
+        sys.exit(1)
+
+
+def copy_workspace(target: Path, data: list[str]) -> None:
+    """A workspace with what git knows of this one, or could, and with links to what lies at relative paths in `data`.
+
+    It has no dvc.lock and no cache, so that DVC has to compute everything.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, names):
+        if Path(name).is_file() and name != str(LOCK_FILE):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(name, target / name)
+    for name in data:
+        if Path(name).is_dir() and not Path(name).is_absolute():
+            shutil.copytree(name, target / name, copy_function=_link, dirs_exist_ok=True)
+    with (target / ".dvc/config.local").open("w") as stream:
+        stream.write("[core]\nno_scm = true\n")
+
+
+def report(before: Executions, after: Executions, scratch: Path) -> str:
+    """Print what differs between this workspace and the rerun in `scratch`, and why it may; gives the verdict."""
+    verdict = IDENTICAL
+    for stage, path, old, new in _outputs(before, after):
+        words, found = (IDENTICAL, IDENTICAL) if old == new else _compare(path, old, scratch)
+        verdict = max(verdict, found, key=[IDENTICAL, CLOSE, DIFFERENT].index)
+        print(f"{stage:<10} {path:<32} {words}")
+    params = set(_changes(before, after, "params"))
+    for title, lines in (
+        ("parameters", params),
+        ("code", set(_changes(before, after, "inputs"))),
+        ("environment", set(_environment_changes(scratch))),
+    ):
+        for line in sorted(lines):
+            print(f"{title}: {line}")
+    if verdict == CLOSE and {line.partition(":")[0] for line in params} - LAST_BITS:
+        verdict = DIFFERENT  # close by chance: it is another experiment
+    print(f"verdict: {verdict}" + (f" ({TOLERANCE})" if verdict == CLOSE else ""))
+    return verdict
+
+
+def _rerun(folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
+    environment |= {"CONVAE_TRACKING": "off", "PATH": path}
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment, check=False)
+    if done.returncode:
+        raise ConvaeError(f"the rerun failed, see above; its files are in {folder}")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:  # git knows it
+        return
+    except OSError:  # another disk
+        shutil.copy2(source, target)
+
+
+def _outputs(before: Executions, after: Executions) -> Iterator[tuple[str, str, str, str]]:
+    for one in after.values():
+        earlier = before[one.stage].outputs if one.stage in before else {}
+        for path in sorted({*one.outputs, *earlier}):
+            yield one.stage, path, earlier.get(path, ""), one.outputs.get(path, "")
+
+
+def _compare(path: str, old: str, scratch: Path) -> tuple[str, str]:
+    """Words on how far a file or folder differs, and what follows for the verdict."""
+    if not old or path.startswith(EXACT):
+        return "differs", DIFFERENT
+    if path_md5(Path(path)) != old:
+        return "differs; its earlier bytes are not here to compare with", CLOSE
+    if path == METRICS:
+        found = metric_deviations(Path(path), scratch / path)
+        name = max(found, key=lambda name: found[name], default="")
+        accuracies = [value for key, value in found.items() if key.endswith(".accuracy")]
+        accuracy = max(accuracies, default=0.0)
+        return f"differs by {found[name]:.4g} at most ({name}), accuracies by {accuracy:.4g}", _judge(
+            accuracy, ACCURACY
+        )
+    deviation = largest_deviation(Path(path), scratch / path)
+    if deviation is None:
+        return "differs", CLOSE  # judged by the metrics
+    return f"differs by {deviation:.2g} of the largest magnitude at most", _judge(deviation, RELATIVE)
+
+
+def _judge(deviation: float, tolerance: float) -> str:
+    return CLOSE if deviation <= tolerance else DIFFERENT
+
+
+def _changes(before: Executions, after: Executions, part: str) -> Iterator[str]:
+    """What differs in what a stage was given; inputs that other stages wrote are left out."""
+    for one in after.values():
+        if one.stage not in before:
+            continue
+        old, new = getattr(before[one.stage], part), getattr(one, part)
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) == new.get(name):
+                continue
+            if part == "params":
+                yield f"{name}: {old.get(name)} before, {new.get(name)} now"
+            elif name.startswith(CODE):
+                yield f"{name} has changed"
+
+
+def _environment_changes(scratch: Path) -> Iterator[str]:
+    if not ENVIRONMENT.exists():
+        yield f"unknown, there is no {ENVIRONMENT}"
+        return
+    old, new = flatten(read_json(ENVIRONMENT)), flatten(read_json(scratch / ENVIRONMENT))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield f"{name.removeprefix('packages.')}: {old.get(name)} before, {new.get(name)} now"

@@ -1,0 +1,257 @@
+"""Stop the pipeline at random moments, in every way: the next `dvc repro` has to end as if nothing had happened.
+
+On the embedded digits, each of the six stages is stopped in each of ten ways; every time the dvc.lock has to be that of
+an undisturbed run. With `--dataset fashion_mnist` the shipped experiment's training is stopped again and again before
+it may end. What is random follows from the seed that is printed.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import psutil
+from clones import SMALL, Clone, make_clone
+from ruamel.yaml import YAML
+
+STAGES = ("download", "prepare", "train", "features", "evaluate", "report")
+FULL_DISK = "full disk"
+WAYS = [
+    *(f"{sent} of {target}" for sent, target in product(("SIGKILL", "SIGTERM", "SIGINT"), ("stage", "dvc", "group"))),
+    FULL_DISK,
+]
+EXPERIMENT = (*SMALL, "train.epochs=20", "train.checkpoint_minutes=0.001")
+DISK = 1 << 30  # bytes, of the one that is filled up
+BALLAST = "ballast"
+PATIENCE = 600  # seconds until a run is taken to hang
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """A way to stop a stage, and when: a part of its duration."""
+
+    stage: str
+    way: str
+    moment: float
+
+    def __str__(self) -> str:
+        return f"{self.stage:<9} {self.way:<16} after {self.moment:4.0%}"
+
+
+def draw(count: int, seed: int) -> list[Disturbance]:
+    """So many disturbances, evenly over stages and ways, in random order."""
+    generator = random.Random(seed)
+    pairs = list(product(STAGES, WAYS))
+    generator.shuffle(pairs)
+    return [Disturbance(*pairs[index % len(pairs)], generator.uniform(0, 0.95)) for index in range(count)]
+
+
+def run_undisturbed(clone: Clone, *command: str) -> dict[str, float]:
+    """Run from nothing; gives the seconds that each stage took."""
+    durations = {}
+    dvc = clone.start(*command)
+    while dvc.poll() is None:
+        for stage in STAGES:
+            process = find_stage(dvc.pid, stage)
+            if process:
+                start = time.monotonic()
+                with suppress(psutil.NoSuchProcess):
+                    process.wait()
+                durations[stage] = time.monotonic() - start
+        time.sleep(0.01)
+    assert dvc.returncode == 0, dvc.communicate()[0]
+    dvc.communicate()
+    return durations
+
+
+def find_stage(dvc: int, stage: str) -> psutil.Process | None:
+    """The process that DVC started for a stage, neither its shell nor its recorder."""
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(dvc).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.cmdline()[-2:] == ["-m", f"pipeline.{stage}"]:
+                    return process
+    return None
+
+
+def forget(clone: Clone, first: str) -> None:
+    """Take the workspace back to before a stage ran, and let DVC remember nothing of it."""
+    yaml = YAML()
+    path = clone.folder / "dvc.lock"
+    content = yaml.load(path)
+    for stage in STAGES[STAGES.index(first) :]:
+        for out in content["stages"].pop(stage, {}).get("outs", []):
+            remove(clone.folder / out["path"])
+    yaml.dump(content, path)
+    remove(clone.folder / ".dvc/cache/runs")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def stop(clone: Clone, disturbance: Disturbance, durations: dict[str, float], *command: str) -> str:
+    """Start DVC and stop it as it is told; gives what it had printed."""
+    dvc = clone.start(*command)
+    stage = None
+    while stage is None and dvc.poll() is None:
+        stage = find_stage(dvc.pid, disturbance.stage)
+        time.sleep(0.01)
+    if stage:
+        time.sleep(disturbance.moment * durations[disturbance.stage])
+        strike(clone.folder, disturbance.way, stage, dvc)
+    printed = dvc.communicate(timeout=PATIENCE)[0]
+    remove(clone.folder / BALLAST)
+    return printed
+
+
+def strike(folder: Path, way: str, stage: psutil.Process, dvc: "subprocess.Popen[str]") -> None:
+    """Send a signal, or fill up the disk. Who it is for may just have ended."""
+    if way == FULL_DISK:
+        fill(folder)
+        return
+    sent, _, target = way.split()
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        if target == "group":
+            os.killpg(dvc.pid, signal.Signals[sent])
+        else:
+            {"stage": stage, "dvc": dvc}[target].send_signal(signal.Signals[sent])
+
+
+def fill(folder: Path) -> None:
+    """Leave no room on the disk."""
+    with (folder / BALLAST).open("wb") as stream, suppress(OSError):
+        while True:
+            stream.write(bytes(1 << 16))
+            stream.flush()
+
+
+def whole(clone: Clone) -> str:
+    """What is wrong with a workspace that should be as if nothing had happened; empty if nothing is."""
+    left = left_behind(clone)
+    if left:
+        return f"left behind: {left}"
+    status = clone.run("dvc", "status", "dvc.yaml", check=False).stdout
+    return "" if "up to date" in status else status
+
+
+def left_behind(clone: Clone) -> str:
+    """Checkpoints and half-written files that nobody will need."""
+    left = [*clone.folder.glob(".convae/checkpoints/*"), *clone.folder.rglob("*.partial")]
+    return ", ".join(str(path.relative_to(clone.folder)) for path in left)
+
+
+def stop_every_stage(clone: Clone, disturbances: list[Disturbance]) -> list[Disturbance]:
+    """Stop the pipeline on the digits; gives the disturbances after which something was wrong."""
+    durations = run_undisturbed(clone, "dvc", "repro")
+    print("undisturbed:", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in durations.items()), flush=True)
+    lock = clone.read("dvc.lock")
+    failed = []
+    for number, disturbance in enumerate(disturbances, 1):
+        forget(clone, disturbance.stage)
+        start = time.monotonic()
+        stop(clone, disturbance, durations, "dvc", "repro")
+        again = clone.run("dvc", "repro", check=False)
+        wrong = again.stdout + again.stderr if again.returncode else whole(clone)
+        if not wrong and clone.read("dvc.lock") != lock:
+            wrong = "another dvc.lock"
+        resumed = [line for line in again.stdout.splitlines() if line.startswith("resuming")]
+        print(
+            f"{number:3}/{len(disturbances)} {disturbance}: {wrong or 'as undisturbed'}, "
+            f"{time.monotonic() - start:.0f} s  {' '.join(resumed)}",
+            flush=True,
+        )
+        if wrong:
+            failed.append(disturbance)
+            (clone.folder / "dvc.lock").write_bytes(lock)
+            clone.run("dvc", "repro", "--force")
+    return failed
+
+
+def stop_in_turn(clone: Clone, disturbances: list[Disturbance], durations: dict[str, float], *command: str) -> str:
+    """Stop a command again and again before it may end; gives what is wrong then, beside other bits."""
+    for number, disturbance in enumerate(disturbances, 1):
+        printed = stop(clone, disturbance, durations, *command)
+        print(f"{number:3}/{len(disturbances)} {disturbance}: {began(printed)}; {age(clone)}", flush=True)
+    print(f"the rest: {began(clone.run(*command).stdout)}", flush=True)
+    left = left_behind(clone)
+    return f"left behind: {left}" if left else ""
+
+
+def stop_training(clone: Clone, count: int, seed: int) -> str:
+    """Stop the shipped experiment's training so many times; gives what is wrong afterwards."""
+    clone.run("dvc", "repro", "prepare")
+    durations = run_undisturbed(clone, "dvc", "repro", "train")
+    print(f"undisturbed: {durations['train']:.1f} s", flush=True)
+    lock = clone.read("dvc.lock")
+    forget(clone, "train")
+    generator = random.Random(seed)
+    ways = [way for way in WAYS if way != FULL_DISK]
+    # Late enough to have begun, early enough that so many parts do not make up a whole.
+    disturbances = [Disturbance("train", generator.choice(ways), generator.uniform(0.25, 0.4)) for _ in range(count)]
+    wrong = stop_in_turn(clone, disturbances, durations, "dvc", "repro", "train")
+    return wrong or ("" if clone.read("dvc.lock") == lock else "another dvc.lock")
+
+
+def began(printed: str) -> str:
+    """Where a training began."""
+    return next((line for line in printed.splitlines() if line.startswith("resuming")), "from the beginning")
+
+
+def age(clone: Clone) -> str:
+    """How long ago the last checkpoint was written."""
+    saved = [path.stat().st_mtime for path in clone.folder.glob(".convae/checkpoints/*/*/last.ckpt")]
+    return f"last checkpoint {time.time() - max(saved):.1f} s ago" if saved else "no checkpoint"
+
+
+@contextmanager
+def small_disk() -> Iterator[Path | None]:
+    """A folder on a disk of its own that can be filled; None where nobody may mount one."""
+    folder = Path(tempfile.mkdtemp(prefix="convae-chaos-"))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
+    try:
+        mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        yield folder if mounted else None
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Command line of `make chaos`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=["digits", "fashion_mnist"], default="digits")
+    parser.add_argument("--kills", type=int, help="how often (60 on the digits, 10 on Fashion-MNIST)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of what is random")
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    if options.dataset == "fashion_mnist":
+        with tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:
+            clone = make_clone(Path(folder) / "convae", "train.checkpoint_minutes=0.05", history=False)
+            wrong = stop_training(clone, options.kills or 10, options.seed)
+        sys.exit(wrong or print("it ended with the same bits"))
+    disturbances = draw(options.kills or 60, options.seed)
+    with small_disk() as disk, tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:
+        if disk is None:
+            print("nobody may mount a disk here: it is not filled up", flush=True)
+            disturbances = [one for one in disturbances if one.way != FULL_DISK]
+        clone = make_clone((disk or Path(folder)) / "convae", *EXPERIMENT, history=False)
+        failed = stop_every_stage(clone, disturbances)
+    print(f"{len(disturbances) - len(failed)} of {len(disturbances)} ended as undisturbed (seed {options.seed})")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The verdict on a rerun, from what it left behind."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convae.tracking import verify
+from convae.tracking.lock import Execution, path_md5
+
+OUTPUTS = {
+    "prepare": ["data/prepared/train.npy"],
+    "features": ["data/features", "models/encoder"],
+    "evaluate": ["reports/metrics.json", "models/classifier"],
+}
+
+
+def write(folder: Path, shift: float = 0.0, accuracy: float = 0.9, numpy: str = "2.4") -> dict[str, Execution]:
+    """Outputs of three stages, all of them shifted a little, and what dvc.lock says of them."""
+    for name in ("data/prepared", "data/features", "models/encoder", "models/classifier", "reports"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    np.save(folder / "data/prepared/train.npy", np.arange(4))
+    np.save(folder / "data/features/train.npy", np.linspace(-1, 1, 6) + shift)
+    np.save(folder / "models/encoder/weights.npy", np.ones(3) + shift)
+    (folder / "models/classifier/classifier.skops").write_text(f"{shift}")
+    (folder / "reports/metrics.json").write_text(json.dumps({"test": {"accuracy": accuracy, "log_loss": shift}}))
+    (folder / "reports/environment.json").write_text(json.dumps({"packages": {"numpy": numpy}}))
+    return {
+        stage: Execution(
+            stage,
+            {"seed": 0, "train.threads": 2},
+            {"src/convae/models": "1", "data/raw": "2"},
+            {path: path_md5(folder / path) for path in paths},
+        )
+        for stage, paths in OUTPUTS.items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def _in_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_same_bits_are_identical_and_another_library_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = write(Path()), write(Path("again"), numpy="2.5")
+    assert verify.report(before, after, Path("again")) == "identical"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines[:5]] == ["identical"] * 5
+    assert lines[5:] == ["environment: numpy: 2.4 before, 2.5 now", "verdict: identical"]
+
+
+def test_small_deviations_are_told_and_tolerated(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = write(Path()), write(Path("again"), shift=0.001, accuracy=0.902)
+    threads = {name: replace(one, params={"seed": 0, "train.threads": 1}) for name, one in after.items()}
+    assert verify.report(before, threads, Path("again")) == "equal within tolerance"
+    text = capsys.readouterr().out
+    assert "data/features                    differs by 0.001 of the largest magnitude at most\n" in text
+    assert "reports/metrics.json             differs by 0.002 at most (test.accuracy), accuracies by 0.002\n" in text
+    assert "models/classifier                differs\n" in text
+    assert "parameters: train.threads: 2 before, 1 now\n" in text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"shift": 0.2}, {"accuracy": 0.89}, {"shift": np.nan}], ids=["weights", "accuracy", "not a number"]
+)
+def test_large_deviations_are_different(changes: dict[str, float]) -> None:
+    assert verify.report(write(Path()), write(Path("again"), **changes), Path("again")) == "different"
+
+
+def test_close_by_chance_is_different(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = write(Path()), write(Path("again"), shift=0.001)
+    other = {name: replace(one, params={**one.params, "seed": 1}) for name, one in after.items()}
+    assert verify.report(before, other, Path("again")) == "different"
+    assert "parameters: seed: 0 before, 1 now\n" in capsys.readouterr().out
+
+
+def test_other_images_are_different_however_close(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = write(Path()), write(Path("again"))
+    outputs = {"data/prepared/train.npy": "another"}
+    code = {"src/convae/models": "3", "data/raw": "4"}
+    after["prepare"] = replace(after["prepare"], outputs=outputs, inputs=code)
+    assert verify.report(before, after, Path("again")) == "different"
+    text = capsys.readouterr().out
+    assert "data/prepared/train.npy          differs\n" in text
+    assert "code: src/convae/models has changed\n" in text
+    assert "data/raw has" not in text
+
+
+def test_where_the_earlier_bytes_are_gone_the_metrics_decide(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = write(Path()), write(Path("again"), shift=0.001)
+    for name in ("models/encoder/weights.npy", "data/features/train.npy", "reports/environment.json"):
+        Path(name).unlink()
+    assert verify.report(before, after, Path("again")) == "equal within tolerance"
+    text = capsys.readouterr().out
+    assert text.count("its earlier bytes are not here to compare with") == 2
+    assert "environment: unknown, there is no reports/environment.json" in text
