@@ -46,7 +46,7 @@ def _name(value: str) -> str:
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Name = Annotated[str, AfterValidator(_name)]
 Pair = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
-Odd = Annotated[int, Field(ge=3, le=MOST_PIXELS), AfterValidator(_odd)]
+Odd = Annotated[int, Field(ge=3), AfterValidator(_odd)]
 Share = Annotated[float, Field(gt=0, lt=1)] | Positive
 
 
@@ -91,7 +91,7 @@ class DataParams(_Section):
 class LocalContrastParams(_Section):
     """Local contrast normalisation (Jarrett et al. 2009, section 2.2)."""
 
-    window: Odd
+    window: Odd = Field(le=MOST_PIXELS)
     floor: float = Field(gt=0)
 
 
