@@ -97,7 +97,7 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
     "class without pictures": (lambda root: (root / "train/c").mkdir(), "class folder 'c' of the train part has no"),
     "class of text": (lambda root: (root / "train/c").write_text("hello"), "train/c (not a PNG, JPEG"),
     "class that leads nowhere": (lambda root: dangling(root / "train/c"), "train/c (cannot be read: No such file"),
-    "class in a circle": (lambda root: circle(root / "train/c"), "train/c (cannot be read: a symbolic link in a circle"),
+    "class in a circle": (lambda root: circle(root / "train/c"), "train/c (cannot be read: a symbolic link in a"),
     "class that is all classes": (lambda root: (root / "train/c").symlink_to("."), "train/c (a link to a folder, not"),
     "class in a class": (lambda root: picture(root / "train/a/b/1.png"), "train/a/b (a folder inside a class folder)"),
     "class of one picture": (lambda root: picture(root / "train/c/1.png"), "class 'c' has one image to divide"),
