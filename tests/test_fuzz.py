@@ -26,6 +26,7 @@ from saved_models import CONFIG, save_models
 
 from convae.datasets.catalogue import CATALOGUE
 from convae.datasets.image_folder import UnusableError, list_images
+from convae.datasets.image_set import ImageSet, write_image_set
 from convae.datasets.listing import read_listing, write_listing
 from convae.datasets.pictures import decode
 from convae.datasets.readers import read, read_idx
@@ -113,8 +114,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def one_line(*allowed: type[Exception]) -> contextlib.suppress:
-    return contextlib.suppress(*allowed or (ConvaeError,))
+@contextlib.contextmanager
+def one_line(allowed: type[Exception] = ConvaeError) -> Iterator[None]:
+    """What is damaged may be refused, in one line."""
+    said = ""
+    try:
+        yield
+    except allowed as refusal:
+        said = str(refusal)
+    assert "\n" not in said
 
 
 IDX = bytes([0, 0, 8, 2, 0, 0, 0, 9, 0, 0, 0, 40]) + bytes(range(120)) * 3
@@ -257,7 +265,11 @@ def test_encoder_configurations(models: Path, changes: list[tuple[float, Any]]) 
     Path("config.json").write_text(json.dumps(config | {"sha256": content_sha256(config, weights)}))
     with one_line(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        load_encoder(Path())
+        encoder = load_encoder(Path())
+        image = np.zeros((1, encoder.config["channels"], *encoder.config["image_size"]), np.uint8)
+        for use in (encoder.features, encoder.reconstruct):  # what loads works
+            with one_line():  # but for what it has none of
+                use(image)
 
 
 @given(EDITS)
@@ -280,3 +292,15 @@ def test_classifiers(models: Path, edits: list[Edit]) -> None:
     Path("classifier.json").write_text(json.dumps(about | {"sha256": content_sha256(about, content)}))
     with one_line():
         load_classifier(Path())
+
+
+@given(st.sampled_from(["images.npy", "labels.npy", "description.json"]), EDITS)
+@fuzz(200)
+def test_image_sets(name: str, edits: list[Edit]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 1, 3, 4)
+        write_image_set(Path(folder), images.shape, [images], np.arange(5) % 2, ["a", "b"])
+        path = Path(folder, name)
+        path.write_bytes(damaged(path.read_bytes(), edits))
+        with one_line():
+            ImageSet.load(Path(folder))

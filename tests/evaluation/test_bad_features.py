@@ -32,6 +32,9 @@ ARRAYS: dict[str, tuple[str, Damage, str]] = {
     "NaN in the test part": ("test.npy", with_value(np.nan), "the features of test image 7 hold NaN or infinity"),
     "one row": ("train.npy", lambda rows: rows[0], "train.npy: shape [32] for 400 images"),
     "a number": ("train.npy", lambda rows: rows[0, 0], "train.npy: shape [] for 400 images"),
+    "doubles": ("train.npy", lambda rows: rows.astype(np.float64), "train.npy: not an array of float32"),
+    "words": ("test.npy", lambda rows: rows.astype(str), "test.npy: not an array of float32"),
+    "a column too few": ("test.npy", lambda rows: rows[:, 1:], "numbers of features differ: {'train': 32,"),
     "a row too few": ("train.npy", lambda rows: rows[1:], "train.npy: shape [399, 32] for 400 images"),
     "a row too many": ("test.npy", lambda rows: np.concatenate([rows, rows[:1]]), "test.npy: shape [101, 32] for 100"),
     "no row": ("test.npy", lambda rows: rows[:0], "test.npy: shape [0, 32] for 100 images"),
@@ -45,6 +48,29 @@ ARRAYS: dict[str, tuple[str, Damage, str]] = {
 
 FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing": ("features/train.npy", Path.unlink, "train.npy: not readable features"),
+    "empty": ("features/train.npy", lambda path: path.write_bytes(b""), "train.npy: not readable features"),
+    "archive": ("features/train.npy", lambda path: np.savez(path.open("wb"), np.ones(3)), "not an array of float32"),
+    "archive cut": ("features/train.npy", lambda path: path.write_bytes(b"PK\3\4"), "train.npy: not readable features"),
+    "labels of nothing": (
+        "features/train_labels.npy",
+        lambda path: path.write_bytes(b""),
+        "train.npy: not readable features",
+    ),
+    "images of nothing": (
+        "prepared/test/images.npy",
+        lambda path: path.write_bytes(b""),
+        "prepared/test: not a readable image set",
+    ),
+    "description of nothing": (
+        "prepared/test/description.json",
+        lambda path: path.write_text("{}"),
+        "prepared/test: not a readable image set ('shape')",
+    ),
+    "description of a list": (
+        "prepared/test/description.json",
+        lambda path: path.write_text("[]"),
+        "prepared/test: not a readable image set",
+    ),
     "text": ("features/train.npy", lambda path: path.write_text("hello"), "train.npy: not readable features"),
     "truncated": (
         "features/test.npy",
