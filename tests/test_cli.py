@@ -5,6 +5,7 @@ import sys
 import time
 import urllib.request
 
+import psutil
 import pytest
 
 
@@ -79,6 +80,9 @@ def test_ui_serves_the_database_on_loopback(repository, tmp_path):
             except OSError:
                 time.sleep(0.5)
         assert b"MLflow" in page
+        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        sockets = [one for process in processes for one in process.net_connections() if one.status == "LISTEN"]
+        assert {one.laddr.ip for one in sockets} == {"127.0.0.1"}
     finally:
         server.terminate()
         server.wait()

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from convae.addresses import fetched, is_address
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
-from convae.evaluation.classifiers import class_scores, has_probabilities
+from convae.evaluation.classifiers import check_finite, class_scores, has_probabilities
 from convae.evaluation.saving import load_classifier
 from convae.images import Images
 
@@ -59,6 +59,7 @@ class ImageClassifier:
         none = np.zeros((0, len(self.classes)))
         height, width = self.encoder.config["image_size"]
         for features in self.encoder.feature_batches(images, (height, width)):
+            check_finite(features, "given")
             yield class_scores(self.estimator, features, len(self.classes)) if len(features) else none
 
     def predict(self, images: Images) -> list[str]:
@@ -84,4 +85,19 @@ def load_image_classifier(source: str | Path) -> ImageClassifier:
     estimator, description = load_classifier(folder / "classifier")
     if description.get("encoder") != encoder.sha256:
         raise ConvaeError(f"{folder}: classifier/ was fitted on the features of another encoder than that in encoder/")
-    return ImageClassifier(encoder, estimator, description)
+    classifier = ImageClassifier(encoder, estimator, description)
+    try:
+        _try(classifier)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConvaeError(f"{folder}: encoder/ and classifier/ do not belong together: {error}") from None
+    return classifier
+
+
+def _try(classifier: ImageClassifier) -> None:
+    """Classify an image: what does not belong together shows here."""
+    if not all(isinstance(name, str) for name in classifier.classes):
+        raise TypeError("names of classes are text")
+    config = classifier.encoder.config
+    scores = classifier.scores(np.zeros((1, config["channels"], *config["image_size"]), np.uint8))
+    if np.isnan(scores).any():
+        raise ValueError("a score is not a number")

@@ -190,7 +190,7 @@ def classify(images: list[str], model: str, as_json: bool) -> None:
             found.append({"file": file, "label": classes[best], "probability": probability, number: numbers})
             if not as_json:
                 shown = "" if probability is None else f"{probability:7.2%}  "
-                print(f"{classes[best]:{width}}  {shown}{file}")
+                print(f"{printable(classes[best]):{width}}  {shown}{file}")
     if as_json:
         print(json.dumps(found, indent=2))
     pictures.finish()
@@ -238,8 +238,12 @@ def print_info(source: str) -> None:
     with fetched(source) if is_address(source) else nullcontext() as published:
         folder = published / "encoder" if published else Path(source)
         encoder = load_encoder(folder)
+        try:
+            about = list(_about(encoder, folder.parent / "classifier"))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ConvaeError(f"{source}: not described as `dvc repro` does it: {error!r}") from None
         print(source)
-        for name, text in _about(encoder, folder.parent / "classifier"):
+        for name, text in about:
             print(f"  {name:16}{text}")
         if published:
             card = (published / "README.md").read_text("utf-8")  # of whoever published it: no control characters

@@ -275,10 +275,12 @@ def load_encoder(source: str | Path) -> Encoder:
     del config["format"]
     try:
         readout = Readout(**config["readout"]) if config["readout"] else None
+        _check_memory(config, len(weights))
         encoder = Encoder(build_autoencoder(config), readout, config, sha256)
-        _load_state(encoder, load_tensors(weights))
-        if readout:
-            encoder.features([])  # what does not belong together shows here
+        state = load_tensors(weights)
+        finite = all(bool(value.isfinite().all()) for value in state.values())
+        _load_state(encoder, state)
+        _try(encoder)
     except (
         ArithmeticError,
         AttributeError,
@@ -290,7 +292,27 @@ def load_encoder(source: str | Path) -> Encoder:
     ) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConvaeError(f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {reason}") from None
+    if not finite:
+        raise ConvaeError(f"{folder}/{WEIGHTS}: holds NaN or infinity; training may have diverged")
     return encoder
+
+
+def _check_memory(config: dict[str, Any], available: int) -> None:
+    """Whether the network is as small as its weights, before memory is given to it."""
+    with torch.device("meta"):
+        state = build_autoencoder(config).state_dict()
+    if sum(value.nbytes for value in state.values()) > 2 * available:  # tied weights are stored once
+        raise ValueError("there are fewer weights than described")
+
+
+def _try(encoder: Encoder) -> None:
+    """Encode and reconstruct an image: what does not belong together shows here."""
+    height, width = encoder.config["image_size"]
+    image = np.broadcast_to(np.uint8(0), (1, encoder.config["channels"], height, width))
+    if encoder.readout:
+        encoder.features(image)
+    if encoder.has_decoder:
+        encoder.reconstruct(image)
 
 
 def _load_state(encoder: Encoder, state: dict[str, Tensor]) -> None:

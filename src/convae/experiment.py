@@ -1,5 +1,6 @@
 """An experiment checked as a whole: its parameters, and whether its images fit through its layers."""
 
+from math import prod
 from pathlib import Path
 
 from convae.datasets.catalogue import CATALOGUE, image_shape
@@ -17,6 +18,8 @@ from convae.models.geometry import (
 from convae.models.transfer import check_source
 from convae.params import PARAMS_FILE, Params, load_params
 
+MOST_VALUES = 2**28  # of four bytes
+
 
 def load_experiment(path: Path = PARAMS_FILE) -> Params:
     """Read `params.yaml` and check that every layer leaves maps that the readout's grid can divide.
@@ -32,6 +35,7 @@ def load_experiment(path: Path = PARAMS_FILE) -> Params:
     except GeometryError as error:
         _, height, width = image_shape(params.data)
         raise ConvaeError(f"{path}: {error} (images are {show((height, width))})") from None
+    _check_memory(path, params)
     _check_source(path, params)
     grid = params.features.grid
     for layer in params.features.layers:
@@ -58,8 +62,11 @@ def map_sizes(params: Params) -> list[Size]:
 def _check_source(path: Path, params: Params) -> None:
     """Whether the encoder to start from suits, where there is one."""
     config = Path(params.model.initialize_from) / "config.json"
-    if not config.exists():
-        return
+    try:
+        if not config.exists():
+            return
+    except OSError as error:  # such as a name that is too long
+        raise ConvaeError(f"{path}: model.initialize_from: {error.strerror}") from None
     channels, *size = image_shape(params.data)
     layers = [layer.model_dump(mode="json") for layer in params.model.layers]
     target = {
@@ -72,7 +79,7 @@ def _check_source(path: Path, params: Params) -> None:
         check_source(read_json(config), target)
     except ConvaeError as error:
         raise ConvaeError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConvaeError(f"{path}: model.initialize_from: {config} describes no encoder ({error})") from None
 
 
@@ -88,13 +95,39 @@ def _check_filter_bank(params: Params) -> None:
 
 
 def _check_sizes(path: Path, params: Params) -> None:
+    """Whether images are left to learn from once others are held out for test and validation."""
     if params.data.dataset == "image_folder":  # counted by `download`
         return
-    images = CATALOGUE[params.data.dataset].images["train"]
-    for key in ("validation_size", "test_size"):
-        size = getattr(params.data, key)
-        if size >= images:
+    images = CATALOGUE[params.data.dataset].images
+    left = images["train"]
+    for part in ("test", "validation"):
+        if part in images:
+            continue
+        size = getattr(params.data, f"{part}_size")
+        count = size if isinstance(size, int) else round(size * left)
+        if not 0 < count < left:
             raise ConvaeError(
-                f"{path}: data.{key} = {size}: {params.data.dataset} has {images} training images, "
-                "and some have to be left to learn from"
+                f"{path}: data.{part}_size = {size}: {params.data.dataset} has {left} training images, "
+                f"so 1 to {left - 1} can be held out"
             )
+        left -= count
+
+
+def _check_memory(path: Path, params: Params) -> None:
+    """Whether the filters of a layer and its maps of one image could fit into memory at all."""
+    channels, *size = image_shape(params.data)
+    _check_values(f"{path}: data.image_size: an image", channels * size[0] * size[1])
+    whitening = params.preprocessing.whitening
+    incoming = channels * whitening.window**2 if whitening and whitening.kind == "pca" else channels
+    sizes = layer_sizes((size[0], size[1]), _geometry(params), params.model.stacked_on)
+    for index, (layer, geometry, (below, _)) in enumerate(
+        zip(params.model.layers, _geometry(params), sizes, strict=True)
+    ):
+        _check_values(f"{path}: model.layers[{index}]: its filters", layer.filters * incoming * prod(geometry.kernel))
+        _check_values(f"{path}: model.layers[{index}]: its maps", layer.filters * prod(geometry.convolved(below)))
+        incoming = layer.filters if params.model.stacked_on == "maps" else channels
+
+
+def _check_values(what: str, values: int) -> None:
+    if values > MOST_VALUES:
+        raise ConvaeError(f"{what} would take {4 * values / 2**30:.1f} GiB; at most 1 GiB is allowed")

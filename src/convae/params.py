@@ -4,6 +4,7 @@ One file describes one experiment, whole. Every key must be there or have a defa
 type or an impossible value stops every stage before it computes.
 """
 
+import unicodedata
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,18 +12,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.events import AliasEvent
 
 from convae.errors import ConvaeError
 
 PARAMS_FILE = Path("params.yaml")
+MOST_ALIASES = 20  # of one another they could stand for more than fits into memory
+MOST_PIXELS = 65_535  # on one side
 
 
 def _as_pair(value: Any) -> Any:
     """One number stands for height and width; a list gives both."""
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
-    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-        raise ValueError(f"found {_shorten(value)}; one number or [height, width] is allowed, whole and at least 1")
+    if len(pair) != 2 or not all(type(side) is int and 0 < side <= MOST_PIXELS for side in pair):
+        allowed = f"one number or [height, width] is allowed, whole and from 1 to {MOST_PIXELS}"
+        raise ValueError(f"found {_shorten(value)}; {allowed}")
     return pair
 
 
@@ -32,10 +37,17 @@ def _odd(value: int) -> int:
     return value
 
 
-Positive = Annotated[int, Field(gt=0)]
+def _name(value: str) -> str:
+    if not value or any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError(f"found {_shorten(value)}; at least one character is needed, and no control characters")
+    return value
+
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Name = Annotated[str, AfterValidator(_name)]
 Pair = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
 Odd = Annotated[int, Field(ge=3), AfterValidator(_odd)]
-Share = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)] | Positive
 
 
 class _Section(BaseModel):
@@ -46,8 +58,8 @@ class _Section(BaseModel):
     def _name_the_nearest_key(cls, content: Any) -> Any:
         for key in content if isinstance(content, Mapping) else ():
             if key not in cls.model_fields:
-                nearest = get_close_matches(str(key), cls.model_fields, n=1, cutoff=0)
-                raise ValueError(f"unknown key '{key}'; the nearest known key is '{nearest[0]}'")
+                nearest = get_close_matches(str(key)[:60], cls.model_fields, n=1, cutoff=0)
+                raise ValueError(f"unknown key {_shorten(key)}; the nearest known key is '{nearest[0]}'")
         return content
 
 
@@ -60,7 +72,7 @@ class DataParams(_Section):
     """Which images, and how they are divided."""
 
     dataset: DatasetName
-    root: str = Field(min_length=1)
+    root: Name
     image_size: Pair | None
     color: Literal["rgb", "grey"]
     validation_size: Share
@@ -79,7 +91,7 @@ class DataParams(_Section):
 class LocalContrastParams(_Section):
     """Local contrast normalisation (Jarrett et al. 2009, section 2.2)."""
 
-    window: Odd
+    window: Odd = Field(le=MOST_PIXELS)
     floor: float = Field(gt=0)
 
 
@@ -121,9 +133,9 @@ class LayerParams(_Section):
 class ModelParams(_Section):
     """The encoder's layers; the decoder mirrors them."""
 
-    layers: list[LayerParams]
+    layers: list[LayerParams] = Field(max_length=100)
     initialization: Literal["normal", "patches", "kmeans", "filter_bank"]
-    initialize_from: str = Field(min_length=1)
+    initialize_from: Name
     stacked_on: Literal["maps", "reconstructions"]
     tied_weights: bool
 
@@ -162,7 +174,7 @@ class AugmentationParams(_Section):
     """Random changes of the training images that leave what is to be seen as it is."""
 
     flip: bool
-    shift: int = Field(ge=0)
+    shift: int = Field(ge=0, le=MOST_PIXELS)
 
 
 class TrainParams(_Section):
@@ -190,7 +202,7 @@ class TrainParams(_Section):
 class FeaturesParams(_Section):
     """The readout: how activation maps become one vector."""
 
-    layers: list[int] = Field(min_length=1)
+    layers: list[int] = Field(min_length=1, max_length=100)
     divisive_normalization: float | None = Field(gt=0)
     rectification: Literal["none", "positive", "both"]
     threshold: float = Field(ge=0)
@@ -268,8 +280,8 @@ class TrackingParams(_Section):
     """Where runs are recorded; nothing that a stage writes depends on it."""
 
     enabled: bool
-    uri: str | None = Field(min_length=1)
-    experiment: str = Field(min_length=1)
+    uri: Name | None
+    experiment: Name
 
 
 class Params(_Section):
@@ -320,6 +332,19 @@ class Params(_Section):
         return self
 
 
+class _Composer(Composer):
+    """Refuses more aliases than anybody needs before they are followed."""
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node of the document, or what an alias stands for."""
+        self.aliases += self.parser.check_event(AliasEvent)
+        if self.aliases > MOST_ALIASES:
+            raise ValueError(f"more than {MOST_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and validate an experiment.
 
@@ -327,10 +352,14 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         ConvaeError: one line for each mistake: the key, the value found and what is allowed.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Composer = _Composer
+        content = yaml.load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConvaeError(f"{path}: no such file; run from the repository's top folder") from None
-    except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConvaeError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # a value that its tag does not suit can make ruamel.yaml raise nearly anything
         raise ConvaeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConvaeError(f"{path}: must hold the sections {', '.join(Params.model_fields)}")
@@ -345,15 +374,16 @@ def _lines(path: Path, error: ValidationError) -> list[str]:
     for item in error.errors(include_url=False):
         known = [part for part in item["loc"] if isinstance(part, int) or not _is_branch(part)]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in known).lstrip(".")
-        allowed = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if item["type"] == "value_error":
-            line = f"{key}: {allowed}" if key else allowed
+            mistake = item["msg"].removeprefix("Value error, ")
+            line = f"{key}: {mistake}" if key else mistake
         elif item["type"] == "model_type":
             line = f"{key} = {_shorten(item['input'])}: must be a section with keys and values"
         elif item["type"] == "missing":
             line = f"{key}: missing"
         else:
-            line = f"{key} = {_shorten(item['input'])}: must be {allowed}"
+            allowed = item["msg"].partition(" should ")[2]  # "be …" or, of a list's length, "have …"
+            line = f"{key} = {_shorten(item['input'])}: must {allowed}"
         lines.setdefault(key, []).append(line)
     return [
         f"{path}: {' or '.join([same[0], *(line.partition(': must be ')[2] for line in same[1:])])}"

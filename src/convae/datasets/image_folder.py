@@ -58,12 +58,16 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
     A picture is recognised by its first bytes; whether it can be decoded shows in `prepare`.
 
     Raises:
-        ConvaeError: there is no picture, or the layout leaves open which part or class a picture belongs to.
+        ConvaeError: there is no picture, a folder can't be read, or the layout leaves open which part or class a
+            picture belongs to.
     """
-    if not root.is_dir():
-        raise ConvaeError(f"data.root = {root}: no such folder; {LAYOUT}")
+    try:
+        if not root.is_dir():
+            raise ConvaeError(f"data.root = {root}: no such folder; {LAYOUT}")
+        candidates, places = _candidates(root)
+    except OSError as error:
+        raise ConvaeError(f"data.root = {root}: {printable(str(error.filename))}: {error.strerror}") from None
     files, rejected = [], []
-    candidates, places = _candidates(root)
     for place, path in tqdm(candidates, desc="hash", unit="file"):
         try:
             files.append(_image_file(root, place, path))
@@ -101,6 +105,9 @@ def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
+    for entry in _entries(root):
+        if entry.name in PARTS and not entry.is_dir():
+            raise ConvaeError(f"{entry.path}: not a folder, as its name says; {LAYOUT}")
     folders = {part: root / part for part in PARTS if (root / part).is_dir()}
     for folder in folders.values():
         if folder.is_symlink():

@@ -36,11 +36,15 @@ class ImageSet:
             images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
             labels_file = folder / "labels.npy"
             labels = np.load(labels_file, allow_pickle=False) if labels_file.exists() else None
-        except (OSError, ValueError) as error:
-            raise ConvaeError(f"{folder}: not a readable image set ({error}); rerun `dvc repro prepare`") from None
-        if list(images.shape) != description["shape"] or (labels is not None and len(labels) != len(images)):
+            shape, classes, sha256 = (description[key] for key in ("shape", "classes", "sha256"))
+            fits = list(images.shape) == shape and (labels is None or labels.shape == images.shape[:1])
+            found = cls(images, labels, tuple(classes), sha256)
+        except Exception as error:  # a damaged header can make NumPy raise nearly anything
+            reason = " ".join(str(error).split())
+            raise ConvaeError(f"{folder}: not a readable image set ({reason}); rerun `dvc repro prepare`") from None
+        if not fits:
             raise ConvaeError(f"{folder}: images, labels and description differ in size; rerun `dvc repro prepare`")
-        return cls(images, labels, tuple(description["classes"]), description["sha256"])
+        return found
 
 
 def write_image_set(

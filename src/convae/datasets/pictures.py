@@ -69,9 +69,12 @@ def to_pixels(image: Image.Image, channels: int, size: tuple[int, int] | None = 
         `uint8 [C, H, W]`.
 
     Raises:
-        UnusableError: 32 bits a channel.
+        UnusableError: 32 bits a channel, or a mode that Pillow can't convert.
     """
-    flat = _flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    try:
+        flat = _flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    except ValueError as error:
+        raise UnusableError(str(error)) from None
     if size:
         flat = ImageOps.fit(flat, (size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(flat).reshape(flat.height, flat.width, channels).transpose(2, 0, 1)
@@ -82,7 +85,9 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):  # no agreed brightness
         raise UnusableError("32 bits a channel; 8 or 16 are allowed")
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        pixels = np.asarray(image)
+        transparent = pixels == image.info.get("transparency", -1)
+        return Image.fromarray(np.where(transparent, 255, pixels >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -80,7 +80,7 @@ def _from_arrays(dataset: Dataset, raw: Path) -> dict[str, Part]:
             images = np.load(raw / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
             unlabelled = split == "unlabelled"
             labels = None if unlabelled else np.load(raw / f"{split}_labels.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ConvaeError(f"{raw}: not what download writes ({error}); rerun `dvc repro download`") from None
         parts[split] = Part(images, labels, np.arange(count))
     return parts

@@ -170,7 +170,7 @@ def _unpack(archive: Path, members: Iterable[str], folder: Path) -> None:
     """Unpack the named regular files of a tar archive; other paths, and links, get nowhere."""
     wanted = set(members)
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 content = tar.extractfile(member) if member.isreg() and member.name in wanted else None
                 if content is not None:
@@ -179,7 +179,7 @@ def _unpack(archive: Path, members: Iterable[str], folder: Path) -> None:
                     with target.open("wb") as stream:
                         shutil.copyfileobj(content, stream)
                     wanted.discard(member.name)
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ConvaeError(f"{archive.name}: damaged archive ({error})") from None
     if wanted:
         raise ConvaeError(f"{archive.name}: lacks {', '.join(sorted(wanted))}")

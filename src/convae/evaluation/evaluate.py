@@ -73,13 +73,16 @@ def evaluate(
         ConvaeError: features, labels and image sets do not belong together, or the classifier can't be fit.
     """
     parts = {part: load_part(part, features, prepared) for part in PARTS}
+    dimensions = {part: parts[part].features.shape[1] for part in PARTS}
+    if len(set(dimensions.values())) > 1:
+        raise ConvaeError(f"{features}: numbers of features differ: {dimensions}; rerun `dvc repro features`")
     metrics: dict[str, Any] = {
         "test": {},
         "validation": {},
         "features": {"dimension": parts["train"].features.shape[1]},
         "encoder": {"parameters": encoder.parameter_count},
     }
-    if read_json(features / "description.json")["encoder"] != encoder.sha256:
+    if read_json(features / "description.json").get("encoder") != encoder.sha256:
         raise ConvaeError(f"{features}: not the features of this encoder; rerun `dvc repro features`")
     if _labelled(parts, prepared):
         estimator, description = _choose(params, encoder, parts["train"], parts["validation"])
@@ -118,8 +121,11 @@ def load_part(part: str, features: Path, prepared: Path) -> Part:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
         images = read_json(features / "description.json")["images"][part]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConvaeError(f"{path}: not readable features ({error}); rerun `dvc repro features`") from None
+    except Exception as error:  # a damaged header can make NumPy raise nearly anything
+        reason = " ".join(str(error).split())
+        raise ConvaeError(f"{path}: not readable features ({reason}); rerun `dvc repro features`") from None
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.float32:
+        raise ConvaeError(f"{path}: not an array of float32; rerun `dvc repro features`")
     if rows.ndim != 2 or len(rows) != len(image_set):
         raise ConvaeError(f"{path}: shape {list(rows.shape)} for {len(image_set)} images; rerun `dvc repro features`")
     if images != image_set.sha256:

@@ -67,7 +67,7 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         _check_trees(estimator)
     except (BadZipFile, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise ConvaeError(f"{folder}/classifier.skops: not readable: {str(error).splitlines()[0]}") from None
-    if type(estimator) is not CLASSIFIERS.get(kind):
+    if type(estimator) is not CLASSIFIERS.get(str(kind)):
         raise ConvaeError(f"{folder}/classifier.skops: a {type(estimator).__name__}, described as {kind}")
     return estimator, description
 

@@ -21,6 +21,7 @@ from convae.tracking.lineage import find_producer
 from convae.tracking.records import KEY, Records
 from convae.tracking.store import SQLITE, import_mlflow, known_store, one_at_a_time, store_errors
 from convae.tracking.sync import sync
+from convae.tracking.wording import code
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -194,7 +195,7 @@ def _card(classifier: ImageClassifier, place: Place) -> str:
     data, test = config["trained_on"], about["test"]
     layers = ", ".join(f"{layer['filters']} filters of {show(layer['kernel'])} pixels" for layer in config["layers"])
     size = " × ".join(map(str, (config["channels"], *config["image_size"])))
-    back = f"`{place.command}` brings the experiment back." if place.command else "Not committed when published."
+    back = f"{code(place.command)} brings the experiment back." if place.command else "Not committed when published."
     return f"""# Convolutional autoencoder of {data["dataset"]}
 
 | | |
@@ -206,7 +207,7 @@ def _card(classifier: ImageClassifier, place: Place) -> str:
 {100 * test["accuracy_high"]:.2f}), validation {100 * about["validation"]["accuracy"]:.2f} % |
 | versions | {", ".join(f"{name} {number}" for name, number in config["versions"].items())} |
 
-{back} Images are `uint8 [N, C, H, W]`. Classes: {json.dumps(about["classes"], ensure_ascii=False)}.
+{back} Images are `uint8 [N, C, H, W]`. Classes: {code(json.dumps(about["classes"], ensure_ascii=False))}.
 
 Learned from images of this kind and size alone: what it says of others is not measured, and it has no class for what
 belongs to none.

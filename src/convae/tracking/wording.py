@@ -45,7 +45,8 @@ def tag_name(prefix: str, path: str) -> str:
 
 
 def link(text: str, run: "Recorded | None", page: str = "") -> str:
-    """In Markdown: a link to a run, or to a page of it, where there is one."""
+    """In Markdown: a link to a run, or to a page of it, where there is one; its text stays text."""
+    text = re.sub(r"([\\\[\]<&|])", r"\\\1", text)
     if run is None:
         return text
     return f"[{text}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{page})"
@@ -60,4 +61,4 @@ def way_back(command: str) -> str:
     """In Markdown: what brings results back; the command is empty where they are in the workspace alone."""
     if command == GONE:
         return "Kept nowhere any more."
-    return f"Bring it back: `{command}`" if command else "In the workspace, not committed yet."
+    return f"Bring it back: {code(command)}" if command else "In the workspace, not committed yet."

@@ -1,0 +1,176 @@
+"""Archives that are not what their name says: refused in one line, unpacked nowhere, and no further than need be."""
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import struct
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convae.datasets.catalogue import CATALOGUE
+from convae.datasets.download import download
+from convae.datasets.readers import read
+from convae.errors import ConvaeError
+from convae.params import DataParams
+
+IMAGES = "train-images-idx3-ubyte.gz"
+PIXELS = bytes(40 * 6 * 5)
+
+
+def idx(*sizes: int, kind: int = 8, content: bytes = PIXELS) -> bytes:
+    return bytes([0, 0, kind, len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes) + content
+
+
+def archive(*sizes: int, **changes: Any) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(gzip.compress(idx(*sizes, **changes)))
+
+
+def plain(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def bomb(path: Path) -> None:
+    """A gibibyte of zeros after a good header, in members of gzip: a megabyte."""
+    zeros = gzip.compress(bytes(1 << 26), 1)
+    path.write_bytes(gzip.compress(idx(40, 6, 5, content=b"")) + 16 * zeros)
+
+
+IDX: dict[str, tuple[Callable[[Path], object], str]] = {
+    "too many images": (archive(4_294_967_295, 6, 5), "the IDX header says (4294967295, 6, 5), expected (40, 6, 5)"),
+    "product overflows": (archive(*[2**32 - 1] * 3), "says (4294967295, 4294967295, 4294967295), expected (40, 6, 5)"),
+    "no images": (archive(0, 6, 5, content=b""), "the IDX header says (0, 6, 5), expected (40, 6, 5)"),
+    "sides exchanged": (archive(40, 5, 6), "the IDX header says (40, 5, 6), expected (40, 6, 5)"),
+    "two dimensions": (archive(40, 30), "begins with 0x00000802, an IDX file of this kind with 0x00000803"),
+    "255 dimensions": (archive(*[1] * 255), "begins with 0x000008ff"),
+    "floats": (archive(40, 6, 5, kind=13), "begins with 0x00000d03"),
+    "signed bytes": (archive(40, 6, 5, kind=9), "begins with 0x00000903"),
+    "promises more": (archive(40, 6, 5, content=PIXELS[1:]), "1200 bytes should follow the IDX header, only 1199 do"),
+    "holds more": (archive(40, 6, 5, content=PIXELS + b"x"), "1200 bytes should follow the IDX header, more do"),
+    "bomb": (bomb, "1200 bytes should follow the IDX header, more do"),
+    "text after gzip": (plain(gzip.compress(idx(40, 6, 5)) + b"garbage"), "damaged gzip file (Not a gzipped file"),
+    "truncated": (plain(gzip.compress(idx(40, 6, 5))[:-12]), "damaged gzip file"),
+    "wrong checksum": (plain(gzip.compress(idx(40, 6, 5))[:-8] + bytes(8)), "damaged gzip file (CRC check failed"),
+    "bzip2": (plain(bz2.compress(idx(40, 6, 5))), "begins with 0x425a6839"),
+    "xz": (plain(lzma.compress(idx(40, 6, 5))), "begins with 0xfd377a58"),
+    "gzip in gzip": (plain(gzip.compress(gzip.compress(idx(40, 6, 5)))), "begins with 0x1f8b08"),
+    "other pixels": (archive(40, 6, 5), "train images are not those that the catalogue knows (SHA-256 differs)"),
+    "folder": (Path.mkdir, f"lacks {IMAGES}"),
+    "pipe": (os.mkfifo, f"lacks {IMAGES}"),
+    "dangling link": (lambda path: path.symlink_to("nowhere"), f"lacks {IMAGES}"),
+    "link in a circle": (lambda path: path.symlink_to(path), f"lacks {IMAGES}"),
+}
+
+
+@pytest.mark.parametrize("case", IDX)
+def test_idx(tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams], case: str) -> None:
+    damage, message = IDX[case]
+    local = tiny.write(tmp_path / "local")
+    (local / IMAGES).unlink()
+    damage(local / IMAGES)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/earlier.npy").write_bytes(b"result")
+    start = time.monotonic()
+    with pytest.raises(ConvaeError) as refusal:
+        download(data_params(), tmp_path / "raw", tmp_path / "downloads")
+    assert time.monotonic() - start < 5
+    (line,) = [line for line in str(refusal.value).splitlines() if "data.root = " in line]
+    assert message in line
+    assert [path.name for path in tmp_path.rglob("raw*/*")] == ["earlier.npy"]
+
+
+def test_a_root_that_cannot_be_looked_at_is_told(
+    tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams]
+) -> None:
+    with pytest.raises(ConvaeError, match="File name too long"):
+        download(data_params(root="a" * 300), tmp_path / "raw", tmp_path / "downloads")
+
+
+NAMES = [f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y", "unlabeled_X")]
+CONTENTS = [bytes(2 * 27648), b"\1\2", bytes(27648), b"\3", bytes(27648)]
+
+
+def tar(path: Path, *added: tuple[str, bytes, str], leave_out: int = 0) -> None:
+    """The archive's members from `leave_out` on, after others: name, type and what a link leads to."""
+    with tarfile.open(path, "w:gz") as stream:
+        for name, kind, target in added:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            stream.addfile(member)
+        for name, content in list(zip(NAMES, CONTENTS, strict=True))[leave_out:]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            stream.addfile(member, io.BytesIO(content))
+
+
+def in_place_of_the_first(kind: bytes, target: str = "") -> Callable[[Path], None]:
+    return lambda path: tar(path, (NAMES[0], kind, target), leave_out=1)
+
+
+def cut(start: int | None, end: int | None) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        tar(path)
+        path.write_bytes(path.read_bytes()[start:end])
+
+    return damage
+
+
+LACKS = f"lacks {NAMES[0]}"
+TARS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "link out": (in_place_of_the_first(tarfile.SYMTYPE, "/etc/passwd"), LACKS),
+    "hard link out": (in_place_of_the_first(tarfile.LNKTYPE, "/etc/passwd"), LACKS),
+    "device": (in_place_of_the_first(tarfile.CHRTYPE), LACKS),
+    "block device": (in_place_of_the_first(tarfile.BLKTYPE), LACKS),
+    "pipe": (in_place_of_the_first(tarfile.FIFOTYPE), LACKS),
+    "folder": (in_place_of_the_first(tarfile.DIRTYPE), LACKS),
+    "above": (lambda path: tar(path, (f"../{NAMES[0]}", tarfile.REGTYPE, ""), leave_out=1), LACKS),
+    "absolute": (lambda path: tar(path, (f"/tmp/{NAMES[0]}", tarfile.REGTYPE, ""), leave_out=1), LACKS),
+    "detour": (lambda path: tar(path, (f"x/../{NAMES[0]}", tarfile.REGTYPE, ""), leave_out=1), LACKS),
+    "member left out": (lambda path: tar(path, leave_out=1), LACKS),
+    "truncated": (cut(0, -50), "damaged archive (Compressed file ended before the end-of-stream marker"),
+    "start left out": (cut(1, None), "damaged archive (not a gzip file)"),
+    "empty": (plain(b""), "damaged archive (empty file)"),
+    "text": (plain(b"hello"), "damaged archive (not a gzip file)"),
+    "text in gzip": (plain(gzip.compress(b"hello" * 200)), "damaged archive (invalid header)"),
+    "zeros in gzip": (plain(gzip.compress(bytes(10240))), "lacks stl10_binary/test_X.bin"),
+    "bzip2": (plain(bz2.compress(b"hello")), "damaged archive (not a gzip file)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TARS)
+def test_tar(tmp_path: Path, case: str) -> None:
+    damage, message = TARS[case]
+    path = tmp_path / "stl10_binary.tar.gz"
+    damage(path)
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()  # or else nothing would be unpacked at all
+    images = {"train": 2, "test": 1, "unlabelled": 1}
+    dataset = replace(CATALOGUE["stl10"], archives={path.name: md5}, images=images)
+    (tmp_path / "in/scratch").mkdir(parents=True)
+    with pytest.raises(ConvaeError) as refusal:
+        list(read(dataset, {path.name: path}, tmp_path / "in/scratch"))
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert {file.name for file in tmp_path.rglob("*.bin")} <= {Path(name).name for name in NAMES}
+    assert not any(file.is_symlink() for file in tmp_path.rglob("*"))
+
+
+def test_a_link_does_not_lead_what_follows_out_of_the_folder(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "stl10_binary.tar.gz", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    tar(path, ("stl10_binary", tarfile.SYMTYPE, str(elsewhere)))
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    images = {"train": 2, "test": 1, "unlabelled": 1}
+    dataset = replace(CATALOGUE["stl10"], archives={path.name: md5}, images=images)
+    found = {split: pixels.shape[0] for split, pixels, _ in read(dataset, {path.name: path}, tmp_path / "scratch")}
+    assert found == images
+    assert list(elsewhere.iterdir()) == []
+    assert np.all([not file.is_symlink() for file in (tmp_path / "scratch").rglob("*")])

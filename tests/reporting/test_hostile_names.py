@@ -1,0 +1,81 @@
+"""Names of classes, files and systems that are HTML: a real browser shows them as text and runs none of it."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ladder_rows import ladder_rows
+
+from convae.reporting.ladder import write_ladder
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PWNED = "document.title='pwned'"
+HOSTILE = [
+    f"<script>{PWNED}<!--",
+    f"<img src=x onerror={PWNED}>",
+    f'"><svg onload={PWNED}>',
+    f"' onmouseover={PWNED} '",
+    f"javascript:{PWNED}",
+    f"[x](javascript:{PWNED})",
+    "{{ 7 * 7 }}{% raw %}",
+    "$\\input{/etc/passwd}$",
+    "--></style><h1>",
+]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[Path], Any]]:
+    """A page in a browser, which must not ask, load or complain about anything."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        asked: list[str] = []
+        loaded: list[str] = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: loaded.append(request.url))
+
+        def show(path: Path) -> Any:
+            page.goto(path.as_uri())
+            for element in page.locator("summary").all():
+                element.click()
+            page.wait_for_timeout(300)
+            assert asked == []
+            assert [url for url in loaded if not url.startswith("data:")] == [path.as_uri()]
+            assert "pwned" not in page.title()
+            assert page.locator("script, svg[onload], img[onerror], [onmouseover], a[href^=javascript]").count() == 0
+            return page
+
+        yield show
+        browser.close()
+
+
+def test_the_report(
+    evaluated: Callable[..., Any], change_description: Callable[..., None], opened: Callable[[Path], Any]
+) -> None:
+    experiment = evaluated(classes=HOSTILE, shape=(1, 8, 8))
+    change_description(rejected=[{"path": f"train/{name}.png", "reason": name} for name in HOSTILE])
+    page = opened(experiment.write() / "report.html")
+    text = page.locator("body").inner_text()
+    for name in HOSTILE:
+        assert name in text
+    assert "49" not in text.split("{{ 7 * 7 }}")[0][-3:]
+
+
+def test_the_ladder(tmp_path: Path, opened: Callable[[Path], Any]) -> None:
+    rows = ladder_rows()
+    systems = dict(zip(sorted({row["system"] for row in rows}), HOSTILE, strict=False))
+    for row in rows:
+        row["control_of"] = systems.get(row["control_of"], row["control_of"])
+        row["system"] = systems.get(row["system"], row["system"])
+        row["note"] = HOSTILE[0]
+        row["protocol"] = HOSTILE[1]
+    write_ladder(rows, tmp_path / "ladder.html")
+    text = opened(tmp_path / "ladder.html").locator("body").inner_text()
+    assert HOSTILE[1] in text
+    assert any(name in text for name in systems.values())

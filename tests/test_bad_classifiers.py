@@ -1,0 +1,88 @@
+"""`convae classify` with classifiers that are damaged, forged or of another encoder: one line, and exit code 1."""
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from saved_models import ABOUT, FEATURES, ending, fitted, save_models, sha256, write
+from sklearn.base import BaseEstimator
+
+from convae.evaluation.classifiers import make_classifier
+from convae.evaluation.saving import save_classifier
+
+
+@pytest.fixture
+def convae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run a command beside `models/`; the line that it ends with, or nothing."""
+    monkeypatch.chdir(tmp_path)
+    save_models()
+    return lambda *arguments: ending(monkeypatch, *arguments)
+
+
+def saved(estimator: BaseEstimator | None = None, **about: Any) -> Callable[[], None]:
+    """Another classifier or description, honestly saved."""
+
+    def save() -> None:
+        content = {"encoder": sha256(), **ABOUT, **about}
+        save_classifier(Path("models/classifier"), estimator or fitted(), content)
+
+    return save
+
+
+def altered(**attributes: Any) -> BaseEstimator:
+    estimator = fitted()
+    for name, value in attributes.items():
+        setattr(estimator, name, value)
+    return estimator
+
+
+TOGETHER = "encoder/ and classifier/ do not belong together"
+SKOPS, JSON = "classifier/classifier.skops", "classifier/classifier.json"
+CLASSIFIERS: dict[str, tuple[Callable[[], object], str]] = {
+    "no folder": (lambda: shutil.rmtree("models/classifier"), "not a classifier"),
+    "no description": (lambda: Path("models", JSON).unlink(), "not a classifier"),
+    "no classifier": (lambda: Path("models", SKOPS).unlink(), "not a classifier"),
+    "description is no JSON": (write(JSON, b"{"), "not a classifier"),
+    "description is deep": (write(JSON, b"[" * 100_000), "not a classifier"),
+    "description is a list": (write(JSON, b"[]"), "not a classifier"),
+    "description is a number": (write(JSON, b"3"), "not a classifier"),
+    "classifier cut": (write(SKOPS, b"PK"), "damaged"),
+    "pickled classifier": (write(SKOPS, pickle.dumps({})), "damaged"),
+    "of another encoder": (saved(encoder="0" * 64), "was fitted on the features of another encoder"),
+    "kind as a list": (saved(kind=["ridge"]), "a RidgeClassifier, described as ['ridge']"),
+    "of another kind": (saved(kind="mlp"), "a RidgeClassifier, described as mlp"),
+    "of no kind": (saved(kind="oracle"), "a RidgeClassifier, described as oracle"),
+    "of other features": (saved(fitted(5)), f"{TOGETHER}: X has {FEATURES} features"),
+    "not fitted": (saved(make_classifier("ridge", 0)), f"{TOGETHER}: This RidgeClassifier instance is not fitted"),
+    "NaN": (saved(altered(coef_=np.full((3, FEATURES), np.nan))), f"{TOGETHER}: a score is not a number"),
+    "words for weights": (saved(altered(coef_="weights")), TOGETHER),
+    "classes beyond": (saved(altered(classes_=np.array([0, 1, 77]))), TOGETHER),
+    "classes in words": (saved(altered(classes_=np.array(["a", "b", "c"]))), TOGETHER),
+    "too few names": (saved(classes=["a"]), TOGETHER),
+    "a number of names": (saved(classes=3), TOGETHER),
+    "names that are numbers": (saved(classes=[1, 2, 3]), f"{TOGETHER}: names of classes are text"),
+}
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_classifiers(convae: Callable[..., str], case: str) -> None:
+    damage, message = CLASSIFIERS[case]
+    damage()
+    assert message in convae("classify", "picture.png")
+    convae("info")  # says what the encoder is, or one line
+
+
+@pytest.mark.parametrize("about", [{"test": 3}, {"test": {}}, {"validation": None}, {"test": {"accuracy": "high"}}])
+def test_info_refuses_accuracies_that_are_none(convae: Callable[..., str], about: dict[str, Any]) -> None:
+    saved(**about)()
+    assert "not described as `dvc repro` does it" in convae("info")
+
+
+def test_a_class_name_cannot_steer_the_terminal(convae: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    saved(classes=["\x1b[2J", "\x1b[2J", "\x1b[2J"])()
+    assert not convae("classify", "picture.png")
+    assert "\x1b" not in capsys.readouterr().out

@@ -1,0 +1,239 @@
+"""params.yaml as a careless or malicious hand may leave it: one line for each mistake, and soon."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from convae.errors import ConvaeError
+from convae.experiment import load_experiment
+
+Text = str | bytes
+Change = Callable[[str], Text]
+
+
+def by(old: str, new: str) -> Change:
+    """Replace the one place where `old` stands."""
+
+    def change(text: str) -> str:
+        assert text.count(old) == 1, old
+        return text.replace(old, new)
+
+    return change
+
+
+def layer(**keys: object) -> Change:
+    """Give the one layer these keys alone; what is left out has a default."""
+    entries = ", ".join(f"{key}: {value}" for key, value in keys.items())
+
+    def change(text: str) -> str:
+        start, end = text.index("    - filters:"), text.index("  initialization:")
+        return f"{text[:start]}    - {{{entries}}}\n{text[end:]}"
+
+    return change
+
+
+def several(*changes: Change) -> Change:
+    def change(text: str) -> Text:
+        for one in changes:
+            text = one(text)  # type: ignore[assignment]
+        return text
+
+    return change
+
+
+def laughs(kind: str, first: str) -> str:
+    """Thirty values, each nine times the one before: more than any memory holds, were they written out."""
+    levels = (kind.format(index=i, many=", ".join([f"*x{i - 1}"] * 9)) for i in range(1, 30))
+    return f"[&x0 {first}, {', '.join(levels)}]"
+
+
+C = "C: [0.001, 0.003]"
+FOLDER = by("dataset: fashion_mnist", "dataset: image_folder")
+
+YAML = {
+    "billion laughs": (by(C, f"C: {laughs('&x{index} [{many}]', '[lol]')}"), "more than 20 aliases"),
+    "billion merges": (by(C, f"C: {laughs('&x{index} {{<<: [{many}]}}', '{a: 1}')}"), "more than 20 aliases"),
+    "a list in itself": (by(C, "C: &c [*c]"), "classifier.logistic_regression.C[0] = [[...]]: must be a valid number"),
+    "unknown alias": (by("seed: 0", "seed: *nowhere"), "found undefined alias 'nowhere'"),
+    "merged scalar": (by(C, "<<: 3"), "expected a mapping or list of mappings for merging, but found scalar"),
+    "duplicate key": (by("epochs: 1", "epochs: 1\n  epochs: 2"), 'found duplicate key "epochs"'),
+    "Python call": (by("seed: 0", "seed: !!python/object/apply:os.abort []"), "could not determine a constructor"),
+    "Python name": (by("seed: 0", "seed: !!python/name:os.system"), "could not determine a constructor"),
+    "unknown tag": (by("seed: 0", "seed: !mine 0"), "could not determine a constructor for the tag '!mine'"),
+    "no boolean": (by("seed: 0", "seed: !!bool maybe"), "not readable as YAML: 'maybe'"),
+    "no integer": (by("seed: 0", "seed: !!int ''"), "not readable as YAML: string index out of range"),
+    "no float": (by("seed: 0", "seed: !!float many"), "could not convert string to float: 'many'"),
+    "impossible date": (by("seed: 0", "seed: 2001-99-99"), "month must be in 1..12"),
+    "date": (by("seed: 0", "seed: 2001-01-01"), "seed = datetime.date(2001, 1, 1): must be a valid integer"),
+    "bytes": (by("seed: 0", "seed: !!binary aGk="), "seed = b'hi': must be a valid integer"),
+    "sexagesimal": (by("seed: 0", "seed: 1:30"), "seed = '1:30': must be a valid integer"),
+    "yes is text": (by("standardize: true", "standardize: yes"), "features.standardize = 'yes': must be a valid"),
+    "no is text": (by("batch_norm: false", "batch_norm: no"), "model.layers[0].batch_norm = 'no': must be a valid"),
+    "0 is no boolean": (by("tied_weights: true", "tied_weights: 0"), "model.tied_weights = 0: must be a valid boolean"),
+    "tab": (by("  epochs:", "\tepochs:"), "found character '\\t' that cannot start any token"),
+    "UTF-16": (lambda text: text.encode("utf-16"), "'utf-8' codec can't decode byte 0xff"),
+    "Latin-1": (lambda text: f"{text}# é".encode("latin-1"), "'utf-8' codec can't decode byte 0xe9"),
+    "zero byte": (by("seed: 0", "seed: 0\0"), "unacceptable character #x0000"),
+    "bell": (by("seed: 0", "seed: \x07"), "unacceptable character #x0007"),
+    "two documents": (lambda text: f"{text}---\n{text}", "expected a single document in the stream"),
+    "future YAML": (lambda text: f"%YAML 9.9\n---\n{text}", "found incompatible YAML document"),
+    "lists in lists": (by("seed: 0", f"seed: {'[' * 1000}{']' * 1000}"), "maximum recursion depth exceeded"),
+    "unclosed lists": (lambda text: "[" * 1000, "maximum recursion depth exceeded"),
+    "sections in sections": (by("seed: 0", f"seed: {'{a: ' * 3000}{'}' * 3000}"), "maximum recursion depth exceeded"),
+    "lists of lists": (lambda text: "- " * 20_000, "maximum recursion depth exceeded"),
+    "endless key": (by("seed:", "s" * 100_000 + ":"), "mapping values are not allowed here"),
+    "section as key": (lambda text: f"{text}? {{a: 2}}\n: 3\n", "found unhashable key"),
+    "list as key": (lambda text: f"{text}? [1, 2]\n: 3\n", "unknown key (1, 2); the nearest known key is 'train'"),
+    "null as key": (lambda text: f"{text}null: 3\n", "unknown key None; the nearest known key is"),
+    "line break in a key": (lambda text: f'{text}"a\\nb": 3\n', "unknown key 'a\\nb'; the nearest known key is"),
+    "5000 digits": (by("seed: 0", f"seed: {'9' * 5000}"), "Exceeds the limit (4300 digits)"),
+}  # fmt: skip
+
+KEYS = {
+    "at the top": (by("tracking:", "trucking: {}\ntracking:"), "unknown key 'trucking'; the nearest known key is"),
+    "in a section": (by("  grid: 7", "  grids: 7\n  grid: 7"), "features: unknown key 'grids'; the nearest known key"),
+    "in a layer": (layer(filters=8, filter=8), "model.layers[0]: unknown key 'filter'; the nearest known key is"),
+    "in a pool": (layer(filters=8, pool="{kind: max, sizes: 2, size: 2}"), "model.layers[0].pool: unknown key 'sizes'"),
+    "in a classifier": (by(C, f"{C}\n    penalty: l1"), "classifier.logistic_regression: unknown key 'penalty'"),
+    "in preprocessing": (by("floor: 0.03", "floor: 0.03\n    flor: 1"), "preprocessing.local_contrast: unknown key"),
+    "in corruption": (by("corruption: null", "corruption: {levl: 1}"), "objective.corruption: unknown key 'levl'"),
+    "section left out": (lambda text: text[: text.index("tracking:")], "tracking: missing"),
+    "section of nothing": (lambda text: text[: text.index("tracking:")] + "tracking:\n", "tracking = None: must be a"),
+    "list for a section": (lambda text: text[: text.index("tracking:")] + "tracking: []\n", "tracking = []: must be"),
+    "key left out": (by("  power: 0.5", ""), "features.power: missing"),
+}  # fmt: skip
+
+VALUES = {
+    "list for a number": (by("epochs: 1", "epochs: [1]"), "train.epochs = [1]: must be a valid integer"),
+    "number for a list": (by(C, "C: 0.1"), "classifier.logistic_regression.C = 0.1: must be a valid list"),
+    "text for a list": (by("layers: [-1]", "layers: '-1'"), "features.layers = '-1': must be a valid list"),
+    "section for a list": (by("layers: [-1]", "layers: {a: 1}"), "features.layers = {'a': 1}: must be a valid list"),
+    "nothing for a list": (by("layers: [-1]", "layers:"), "features.layers = None: must be a valid list"),
+    "empty list": (by("layers: [-1]", "layers: []"), "features.layers = []: must have at least 1 item"),
+    "number for text": (by("experiment: convae", "experiment: 3"), "tracking.experiment = 3: must be a valid string"),
+    "text in a list of numbers": (by(C, "C: ['1']"), "classifier.logistic_regression.C[0] = '1': must be a valid"),
+    "NaN in a list": (by(C, "C: [.nan]"), "classifier.logistic_regression.C[0] = nan: must be a finite number"),
+    "infinity": (by("floor: 0.03", "floor: .inf"), "preprocessing.local_contrast.floor = inf: must be a finite number"),
+    "overflow": (by("learning_rate: 0.003", "learning_rate: 1e999"), "train.learning_rate = inf: must be a finite"),
+    "integer beyond floats": (by("learning_rate: 0.003", f"learning_rate: {'9' * 400}"), "train.learning_rate = 9999"),
+    "minus infinity": (by("threshold: 0.0", "threshold: -.inf"), "features.threshold = -inf: must be"),
+    "negative zero epochs": (by("epochs: 1", "epochs: -0"), "train.epochs = 0: must be greater than 0"),
+    "fraction for a count": (by("batch_size: 64", "batch_size: 64.0"), "train.batch_size = 64.0: must be a valid"),
+    "truth for a count": (by("devices: 1", "devices: true"), "train.devices = True: must be"),
+    "empty root": (by("root: data/local", "root: ''"), "data.root: found ''; at least one character is needed"),
+    "zero byte in a path": (by("root: data/local", 'root: "a\\0b"'), "data.root: found 'a\\x00b'; at least one"),
+    "line break in a path": (by("initialize_from: models/initial", 'initialize_from: "a\\nb"'), "model.initialize_fro"),
+    "half a character": (by("root: data/local", 'root: "\\ud800"'), "data.root: found '\\ud800'; at least one"),
+    "endless path": (by("initialize_from: models/initial", f"initialize_from: {'a' * 5000}"), "model.initialize_from:"),
+    "empty experiment": (by("experiment: convae", "experiment: ''"), "tracking.experiment: found ''"),
+    "line break in a choice": (by("dataset: fashion_mnist", 'dataset: "a\\nb"'), "data.dataset = 'a\\nb': must be"),
+    "upper case": (by("pooling: mean", "pooling: Mean"), "features.pooling = 'Mean': must be 'mean' or 'max'"),
+    "three sides": (layer(filters=8, stride="[1, 1, 1]"), "model.layers[0].stride: found [1, 1, 1]; one number or"),
+    "negative side": (layer(filters=8, kernel="[-3, 3]"), "model.layers[0].kernel: found [-3, 3]; one number or"),
+    "share above one": (by("test_size: 0.2", "test_size: 1.0"), "data.test_size = 1.0: must be less than 1"),
+    "nothing to validate on": (by("validation_size: 0.1", "validation_size: 0.000001"), "data.validation_size ="),
+    "nothing to learn from": (by("validation_size: 0.1", "validation_size: 0.9999999"), "data.validation_size ="),
+    "nothing left over": (
+        several(
+            by("dataset: fashion_mnist", "dataset: digits"),
+            by("test_size: 0.2", "test_size: 1000"),
+            by("validation_size: 0.1", "validation_size: 1000"),
+        ),
+        "data.validation_size = 1000: digits has 797 training images, so 1 to 796 can be held out",
+    ),
+}  # fmt: skip
+
+ABSURD = {
+    "filters": (layer(filters=65537), "model.layers[0].filters = 65537: must be less than or equal to 65536"),
+    "maps": (layer(filters=65536, kernel=9001, padding="full"), "model.layers[0]: its filters would take"),
+    "maps of one filter": (layer(filters=9, kernel=9001, padding="full"), "model.layers[0]: its filters would take"),
+    "deep filters": (
+        several(
+            layer(filters=60000, kernel=1),
+            by("  initialization:", "    - {filters: 60000, kernel: 1}\n  initialization:"),
+        ),
+        "model.layers[1]: its filters would take 13.4 GiB; at most 1 GiB is allowed",
+    ),
+    "image": (several(FOLDER, by("image_size: null", "image_size: 65535")), "data.image_size: an image would take"),
+    "image side": (several(FOLDER, by("image_size: null", "image_size: 100000")), "data.image_size: found 100000;"),
+    "kernel": (layer(filters=8, kernel=1000001), "model.layers[0].kernel: found 1000001; one number or [height,"),
+    "stride": (layer(filters=8, stride=10**22), "model.layers[0].stride: found 10000000000000000000000; one number"),
+    "layers": (by("  initialization:", "    - {filters: 8}\n" * 2000 + "  initialization:"), "must have at most 100"),
+    "layers read": (by("layers: [-1]", f"layers: [{'-1, ' * 3000}]"), "must have at most 100 items after validation,"),
+    "epochs": (by("epochs: 1", f"epochs: {'9' * 400}"), "must be less than 2147483648"),
+    "batch": (by("batch_size: 64", "batch_size: 9999999999"), "train.batch_size = 9999999999: must be less than"),
+    "threads": (by("threads: 2", "threads: 2000"), "train.threads = 2000: must be less than or equal to 1024"),
+    "shift": (by("augmentation: null", "augmentation: {flip: true, shift: 99999999999}"), "train.augmentation.shift"),
+    "window": (by("window: 9", "window: 1000001"), "preprocessing.local_contrast.window = 1000001: must be less than"),
+    "whitening": (by("window: 7", "window: 17"), "preprocessing.whitening.window = 17: must be less than or equal to"),
+    "winners": (by("block: 14", "block: 999999"), "objective.sparsity.block: found 999999; one number or [height,"),
+    "components": (by("pca: null", "pca: 999999999999"), "features.pca = 999999999999: must be less than 2147483648"),
+    "hidden layer": (by("hidden_layer_sizes: [512]", "hidden_layer_sizes: [9999999999]"), "mlp.hidden_layer_sizes[0]"),
+    "neighbours": (by("n_neighbors: [5, 10]", "n_neighbors: [9999999999]"), "n_neighbors[0] = 9999999999: must be"),
+    "grid": (by("  grid: 7 ", "  grid: 65535 "), "features.grid = 65535×65535: layer -1 has maps of 28×28"),
+}  # fmt: skip
+
+CASES = {
+    f"{topic}: {name}": case
+    for topic, table in {"YAML": YAML, "keys": KEYS, "values": VALUES, "absurd": ABSURD}.items()
+    for name, case in table.items()
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_says_what_is_wrong(repository: Path, tmp_path: Path, case: str) -> None:
+    change, message = CASES[case]
+    content = change((repository / "params.yaml").read_text("utf-8"))
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    start = time.monotonic()
+    with pytest.raises(ConvaeError) as mistake:
+        load_experiment(path)
+    assert time.monotonic() - start < 10
+    assert message in str(mistake.value)
+    for line in str(mistake.value).splitlines():
+        assert line.startswith(f"{path}: ")
+        assert line.isprintable()
+
+
+ALLOWED = {
+    "alias": several(by("C: [0.0001, 0.001]", "C: &c [0.0001]"), by("C: [1.0, 10.0]", "C: *c")),
+    "merge": several(by("  linear_svm:", "  linear_svm: &svm"), by("C: [1.0, 10.0]", "<<: *svm")),
+    "byte order mark": lambda text: "\ufeff" + text,
+    "Windows line ends": lambda text: text.replace("\n", "\r\n"),
+    "end of the document": lambda text: f"---\n{text}...\n",
+    "path of any language": by("root: data/local", "root: /メディア/mes photos\u00a0d'été"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALLOWED)
+def test_what_yaml_allows_is_read(repository: Path, tmp_path: Path, case: str) -> None:
+    text = ALLOWED[case]((repository / "params.yaml").read_text("utf-8"))
+    assert isinstance(text, str)
+    (tmp_path / "params.yaml").write_text(text, "utf-8", newline="")
+    load_experiment(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(("written", "read"), [("010", 10), ("0o10", 8), ("0x10", 16), ("1_000", 1000)])
+def test_integers_are_those_of_yaml_1_2(repository: Path, tmp_path: Path, written: str, read: int) -> None:
+    text = (repository / "params.yaml").read_text("utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("seed: 0", f"seed: {written}"), "utf-8")
+    assert load_experiment(tmp_path / "params.yaml").seed == read
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConvaeError, match="Is a directory"):
+        load_experiment(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"channels": 1}', b"[" * 100_000, b"\xff"])
+def test_an_encoder_to_start_from_that_is_none_is_refused(repository: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "initial").mkdir()
+    (tmp_path / "initial/config.json").write_bytes(content)
+    text = (repository / "params.yaml").read_text("utf-8").replace("models/initial ", f"{tmp_path}/initial ")
+    (tmp_path / "params.yaml").write_text(text, "utf-8")
+    with pytest.raises(ConvaeError, match=r"initialize_from: .*initial/config.json describes no encoder") as mistake:
+        load_experiment(tmp_path / "params.yaml")
+    assert "\n" not in str(mistake.value)

@@ -1,0 +1,107 @@
+"""Nothing that comes in is executed: rules for the sources and the lock that hold by test."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SOURCES = sorted(path for folder in ("src", "pipeline", "benchmark") for path in (REPOSITORY / folder).rglob("*.py"))
+# What would run code that a file holds. torchvision's readers unpickle CIFAR; see `convae.datasets.readers`.
+FORBIDDEN = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pandas.read_pickle"}
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    """Modules and members that are imported, and dotted names that are used."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def dangers(source: str) -> list[str]:
+    """Calls and imports that could run what a file holds, or unpack it anywhere."""
+    tree = ast.parse(source)
+    found = [name for name in names(tree) if name in FORBIDDEN or name.split(".")[0] in FORBIDDEN]
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        function = ast.unparse(call.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if (
+            given.get("allow_pickle", "False") != "False"
+            or (function == "torch.load" and given.get("weights_only") != "True")
+            or (function.startswith("skops.io.load") and given.get("trusted") != "TRUSTED")
+            or (function == "YAML" and given.get("typ") not in ("'safe'", "'rt'"))
+            or given.get("shell", "False") != "False"
+            or function in ("eval", "exec", "yaml.load_all", "os.system")
+            or (function.endswith(".extractall") and given.get("filter") != "'data'")
+            or function.endswith((".read_pickle", ".unpack_archive"))
+        ):
+            found.append(ast.unparse(call))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_source_runs_what_a_file_holds(path: Path) -> None:
+    assert dangers(path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=flag)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "skops.io.loads(content, trusted=skops.io.get_untrusted_types(data=content))",
+        "YAML(typ='unsafe')",
+        "pd.read_pickle(path)",
+        "tar.extractall(folder)",
+        "shutil.unpack_archive(path)",
+        "subprocess.run(command, shell=True)",
+        "eval(text)",
+    ],
+)
+def test_the_rule_sees_what_is_dangerous(source: str) -> None:
+    assert dangers(source)
+
+
+def test_what_unpickles_is_called_after_the_checksum_alone() -> None:
+    """torchvision is imported by one module, in functions that `read` calls once the MD5 is that of the catalogue."""
+    users = [path.name for path in SOURCES if any(name.startswith("torchvision") for name in names(parsed(path)))]
+    assert users == ["readers.py"]
+    tree = parsed(REPOSITORY / "src/convae/datasets/readers.py")
+    (read,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "read")
+    lines = {
+        call: node.lineno for node in ast.walk(read) if isinstance(node, ast.Call) for call in [ast.unparse(node.func)]
+    }
+    assert lines["check_md5"] < lines["_decode"]
+    assert [ast.unparse(node.test) for node in read.body if isinstance(node, ast.If)] == ["not dataset.sha256"]
+    from convae.datasets.catalogue import CATALOGUE
+
+    unpickled = [dataset for dataset in CATALOGUE.values() if dataset.reader.startswith("cifar")]
+    assert len(unpickled) == 2
+    assert not any(dataset.sha256 for dataset in unpickled)  # so that their MD5 is looked at
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def test_every_locked_dependency_is_one_version_with_hashes() -> None:
+    text = (REPOSITORY / "requirements.lock").read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) > 100
+    for line in lines:
+        assert re.match(r"[a-z0-9][a-z0-9.-]*==[\w.+!-]+ ", line), line
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}( |$)", line), line
+
+
+def test_the_lock_is_installed_with_its_hashes_checked() -> None:
+    assert "--require-hashes -r requirements.lock" in (REPOSITORY / "Makefile").read_text("utf-8")

@@ -1,0 +1,79 @@
+"""What MLflow shows of names that are HTML or Markdown: text, in a real browser."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers import mlflow_server, wait_for
+from mlflow import MlflowClient
+
+from convae.tracking.git import Place
+from convae.tracking.records import NOTE
+from convae.tracking.registry import _card
+from convae.tracking.wording import code, link, way_back
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PWNED = "document.title='pwned'"
+HOSTILE = [
+    f"<script>{PWNED}<!--",
+    f"<img src=x onerror={PWNED}>",
+    f"`<img src=x onerror={PWNED}>`",
+    f"one](javascript:{PWNED}) [two",
+    f"[three](javascript:{PWNED})",
+]
+
+
+def test_a_name_is_text_in_markdown() -> None:
+    run: Any = SimpleNamespace(info=SimpleNamespace(experiment_id="1", run_id="2"))
+    assert link("a [b](c) <d> | e", run) == r"[a \[b\](c) \<d> \| e](#/experiments/1/runs/2)"
+    assert link("plain: name_1=0.5, …", None) == "plain: name_1=0.5, …"
+    assert code("a `b` | c") == "`a _b_ _ c`"
+
+
+def card() -> str:
+    description = {
+        "kind": "ridge",
+        "classes": HOSTILE,
+        "dimension": 3,
+        "test": {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6},
+        "validation": {"accuracy": 0.5},
+    }
+    config = {
+        "channels": 1,
+        "image_size": [8, 8],
+        "layers": [],
+        "trained_on": {"dataset": "image_folder", "images": 9, "sha256": "0" * 64},
+        "versions": {"torch": "2"},
+    }
+    classifier: Any = SimpleNamespace(description=description, encoder=SimpleNamespace(config=config))
+    return _card(classifier, Place("here", {}, 0, f"git checkout {HOSTILE[2]}"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
+def test_mlflow_runs_nothing_of_a_note_or_a_card(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with mlflow_server(tmp_path) as (address, _):
+        client = MlflowClient(address, address)
+        experiment = client.create_experiment("hostile")
+        run = client.create_run(experiment, run_name=HOSTILE[1])
+        words = [f"{link(name, run)}\n\n{code(name)}\n\n{way_back(name)}" for name in HOSTILE]
+        client.set_tag(run.info.run_id, NOTE, "\n\n".join(["seen", *words]))
+        client.create_registered_model("hostile")
+        client.create_model_version(
+            "hostile", f"{run.info.artifact_uri}/x", run.info.run_id, description=f"seen\n\n{card()}"
+        )
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page()
+            page.set_default_timeout(60_000)
+            for place in (f"experiments/{experiment}/runs/{run.info.run_id}", "models/hostile/versions/1"):
+                page.goto(f"{address}/#/{place}")
+                page.get_by_text("seen", exact=True).first.wait_for()
+                wait_for(lambda: page.title())
+                page.wait_for_timeout(1000)
+                assert "pwned" not in page.title()
+                assert page.locator("img[onerror], a[href^='javascript:']").count() == 0
+            browser.close()
