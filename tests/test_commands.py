@@ -199,7 +199,7 @@ def test_mistakes_are_one_line(models, arguments, message):
 def test_every_command_is_there_and_has_help(repository):
     (commands,) = (action for action in _parser()._actions if isinstance(action.choices, dict))
     assert sorted(commands.choices) == sorted(
-        ["features", "classify", "reconstruct", "export", "info", "publish", "ui", "sync", "lineage"]
+        ["features", "classify", "reconstruct", "export", "info", "publish", "ui", "sync", "lineage", "verify"]
     )
     for name, parser in commands.choices.items():
         module, _, function = parser.get_default("command").partition(":")
