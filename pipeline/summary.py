@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convae.evaluation.health import concerns
+from convae.evaluation.concerns import concerns
 from convae.files import read_json
 
 

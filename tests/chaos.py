@@ -241,7 +241,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:
             clone = make_clone(Path(folder) / "convae", "train.checkpoint_minutes=0.05", history=False)
             wrong = stop_training(clone, options.kills or 10, options.seed)
-        sys.exit(wrong or print("it ended with the same bits"))
+        print(wrong or "it ended with the same bits")
+        sys.exit(1 if wrong else 0)
     disturbances = draw(options.kills or 60, options.seed)
     with small_disk() as disk, tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:
         if disk is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from saved_models import ending, save_models
 from sklearn.datasets import load_digits
 
 from convae.datasets.image_set import ImageSet, write_image_set
@@ -67,3 +68,11 @@ def train_set(digits: Path) -> ImageSet:
 @pytest.fixture
 def validation_set(digits: Path) -> ImageSet:
     return ImageSet.load(digits / "validation")
+
+
+@pytest.fixture
+def convae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run a command beside `models/`; the line that it ends with, or nothing."""
+    monkeypatch.chdir(tmp_path)
+    save_models()
+    return lambda *arguments: ending(monkeypatch, *arguments)

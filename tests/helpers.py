@@ -1,6 +1,7 @@
 """What several tests wait for, ask MLflow, or need as a server."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,15 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import psutil
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 STAGES = "convae-stages"
 ROWS = "convae"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
 POSTGRES = Path(__file__).parent / "postgres.sh"
 
 
@@ -68,6 +76,17 @@ def kill_with_recorder(stage: "subprocess.Popen[str]", client: MlflowClient) -> 
     recorder.kill()
     stage.kill()
     stage.wait()
+
+
+@contextmanager
+def chromium() -> Iterator["Browser"]:
+    """A real browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def free_port() -> int:

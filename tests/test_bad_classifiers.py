@@ -8,19 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from saved_models import ABOUT, FEATURES, ending, fitted, save_models, sha256, write
+from saved_models import ABOUT, FEATURES, fitted, sha256, write
 from sklearn.base import BaseEstimator
 
 from convae.evaluation.classifiers import make_classifier
 from convae.evaluation.saving import save_classifier
-
-
-@pytest.fixture
-def convae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a command beside `models/`; the line that it ends with, or nothing."""
-    monkeypatch.chdir(tmp_path)
-    save_models()
-    return lambda *arguments: ending(monkeypatch, *arguments)
 
 
 def saved(estimator: BaseEstimator | None = None, **about: Any) -> Callable[[], None]:

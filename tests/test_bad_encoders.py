@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from saved_models import change, ending, save_models, sha256, weights, write
+from saved_models import change, sha256, weights, write
 
 from convae.files import content_sha256
 
@@ -20,14 +20,6 @@ COMMANDS = {
     "export": ["export", "--onnx", "encoder.onnx"],
     "classify": ["classify", "picture.png"],
 }
-
-
-@pytest.fixture
-def convae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a command beside `models/`; the line that it ends with, or nothing."""
-    monkeypatch.chdir(tmp_path)
-    save_models()
-    return lambda *arguments: ending(monkeypatch, *arguments)
 
 
 def test_what_belongs_together_works(convae: Callable[..., str]) -> None:

@@ -1,6 +1,5 @@
-"""params.yaml as a careless or malicious hand may leave it: one line for each mistake, and soon."""
+"""params.yaml as a careless or malicious hand may leave it: one line for each mistake."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,8 +146,13 @@ VALUES = {
 
 ABSURD = {
     "filters": (layer(filters=65537), "model.layers[0].filters = 65537: must be less than or equal to 65536"),
-    "maps": (layer(filters=65536, kernel=9001, padding="full"), "model.layers[0]: its filters would take"),
-    "maps of one filter": (layer(filters=9, kernel=9001, padding="full"), "model.layers[0]: its filters would take"),
+    "filters of one layer": (layer(filters=9, kernel=9001, padding="full"), "model.layers[0]: its filters would take"),
+    "maps": (
+        several(
+            FOLDER, by("image_size: null", "image_size: 15000"), by("color: rgb", "color: grey"), layer(filters=2)
+        ),
+        "model.layers[0]: its maps would take 1.7 GiB; at most 1 GiB is allowed",
+    ),
     "deep filters": (
         several(
             layer(filters=60000, kernel=1),
@@ -188,10 +192,8 @@ def test_one_line_says_what_is_wrong(repository: Path, tmp_path: Path, case: str
     content = change((repository / "params.yaml").read_text("utf-8"))
     path = tmp_path / "params.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    start = time.monotonic()
     with pytest.raises(ConvaeError) as mistake:
         load_experiment(path)
-    assert time.monotonic() - start < 10
     assert message in str(mistake.value)
     for line in str(mistake.value).splitlines():
         assert line.startswith(f"{path}: ")

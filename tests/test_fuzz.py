@@ -11,14 +11,14 @@ import json
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import CHANGES, EDITS, Edit, changed, damaged, fuzz, one_line
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
@@ -39,90 +39,10 @@ from convae.files import content_sha256
 REPOSITORY = Path(__file__).parents[1]
 
 
-def fuzz(examples: int) -> settings:
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
-
-
-Edit = tuple[str, float, bytes]
-EDITS = st.lists(
-    st.tuples(
-        st.sampled_from(["flip", "cut", "insert", "end"]),
-        st.floats(0, 1, exclude_max=True),
-        st.binary(min_size=1, max_size=8),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-def damaged(content: bytes, edits: list[Edit]) -> bytes:
-    """`content` with bytes flipped, cut out or put in at some places, or with its end cut off."""
-    for kind, place, some in edits:
-        at = int(place * len(content))
-        if kind == "flip":
-            old = content[at : at + len(some)]
-            content = content[:at] + bytes(a ^ b for a, b in zip(old, some, strict=False)) + content[at + len(some) :]
-        elif kind == "cut":
-            content = content[:at] + content[at + len(some) :]
-        elif kind == "insert":
-            content = content[:at] + some + content[at:]
-        else:
-            content = content[:at]
-    return content
-
-
-VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-2, 3),
-    st.integers(),
-    st.floats(),
-    st.sampled_from([10**6, 2**31, 2**63, 10**30, -1, "image", "same", "max", "0", "", "1e5", "~", "\0", "none"]),
-    st.text(max_size=5),
-    st.lists(st.one_of(st.integers(-1, 9), st.none(), st.text(max_size=2)), max_size=3),
-    st.dictionaries(st.sampled_from(["kind", "size", "window", "x"]), st.integers(-1, 9), max_size=2),
-)
-CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), VALUES), min_size=1, max_size=3)
-
-
-def places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every value of nested dictionaries and lists: what holds it, and its key or index."""
-    for key in tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
-        yield tree, key
-        yield from places(tree[key])
-
-
-def changed(tree: Any, changes: list[tuple[float, Any]]) -> Any:
-    """A copy of `tree` with some values replaced."""
-    tree = json.loads(json.dumps(tree))
-    for place, value in changes:
-        found = list(places(tree))
-        holder, key = found[int(place * len(found))]
-        holder[key] = value
-    return tree
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@contextlib.contextmanager
-def one_line(allowed: type[Exception] = ConvaeError) -> Iterator[None]:
-    """What is damaged may be refused, in one line."""
-    said = ""
-    try:
-        yield
-    except allowed as refusal:
-        said = str(refusal)
-    assert "\n" not in said
 
 
 IDX = bytes([0, 0, 8, 2, 0, 0, 0, 9, 0, 0, 0, 40]) + bytes(range(120)) * 3

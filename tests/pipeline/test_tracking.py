@@ -10,13 +10,24 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from helpers import POSTGRES, ROWS, STAGES, content, free_port, mlflow_server, postgres, recorded, wait_for
+from helpers import (
+    POSTGRES,
+    ROWS,
+    STAGES,
+    chromium,
+    content,
+    free_port,
+    mlflow_server,
+    needs_chromium,
+    postgres,
+    recorded,
+    wait_for,
+)
 from mlflow import MlflowClient
 
 ORDER = ["download", "prepare", "train", "features", "evaluate", "report"]
 SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 NO_POSTGRES = subprocess.run([POSTGRES, "find"], capture_output=True, check=False).returncode != 0
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CPU_LOAD = "system/cpu_utilization_percentage"
 # Changes of late stages, so that six experiments cost little.
 EXPERIMENTS = {
@@ -222,9 +233,9 @@ def test_two_workers_and_a_server_on_postgresql(clone, tmp_path):
     assert any((tmp_path / "artifacts").rglob("report.html"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
+@needs_chromium
 def test_the_interface_opens_on_a_comparison(compared):
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     ui = compared.start("convae", "ui", "--port", str(free_port()), PYTHONPATH="src")
@@ -233,8 +244,7 @@ def test_the_interface_opens_on_a_comparison(compared):
         line = ui.stdout.readline()
         assert line.startswith("Compare experiments at http://127.0.0.1:")
         address = line.split()[3]
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        with chromium() as browser:
             context = browser.new_context(viewport={"width": 1600, "height": 900})
             # MLflow's assistant, which covers a third of the page until it is closed for the first time.
             context.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
@@ -256,7 +266,6 @@ def test_the_interface_opens_on_a_comparison(compared):
             expect(page.get_by_text("report.html").first).to_be_visible()
             page.wait_for_timeout(3000)
             page.screenshot(path=SCREENSHOTS / "report.png")
-            browser.close()
     finally:
         for process in [*psutil.Process(ui.pid).children(recursive=True), ui]:
             process.terminate()

@@ -1,16 +1,15 @@
 """Names of classes, files and systems that are HTML: a real browser shows them as text and runs none of it."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import chromium, needs_chromium
 from ladder_rows import ladder_rows
 
 from convae.reporting.ladder import write_ladder
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PWNED = "document.title='pwned'"
 HOSTILE = [
     f"<script>{PWNED}<!--",
@@ -24,16 +23,13 @@ HOSTILE = [
     "--></style><h1>",
 ]
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
+pytestmark = needs_chromium
 
 
 @pytest.fixture
 def opened() -> Iterator[Callable[[Path], Any]]:
     """A page in a browser, which must not ask, load or complain about anything."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         asked: list[str] = []
         loaded: list[str] = []
@@ -52,7 +48,6 @@ def opened() -> Iterator[Callable[[Path], Any]]:
             return page
 
         yield show
-        browser.close()
 
 
 def test_the_report(
@@ -64,7 +59,6 @@ def test_the_report(
     text = page.locator("body").inner_text()
     for name in HOSTILE:
         assert name in text
-    assert "49" not in text.split("{{ 7 * 7 }}")[0][-3:]
 
 
 def test_the_ladder(tmp_path: Path, opened: Callable[[Path], Any]) -> None:
@@ -78,4 +72,4 @@ def test_the_ladder(tmp_path: Path, opened: Callable[[Path], Any]) -> None:
     write_ladder(rows, tmp_path / "ladder.html")
     text = opened(tmp_path / "ladder.html").locator("body").inner_text()
     assert HOSTILE[1] in text
-    assert any(name in text for name in systems.values())
+    assert [name for name in systems.values() if name not in text] == []

@@ -1,16 +1,15 @@
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from helpers import chromium, needs_chromium
 from ladder_rows import ladder_rows
 
 from convae.evaluation.ladder import cells_table, compare
 from convae.reporting.ladder import write_ladder
 from convae.reporting.ladder_words import headlines, highest_sentence
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 
 
@@ -151,15 +150,12 @@ def test_incomplete_curves_are_drawn_as_far_as_they_go(page):
         assert "Accuracy and labels" in page(first[:index]).text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
+@needs_chromium
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (400, "light"), (1200, "dark")])
 def test_the_page_fits_the_window(page, tmp_path, width, scheme):
-    from playwright.sync_api import sync_playwright
-
     page(ladder_rows())
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         window = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         window.goto((tmp_path / "ladder.html").as_uri())
         assert window.evaluate("document.documentElement.scrollWidth") <= width
@@ -168,4 +164,3 @@ def test_the_page_fits_the_window(page, tmp_path, width, scheme):
         scrolled = "[...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)"
         assert window.evaluate(scrolled) == (width < 1000)
         window.screenshot(path=SCREENSHOTS / f"ladder-{width}-{scheme}.png", full_page=True)
-        browser.close()

@@ -1,12 +1,10 @@
 """What MLflow shows of names that are HTML or Markdown: text, in a real browser."""
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from helpers import mlflow_server, wait_for
+from helpers import chromium, mlflow_server, needs_chromium, wait_for
 from mlflow import MlflowClient
 
 from convae.tracking.git import Place
@@ -14,7 +12,6 @@ from convae.tracking.records import NOTE
 from convae.tracking.registry import _card
 from convae.tracking.wording import code, link, way_back
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PWNED = "document.title='pwned'"
 HOSTILE = [
     f"<script>{PWNED}<!--",
@@ -51,10 +48,8 @@ def card() -> str:
     return _card(classifier, Place("here", {}, 0, f"git checkout {HOSTILE[2]}"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
+@needs_chromium
 def test_mlflow_runs_nothing_of_a_note_or_a_card(tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
     with mlflow_server(tmp_path) as (address, _):
         client = MlflowClient(address, address)
         experiment = client.create_experiment("hostile")
@@ -65,8 +60,7 @@ def test_mlflow_runs_nothing_of_a_note_or_a_card(tmp_path: Path) -> None:
         client.create_model_version(
             "hostile", f"{run.info.artifact_uri}/x", run.info.run_id, description=f"seen\n\n{card()}"
         )
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        with chromium() as browser:
             page = browser.new_page()
             page.set_default_timeout(60_000)
             for place in (f"experiments/{experiment}/runs/{run.info.run_id}", "models/hostile/versions/1"):
@@ -76,4 +70,3 @@ def test_mlflow_runs_nothing_of_a_note_or_a_card(tmp_path: Path) -> None:
                 page.wait_for_timeout(1000)
                 assert "pwned" not in page.title()
                 assert page.locator("img[onerror], a[href^='javascript:']").count() == 0
-            browser.close()

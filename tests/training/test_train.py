@@ -73,7 +73,7 @@ def test_a_training_killed_again_and_again_within_its_epochs_goes_on_where_it_wa
     step, steps = TrainingModule.training_step, []
 
     def die_at_every_third(module, batch):
-        steps.append((module.phase, module.current_epoch, module.trainer.train_dataloader.given))
+        steps.append((module.phase, module.current_epoch, len(module.losses)))
         if len(steps) % 3 == 0:
             raise KeyboardInterrupt
         return step(module, batch)

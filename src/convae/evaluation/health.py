@@ -1,7 +1,7 @@
 """Encoder health: what neither accuracy nor reconstruction error shows."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,6 @@ CHUNK_ACTIVATIONS = 1 << 22  # held at once, 32 MiB in double precision
 CONSTANT = 1e-6  # of the size of the values: what single precision leaves of zero
 DEAD = 1e-3  # of the median deviation
 DUPLICATE = 0.95  # correlation
-LEAST_RANK = 2  # of features that tell images apart
-AS_WELL = 1.1  # times the error
 
 # The decoder of the untrained twin. On Fashion-MNIST rates from 0.003 to 0.03 end within 1 % of each other.
 STEPS, BATCH, LEARNING_RATE = 200, 32, 0.01
@@ -61,34 +59,6 @@ def encoder_health(
         "effective_rank_limit": min(len(rows) - 1, rows.shape[1]),
         "copying": copying(encoder, _spread(training, TRAINING_IMAGES), images, seed) if encoder.has_decoder else None,
     }
-
-
-def concerns(metrics: Mapping[str, Any]) -> list[str]:
-    """What makes an encoder doubtful and what to do about it, a sentence or two each; empty for a sound one.
-
-    Args:
-        metrics: what `metrics.json` holds.
-    """
-    health, found = metrics["health"], []
-    for number, layer in enumerate(health["filters"], 1):
-        for kind, advice in (
-            ("dead", "a smaller train.learning_rate or a larger objective.sparsity.lifetime may keep them alive"),
-            ("duplicates", "fewer filters, or winners that compete (objective.sparsity), would do"),
-        ):
-            if layer[kind] > layer["filters"] / 2:
-                found.append(f"Layer {number}: {layer[kind]} of {layer['filters']} filters are {kind}; {advice}.")
-    if health["effective_rank"] < LEAST_RANK:
-        found.append("The features hardly vary from image to image: see whether the training went well.")
-    copied = health["copying"]
-    if copied and copied["reconstruction_mse"] >= copied["baseline_mse"]:
-        found.append("This encoder reconstructs no better than the mean image: train it longer or faster.")
-    elif copied and copied["twin_reconstruction_mse"] <= AS_WELL * copied["reconstruction_mse"]:
-        found.append(
-            "The low reconstruction error says nothing about the filters: a random encoder with a trained decoder "
-            "reconstructs as well. Where there are more activations than pixels the input can be copied; winners "
-            "(objective.sparsity) or masking (objective.corruption) prevent that."
-        )
-    return found
 
 
 def layers_health(encoder: Encoder, images: np.ndarray) -> list[dict[str, Any]]:

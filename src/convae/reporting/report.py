@@ -10,7 +10,7 @@ import pandas as pd
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
-from convae.evaluation.health import concerns
+from convae.evaluation.concerns import concerns
 from convae.files import new_folder, read_json
 from convae.names import flatten
 from convae.params import Params

@@ -52,7 +52,7 @@ def verify() -> None:
 def copy_workspace(target: Path, data: list[str]) -> None:
     """A workspace with what git knows of this one, or could, and with links to what lies at relative paths in `data`.
 
-    It has no dvc.lock and no cache, so that DVC has to compute everything.
+    It has no dvc.lock, and an empty cache of its own whatever is configured, so that DVC has to compute everything.
     """
     shutil.rmtree(target, ignore_errors=True)
     names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
@@ -63,8 +63,7 @@ def copy_workspace(target: Path, data: list[str]) -> None:
     for name in data:
         if Path(name).is_dir() and not Path(name).is_absolute():
             shutil.copytree(name, target / name, copy_function=_link, dirs_exist_ok=True)
-    with (target / ".dvc/config.local").open("w") as stream:
-        stream.write("[core]\nno_scm = true\n")
+    (target / ".dvc/config.local").write_text("[core]\nno_scm = true\n[cache]\ndir = cache\n", "utf-8")
 
 
 def report(before: Executions, after: Executions, scratch: Path) -> str:

@@ -32,7 +32,7 @@ class ImageBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
-        self.given = 0  # batches of this epoch; a resumed one goes on after them
+        self.first_batch = 0  # of an epoch that is resumed
         self.rank, self.world_size = 0, 1
 
     def __len__(self) -> int:
@@ -45,14 +45,8 @@ class ImageBatches:
             return
         generator = torch.Generator().manual_seed(random_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
-        for rows in self._split(order)[self.given :]:
-            self.given += 1
+        for rows in self._split(order)[self.first_batch :]:
             yield self._batch(rows[self.rank :: self.world_size])
-        self.given = 0
-
-    def start_epoch(self, epoch: int, given: int = 0) -> None:
-        """Begin an epoch, or go on with one of which so many batches were given."""
-        self.epoch, self.given = epoch, given
 
     def _split(self, order: Tensor) -> list[Tensor]:
         batches = list(order.split(self.batch_size))

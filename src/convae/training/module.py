@@ -63,14 +63,16 @@ class TrainingModule(lightning.LightningModule):
         assert isinstance(batches, ImageBatches)
         batches.move_to(self.device)
         batches.rank, batches.world_size = self.trainer.global_rank, self.trainer.world_size
-        batches.start_epoch(self.current_epoch, len(self.losses))
+        batches.epoch, batches.first_batch = self.current_epoch, len(self.losses)
         self.objective.start_training()
         self.losses = [loss.to(self.device) for loss in self.losses]
         self.saved = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
-        """Begin with the first batch; an epoch that is resumed goes on after its last one instead."""
-        self.trainer.train_dataloader.start_epoch(self.current_epoch)  # type: ignore[union-attr]
+        """Begin with the first batch; in an epoch that is resumed, Lightning leaves this out."""
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, ImageBatches)
+        batches.epoch, batches.first_batch = self.current_epoch, 0
         self.objective.start_training()
         self.losses = []
 

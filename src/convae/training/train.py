@@ -40,7 +40,7 @@ from convae.training.objectives import (
 )
 
 CHECKPOINTS = Path(".convae/checkpoints")
-LAST, BEST = "last.ckpt", "best.ckpt"
+LAST = "last.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -235,9 +235,9 @@ def _fit(
     train = params.train
     # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
     best = ModelCheckpoint(
-        folder, Path(BEST).stem, monitor="validation_loss", save_on_train_epoch_end=True, enable_version_counter=False
+        folder, "best", monitor="validation_loss", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    last = ModelCheckpoint(folder, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     try:
         trainer = lightning.Trainer(
             max_epochs=epochs,
@@ -271,7 +271,7 @@ def _fit(
     )
     if not trainer.is_global_zero:  # the other processes of a distributed training have done their part
         raise SystemExit(0)
-    checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
     return str(trainer.strategy.root_device)
 
