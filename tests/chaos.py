@@ -8,13 +8,14 @@ it may end. What is random follows from the seed that is printed.
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
@@ -101,14 +102,23 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def stop(clone: Clone, disturbance: Disturbance, durations: dict[str, float], *command: str) -> str:
-    """Start DVC and stop it as it is told; gives what it had printed."""
+def stop(
+    clone: Clone,
+    disturbance: Disturbance,
+    durations: dict[str, float],
+    *command: str,
+    begun: Callable[[float], bool] = lambda start: True,
+) -> str:
+    """Start DVC and stop it as it is told, counted from when the stage has `begun`; gives what it had printed."""
     dvc = clone.start(*command)
+    start = time.time()
     stage = None
     while stage is None and dvc.poll() is None:
         stage = find_stage(dvc.pid, disturbance.stage)
         time.sleep(0.01)
     if stage:
+        while stage.is_running() and not begun(start):
+            time.sleep(0.01)
         time.sleep(disturbance.moment * durations[disturbance.stage])
         strike(clone.folder, disturbance.way, stage, dvc)
     printed = dvc.communicate(timeout=PATIENCE)[0]
@@ -166,10 +176,9 @@ def stop_every_stage(clone: Clone, disturbances: list[Disturbance]) -> list[Dist
         wrong = again.stdout + again.stderr if again.returncode else whole(clone)
         if not wrong and clone.read("dvc.lock") != lock:
             wrong = "another dvc.lock"
-        resumed = [line for line in again.stdout.splitlines() if line.startswith("resuming")]
         print(
             f"{number:3}/{len(disturbances)} {disturbance}: {wrong or 'as undisturbed'}, "
-            f"{time.monotonic() - start:.0f} s  {' '.join(resumed)}",
+            f"{time.monotonic() - start:.0f} s; {began(again.stdout)}",
             flush=True,
         )
         if wrong:
@@ -179,10 +188,16 @@ def stop_every_stage(clone: Clone, disturbances: list[Disturbance]) -> list[Dist
     return failed
 
 
-def stop_in_turn(clone: Clone, disturbances: list[Disturbance], durations: dict[str, float], *command: str) -> str:
+def stop_in_turn(
+    clone: Clone,
+    disturbances: list[Disturbance],
+    durations: dict[str, float],
+    *command: str,
+    begun: Callable[[float], bool] = lambda start: True,
+) -> str:
     """Stop a command again and again before it may end; gives what is wrong then, beside other bits."""
     for number, disturbance in enumerate(disturbances, 1):
-        printed = stop(clone, disturbance, durations, *command)
+        printed = stop(clone, disturbance, durations, *command, begun=begun)
         print(f"{number:3}/{len(disturbances)} {disturbance}: {began(printed)}; {age(clone)}", flush=True)
     print(f"the rest: {began(clone.run(*command).stdout)}", flush=True)
     left = left_behind(clone)
@@ -197,22 +212,32 @@ def stop_training(clone: Clone, count: int, seed: int) -> str:
     lock = clone.read("dvc.lock")
     forget(clone, "train")
     generator = random.Random(seed)
-    ways = [way for way in WAYS if way != FULL_DISK]
-    # Late enough to have begun, early enough that so many parts do not make up a whole.
-    disturbances = [Disturbance("train", generator.choice(ways), generator.uniform(0.25, 0.4)) for _ in range(count)]
-    wrong = stop_in_turn(clone, disturbances, durations, "dvc", "repro", "train")
+    # DVC leaves Ctrl-C to its stage, which has none of it where DVC alone is sent one: that stops nothing.
+    ways = [way for way in WAYS if way not in (FULL_DISK, "SIGINT of dvc")]
+    # Soon after the first new checkpoint, so that so many parts do not make up a whole.
+    disturbances = [Disturbance("train", generator.choice(ways), generator.uniform(0, 0.04)) for _ in range(count)]
+    repro = ("dvc", "repro", "train")
+    wrong = stop_in_turn(
+        clone, disturbances, durations, *repro, begun=lambda start: max(checkpoint_times(clone), default=0) > start
+    )
     return wrong or ("" if clone.read("dvc.lock") == lock else "another dvc.lock")
 
 
 def began(printed: str) -> str:
     """Where a training began."""
-    return next((line for line in printed.splitlines() if line.startswith("resuming")), "from the beginning")
+    resumed = re.search("resuming epoch .*", printed)
+    return resumed[0] if resumed else "from the beginning" if "Running stage 'train'" in printed else "no training"
 
 
 def age(clone: Clone) -> str:
     """How long ago the last checkpoint was written."""
-    saved = [path.stat().st_mtime for path in clone.folder.glob(".convae/checkpoints/*/*/last.ckpt")]
+    saved = checkpoint_times(clone)
     return f"last checkpoint {time.time() - max(saved):.1f} s ago" if saved else "no checkpoint"
+
+
+def checkpoint_times(clone: Clone) -> list[float]:
+    """When the checkpoints that are there were written."""
+    return [path.stat().st_mtime for path in clone.folder.glob(".convae/checkpoints/*/*/last.ckpt")]
 
 
 @contextmanager
@@ -239,7 +264,7 @@ def main() -> None:
     print(f"seed {options.seed}", flush=True)
     if options.dataset == "fashion_mnist":
         with tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:
-            clone = make_clone(Path(folder) / "convae", "train.checkpoint_minutes=0.05", history=False)
+            clone = make_clone(Path(folder) / "convae", "train.checkpoint_minutes=0.003", history=False)
             wrong = stop_training(clone, options.kills or 10, options.seed)
         print(wrong or "it ended with the same bits")
         sys.exit(1 if wrong else 0)
