@@ -141,10 +141,9 @@ def strike(folder: Path, way: str, stage: psutil.Process, dvc: "subprocess.Popen
 
 def fill(folder: Path) -> None:
     """Leave no room on the disk."""
-    with (folder / BALLAST).open("wb") as stream, suppress(OSError):
+    with suppress(OSError), (folder / BALLAST).open("wb", buffering=0) as stream:
         while True:
             stream.write(bytes(1 << 16))
-            stream.flush()
 
 
 def whole(clone: Clone) -> str:
@@ -245,12 +244,12 @@ def small_disk() -> Iterator[Path | None]:
     """A folder on a disk of its own that can be filled; None where nobody may mount one."""
     folder = Path(tempfile.mkdtemp(prefix="convae-chaos-"))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
+    mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
     try:
-        mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
         yield folder if mounted else None
+    finally:
         if mounted:
             subprocess.run(["umount", "--lazy", str(folder)], check=False)
-    finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
