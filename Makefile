@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Stages start `python`: it has to be the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check ui ladder chaos
+.PHONY: help run test check ui ladder search chaos benchmark
 
 help:            ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -14,7 +14,7 @@ run: $(BIN)/.installed  ## install, run the pipeline as far as anything changed,
 
 # Threads of two workers on the same cores would wait for each other.
 test: $(BIN)/.installed  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
 check: $(BIN)/.installed  ## lint, formatting and types
 	$(BIN)/ruff check
@@ -29,8 +29,14 @@ ladder: $(BIN)/.installed  ## compare every system, DATASET=digits, fashion_mnis
 	$(BIN)/dvc repro --keep-going $(if $(DATASET),--glob 'benchmark/dvc.yaml:measure_*@$(DATASET)-*',benchmark/dvc.yaml); \
 	    status=$$?; $(BIN)/dvc repro --single-item benchmark/dvc.yaml:page && exit $$status
 
+search: $(BIN)/.installed  ## one worker of the search that search.yaml describes: find the best parameters
+	$(BIN)/convae search search.yaml
+
 chaos: $(BIN)/.installed  ## stop the pipeline at random moments, in every way, DATASET=digits or fashion_mnist
 	$(BIN)/python tests/chaos.py --dataset $(or $(DATASET),digits)
+
+benchmark: $(BIN)/.installed  ## how fast it is, beside the usual way: reports/benchmark.md, half an hour on an idle machine
+	$(BIN)/python -m benchmark.speed
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON=...")'

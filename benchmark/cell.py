@@ -6,7 +6,7 @@ Each cell has a folder of its own below .convae/ladder, where a training that wa
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from convae.files import read_json, write_json
 from convae.params import DataParams, Params, load_params
 from convae.tracking.ladder import record_live
 from convae.tracking.runs import Run
-from convae.tracking.stage import end_with_dvc, limit_threads
+from convae.tracking.stage import end_with_dvc, keep_freed_memory, limit_threads
 
 DATA = Path("data/ladder")
 CELLS = Path("reports/ladder")
@@ -97,8 +97,10 @@ def main() -> None:
         step.add_argument("system")
         step.add_argument("seed", type=int)
     arguments = vars(parser.parse_args())
-    run = {"images": divide_images, "train": train, "measure": measure}[arguments.pop("step")]
+    commands: dict[str, Callable[..., None]] = {"images": divide_images, "train": train, "measure": measure}
+    run = commands[arguments.pop("step")]
     end_with_dvc()
+    keep_freed_memory()
     try:
         run(**arguments)
     except ConvaeError as error:

@@ -46,7 +46,7 @@ class Features:
     @property
     def dimension(self) -> int:
         """D."""
-        return self.x["train"].shape[1]
+        return int(self.x["train"].shape[1])
 
     def change(self, function: Callable[[np.ndarray], np.ndarray]) -> "Features":
         """Other features of the same images."""

@@ -1,22 +1,21 @@
 """What tracking adds to each stage of a small pipeline on the embedded digits, side by side in one run.
 
-`python benchmark/tracking.py` clones the last commit into a scratch folder, runs every stage there in turn with
+`python -m benchmark.tracking` clones the last commit into a scratch folder, runs every stage there in turn with
 tracking off, into SQLite, and with a server that refuses or never answers, and prints medians of wall time in seconds.
 """
 
 import argparse
-import os
 import socket
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dvc.utils.hydra import apply_overrides
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from benchmark.speed.measuring import NOT_TRACKED, REPOSITORY, command
+
 STAGES = ("download", "prepare", "train", "features", "evaluate", "report")
 SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "train.threads=1")
 
@@ -30,7 +29,7 @@ def main() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         kinds = {
-            "off": {"CONVAE_TRACKING": "off"},
+            "off": NOT_TRACKED,
             "SQLite": {},
             "refusing": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
             "silent": {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}"},
@@ -38,24 +37,16 @@ def main() -> None:
         folder = Path(scratch) / "convae"
         subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
         apply_overrides(folder / "params.yaml", list(SMALL))
-        run(["dvc", "repro", "--quiet"], folder, {})
+        command(["dvc", "repro", "--quiet"], folder, {})
         print(f"{'stage':10}{'off':>8}" + "".join(f"{f'+ {kind}':>12}" for kind in list(kinds)[1:]))
         for stage in STAGES:
             seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
             for _ in range(repetitions):
                 for kind, environment in kinds.items():
-                    seconds[kind].append(run([sys.executable, "-m", f"pipeline.{stage}"], folder, environment))
+                    words = [sys.executable, "-m", f"pipeline.{stage}"]
+                    seconds[kind].append(command(words, folder, environment))
             off, *others = (statistics.median(values) for values in seconds.values())
             print(f"{stage:10}{off:8.2f}" + "".join(f"{other - off:12.2f}" for other in others), flush=True)
-
-
-def run(command: list[str | Path], folder: Path, environment: dict[str, str]) -> float:
-    """Seconds that a command takes there."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
-    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
-    start = time.monotonic()
-    subprocess.run(command, cwd=folder, env=variables | environment, capture_output=True, check=True)
-    return time.monotonic() - start
 
 
 if __name__ == "__main__":

@@ -15,4 +15,4 @@ def main(params: Params, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("prepare", main)
+    run_stage("prepare", main, parallel=True)

@@ -26,4 +26,4 @@ def main(params: Params, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("train", main)
+    run_stage("train", main, parallel=True)

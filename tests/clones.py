@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "train.threads=1")
@@ -25,14 +26,14 @@ class Clone:
         assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
 
-    def start(self, *command: str, **environment: str) -> "subprocess.Popen[str]":
-        """Start a command there, in a process group of its own."""
+    def start(self, *command: str, log: IO[str] | None = None, **environment: str) -> "subprocess.Popen[str]":
+        """Start a command there, in a process group of its own; all it says goes to `log`, else stdout to a pipe."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
             env=self._variables() | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stdout=log or subprocess.PIPE,
+            stderr=log or subprocess.DEVNULL,
             text=True,
             start_new_session=True,
         )

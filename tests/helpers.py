@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -27,6 +27,7 @@ ROWS = "convae"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
 POSTGRES = Path(__file__).parent / "postgres.sh"
+NO_POSTGRES = subprocess.run([POSTGRES, "find"], capture_output=True, check=False).returncode != 0
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -106,10 +107,12 @@ def silent_server() -> Iterator[str]:
 
 
 @contextmanager
-def mlflow_server(folder: Path, store: str = "sqlite:///server.db") -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """The address and the process of MLflow's own server, which keeps artifacts in a folder."""
+def mlflow_server(
+    folder: Path, store: str = "sqlite:///server.db", artifacts: str = "artifacts"
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The address and the process of MLflow's own server, which keeps artifacts in a folder or at an address."""
     port = free_port()
-    options = f"--host 127.0.0.1 --port {port} --workers 1 --artifacts-destination artifacts"
+    options = f"--host 127.0.0.1 --port {port} --workers 1 --artifacts-destination {artifacts}"
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
     log = folder / "server.log"
     with log.open("wb") as stream:
@@ -134,6 +137,28 @@ def mlflow_server(folder: Path, store: str = "sqlite:///server.db") -> Iterator[
     try:
         wait_for(answers)
         yield address, server
+    finally:
+        stop(server)
+
+
+@contextmanager
+def s3_server(folder: Path, bucket: str) -> Iterator[str]:
+    """The address of an S3 store with an empty bucket, which takes whatever credentials."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "s3.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def is_made() -> bool:
+        try:
+            return bool(urlopen(Request(f"{address}/{bucket}", method="PUT"), timeout=5).status == 200)
+        except OSError:
+            return False
+
+    try:
+        wait_for(is_made)
+        yield address
     finally:
         stop(server)
 

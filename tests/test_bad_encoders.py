@@ -88,6 +88,11 @@ def test_info_refuses_a_description_that_says_nothing(convae: Callable[..., str]
     assert convae("info")
 
 
+def test_features_that_are_all_zero_are_exported(convae: Callable[..., str]) -> None:
+    weights(lambda tensors: tensors[FILTERS].fill(0))()
+    assert not convae(*COMMANDS["export"])
+
+
 class Trap:
     def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (Path("unpickled"),)

@@ -167,6 +167,12 @@ ABSURD = {
     "layers": (by("  initialization:", "    - {filters: 8}\n" * 2000 + "  initialization:"), "must have at most 100"),
     "layers read": (by("layers: [-1]", f"layers: [{'-1, ' * 3000}]"), "must have at most 100 items after validation,"),
     "epochs": (by("epochs: 1", f"epochs: {'9' * 400}"), "must be less than 2147483648"),
+    "huge number": (by("learning_rate: 0.003", "learning_rate: 1.0e+30"), "train.learning_rate: found 1e+30; a magn"),
+    "tiny number": (by(C, "C: [1.0e-30]"), "logistic_regression.C[0]: found 1e-30; a magnitude from 1e-12 to 1e+12 is"),
+    "masking": (
+        by("corruption: null", "corruption: {kind: masking, level: 0.5, block: [4, 29]}"),
+        "objective.corruption.block = 4×29: images are 28×28, and a block is at most as large",
+    ),
     "batch": (by("batch_size: 64", "batch_size: 9999999999"), "train.batch_size = 9999999999: must be less than"),
     "threads": (by("threads: 2", "threads: 2000"), "train.threads = 2000: must be less than or equal to 1024"),
     "shift": (by("augmentation: null", "augmentation: {flip: true, shift: 99999999999}"), "train.augmentation.shift"),

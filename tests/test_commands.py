@@ -184,10 +184,13 @@ def test_what_reads_a_part_of_the_output_ends_it_quietly(models):
         (["classify", "pictures", "--model", "nowhere"], "nowhere/encoder: not an encoder"),
         (["info", "models/classifier"], "models/classifier: not an encoder"),
         (["features", "pictures", "--encoder", "trained", "-o", "f.npy"], "this encoder has no readout"),
+        (["features", "pictures", "-o", "folder.npy"], "folder.npy: a folder; name a file"),
+        (["export", "--onnx", "."], ".: a folder; name a file"),
         (["features", "pictures", "-o", "models/encoder/config.json/f.npy"], "models/encoder/config.json: File exists"),
     ],
 )
 def test_mistakes_are_one_line(models, arguments, message):
+    Path("folder.npy").mkdir()
     done = convae(*arguments, cwd=models)
     assert done.returncode == 1
     assert done.stderr.startswith("convae: ")
@@ -199,7 +202,19 @@ def test_mistakes_are_one_line(models, arguments, message):
 def test_every_command_is_there_and_has_help(repository):
     (commands,) = (action for action in _parser()._actions if isinstance(action.choices, dict))
     assert sorted(commands.choices) == sorted(
-        ["features", "classify", "reconstruct", "export", "info", "publish", "ui", "sync", "lineage", "verify"]
+        [
+            "features",
+            "classify",
+            "reconstruct",
+            "export",
+            "info",
+            "publish",
+            "ui",
+            "sync",
+            "lineage",
+            "verify",
+            "search",
+        ]
     )
     for name, parser in commands.choices.items():
         module, _, function = parser.get_default("command").partition(":")

@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   convae export --onnx encoder.onnx            for runtimes without Python
   convae publish                               encoder and classifier into MLflow's registry
   convae ui                                    compare experiments in a browser
+  convae search search.yaml                    vary parameters, by as many workers as are started
   convae sync                                  after `git pull`, `dvc exp pull` or runs without MLflow
   convae verify                                rerun all, and say whether it gives the same bits
   convae lineage models/encoder                the data, code, parameters and runs that an encoder is from
@@ -70,6 +71,13 @@ example:
 
 example:
   git fetch && convae sync
+""",
+    "search": """Each worker that is started in addition, here or on a machine with the same storage, shares the trials.
+One that was killed costs nothing but time: another worker, or this command when it is started again, takes up its
+trial. What a trial printed is in .convae/search/.
+
+example:
+  convae search search.yaml
 """,
     "verify": """The pipeline runs anew in .convae/verify, with what git and data/ have, and nothing beside that folder
 changes. Files that differ are compared by their numbers, and differences of parameters, code, processor and versions
@@ -152,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     ui = add("ui", "tracking.ui:open_ui", "sync, then open MLflow on the experiments, for this machine only")
     ui.add_argument("--port", type=int, default=5000, help="where the server listens (default: %(default)s)")
     add("sync", "tracking.ui:synchronise", "give MLflow the runs it lacks, from every dvc.lock that git knows")
+    search = add(
+        "search", "search.worker:search", "vary parameters as a file says, and find the best validation accuracy"
+    )
+    search.add_argument("path", type=Path, metavar="FILE", help="what to vary, such as search.yaml")
     add("verify", "tracking.verify:verify", "run the pipeline anew elsewhere, and compare every result with dvc.lock")
     lineage = add("lineage", "tracking.ui:print_lineage", "say where something that a stage wrote is from")
     lineage.add_argument("path", type=Path, help="a file or folder such as models/encoder, here or copied elsewhere")

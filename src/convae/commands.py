@@ -112,6 +112,8 @@ def write_features(images: list[str], encoder: str, resize: bool, output: Path) 
     writers = {".npy": _npy_writer, ".parquet": _parquet_writer}
     if output.suffix not in writers:
         raise ConvaeError(f"{output}: features are written as .parquet or .npy")
+    if output.is_dir():
+        raise ConvaeError(f"{output}: a folder; name a file")
     loaded = load_encoder(encoder)
     pictures = Pictures(images, loaded, resize)
     with new_file(output) as scratch, writers[output.suffix](scratch, loaded.features([]).shape[1]) as append:

@@ -267,6 +267,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             "threads": torch.get_num_threads(),
             "accelerator": "auto",
             "devices": 1,
+            "nodes": 1,
+            "strategy": "auto",
             "checkpoint_minutes": 60,
         }
         model = {

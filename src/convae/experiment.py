@@ -36,6 +36,7 @@ def load_experiment(path: Path = PARAMS_FILE) -> Params:
         _, height, width = image_shape(params.data)
         raise ConvaeError(f"{path}: {error} (images are {show((height, width))})") from None
     _check_memory(path, params)
+    _check_corruption(path, params)
     _check_source(path, params)
     grid = params.features.grid
     for layer in params.features.layers:
@@ -126,6 +127,15 @@ def _check_memory(path: Path, params: Params) -> None:
         _check_values(f"{path}: model.layers[{index}]: its filters", layer.filters * incoming * prod(geometry.kernel))
         _check_values(f"{path}: model.layers[{index}]: its maps", layer.filters * prod(geometry.convolved(below)))
         incoming = layer.filters if params.model.stacked_on == "maps" else channels
+
+
+def _check_corruption(path: Path, params: Params) -> None:
+    corruption, (_, height, width) = params.objective.corruption, image_shape(params.data)
+    if corruption and (corruption.block[0] > height or corruption.block[1] > width):
+        raise ConvaeError(
+            f"{path}: objective.corruption.block = {show(corruption.block)}: images are {show((height, width))}, "
+            "and a block is at most as large"
+        )
 
 
 def _check_values(what: str, values: int) -> None:

@@ -51,7 +51,8 @@ def export_onnx(encoder: str, output: Path) -> None:
     """`convae export --onnx`: write the encoder, and check that onnxruntime gives its features.
 
     Raises:
-        ConvaeError: the encoder has no readout, onnx or onnxruntime are missing, or the features differ.
+        ConvaeError: the encoder has no readout, `output` is a folder, onnx or onnxruntime are missing, or the features
+            differ.
     """
     try:
         import onnx  # noqa: F401, torch needs it
@@ -59,6 +60,8 @@ def export_onnx(encoder: str, output: Path) -> None:
         import onnxscript  # noqa: F401, torch needs it
     except ImportError as error:
         raise ConvaeError(f"{error}; install convae[onnx]") from None
+    if output.is_dir():
+        raise ConvaeError(f"{output}: a folder; name a file")
     loaded = load_encoder(encoder)
     height, width = loaded.config["image_size"]
     images = np.random.default_rng(0).integers(0, 256, (3, loaded.config["channels"], height, width), np.uint8)
@@ -71,7 +74,7 @@ def export_onnx(encoder: str, output: Path) -> None:
             raise ConvaeError(f"{output}: not written, torch can't export this encoder: {reason}") from None
         session = onnxruntime.InferenceSession(scratch, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"images": images})
-        deviation = float(np.abs(found - expected).max() / np.abs(expected).max())
+        deviation = float(np.abs(found - expected).max() / (np.abs(expected).max() or 1))
         if not deviation <= TOLERANCE:  # as NaN is not
             raise ConvaeError(f"{output}: not written, its features differ from the encoder's by {deviation:.2g}")
     print(f"{output}: features of onnxruntime and torch differ by {deviation:.1e} of the largest")

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -20,6 +20,7 @@ from convae.errors import ConvaeError
 PARAMS_FILE = Path("params.yaml")
 MOST_ALIASES = 20  # of one another they could stand for more than fits into memory
 MOST_PIXELS = 65_535  # on one side
+SMALLEST, LARGEST = 1e-12, 1e12
 
 
 def _as_pair(value: Any) -> Any:
@@ -29,6 +30,13 @@ def _as_pair(value: Any) -> Any:
         allowed = f"one number or [height, width] is allowed, whole and from 1 to {MOST_PIXELS}"
         raise ValueError(f"found {_shorten(value)}; {allowed}")
     return pair
+
+
+def _in_single_precision(value: float) -> float:
+    """Whether the number itself, its square and its reciprocal are numbers in single precision."""
+    if value and not SMALLEST <= abs(value) <= LARGEST:
+        raise ValueError(f"found {value}; a magnitude from {SMALLEST:g} to {LARGEST:g} is allowed")
+    return value
 
 
 def _odd(value: int) -> int:
@@ -46,11 +54,14 @@ def _name(value: str) -> str:
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Name = Annotated[str, AfterValidator(_name)]
 Pair = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
+Real = Annotated[float, AfterValidator(_in_single_precision)]
 Odd = Annotated[int, Field(ge=3), AfterValidator(_odd)]
 Share = Annotated[float, Field(gt=0, lt=1)] | Positive
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys of a file that a user writes: no other, of the right types, immutable."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -68,7 +79,7 @@ DatasetName = Literal[
 ]
 
 
-class DataParams(_Section):
+class DataParams(Section):
     """Which images, and how they are divided."""
 
     dataset: DatasetName
@@ -78,6 +89,7 @@ class DataParams(_Section):
     validation_size: Share
     test_size: Share
     max_rejected: int = Field(ge=0)
+    shards: Name | None
 
     @model_validator(mode="after")
     def _size_goes_with_folder(self) -> "DataParams":
@@ -88,36 +100,36 @@ class DataParams(_Section):
         return self
 
 
-class LocalContrastParams(_Section):
+class LocalContrastParams(Section):
     """Local contrast normalisation (Jarrett et al. 2009, section 2.2)."""
 
     window: Odd = Field(le=MOST_PIXELS)
-    floor: float = Field(gt=0)
+    floor: Real = Field(gt=0)
 
 
-class WhiteningParams(_Section):
+class WhiteningParams(Section):
     """Whitening of patches, applied as a convolution (Coates, Lee & Ng 2011, section 3.1)."""
 
     kind: Literal["zca", "pca"]
     window: Odd = Field(le=15)
-    epsilon: float = Field(gt=0)
+    epsilon: Real = Field(gt=0)
 
 
-class PreprocessingParams(_Section):
+class PreprocessingParams(Section):
     """What happens to an image in [0, 1] before the first learned filter."""
 
     local_contrast: LocalContrastParams | None
     whitening: WhiteningParams | None
 
 
-class PoolParams(_Section):
+class PoolParams(Section):
     """Pooling of a layer's activation maps over windows that do not overlap."""
 
     kind: Literal["max", "mean"]
     size: Pair
 
 
-class LayerParams(_Section):
+class LayerParams(Section):
     """One convolutional layer of the encoder."""
 
     filters: int = Field(gt=0, le=65536)
@@ -130,7 +142,7 @@ class LayerParams(_Section):
     pool: PoolParams | None = None
 
 
-class ModelParams(_Section):
+class ModelParams(Section):
     """The encoder's layers; the decoder mirrors them."""
 
     layers: list[LayerParams] = Field(max_length=100)
@@ -140,18 +152,18 @@ class ModelParams(_Section):
     tied_weights: bool
 
 
-class SparsityParams(_Section):
+class SparsityParams(Section):
     """Winner-take-all sparsity (Makhzani & Frey 2015)."""
 
     block: Pair | None
     lifetime: float | None = Field(gt=0, le=1)
 
 
-class CorruptionParams(_Section):
+class CorruptionParams(Section):
     """Noise, or blocks taken away, before an image has to be reconstructed."""
 
     kind: Literal["gaussian", "uniform", "masking"]
-    level: float = Field(gt=0)
+    level: Real = Field(gt=0)
     block: Pair = (1, 1)
 
     @model_validator(mode="after")
@@ -161,7 +173,7 @@ class CorruptionParams(_Section):
         return self
 
 
-class ObjectiveParams(_Section):
+class ObjectiveParams(Section):
     """What training minimises."""
 
     kind: Literal["reconstruct", "classify", "none"]
@@ -170,14 +182,14 @@ class ObjectiveParams(_Section):
     pretraining: int = Field(ge=0)
 
 
-class AugmentationParams(_Section):
+class AugmentationParams(Section):
     """Random changes of the training images that leave what is to be seen as it is."""
 
     flip: bool
     shift: int = Field(ge=0, le=MOST_PIXELS)
 
 
-class TrainParams(_Section):
+class TrainParams(Section):
     """How the objective is minimised, and on what."""
 
     order: Literal["end_to_end", "greedy", "greedy_then_end_to_end", "simultaneous"]
@@ -185,27 +197,29 @@ class TrainParams(_Section):
     epochs: Positive
     batch_size: Positive
     optimizer: Literal["adam", "adamw", "sgd"]
-    learning_rate: float = Field(gt=0)
-    head_learning_rate: float | None = Field(gt=0)
-    weight_decay: float = Field(ge=0)
+    learning_rate: Real = Field(gt=0)
+    head_learning_rate: Real | None = Field(gt=0)
+    weight_decay: Real = Field(ge=0)
     schedule: Literal["constant", "cosine", "one_cycle"]
-    gradient_clip: float | None = Field(gt=0)
+    gradient_clip: Real | None = Field(gt=0)
     patience: Positive | None
     augmentation: AugmentationParams | None
     precision: Literal["32-true", "16-mixed", "bf16-mixed"]
     threads: int = Field(gt=0, le=1024)
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Positive | Literal["auto"]
-    checkpoint_minutes: float = Field(gt=0)
+    nodes: Positive
+    strategy: Literal["auto", "ddp"]
+    checkpoint_minutes: Real = Field(gt=0)
 
 
-class FeaturesParams(_Section):
+class FeaturesParams(Section):
     """The readout: how activation maps become one vector."""
 
     layers: list[int] = Field(min_length=1, max_length=100)
-    divisive_normalization: float | None = Field(gt=0)
+    divisive_normalization: Real | None = Field(gt=0)
     rectification: Literal["none", "positive", "both"]
-    threshold: float = Field(ge=0)
+    threshold: Real = Field(ge=0)
     pooling: Literal["mean", "max"]
     grid: Pair
     power: float = Field(gt=0, le=1)
@@ -213,43 +227,43 @@ class FeaturesParams(_Section):
     standardize: bool
 
 
-Candidates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+Candidates = Annotated[list[Annotated[Real, Field(gt=0)]], Field(min_length=1)]
 Counts = Annotated[list[Positive], Field(min_length=1)]
 
 
-class InverseRegularization(_Section):
+class InverseRegularization(Section):
     """Candidates of scikit-learn's `C`."""
 
     C: Candidates
 
 
-class RidgeSettings(_Section):
+class RidgeSettings(Section):
     """Candidates of the ridge classifier's `alpha`."""
 
     alpha: Candidates
 
 
-class NeighborsSettings(_Section):
+class NeighborsSettings(Section):
     """Candidates of the number of neighbours."""
 
     n_neighbors: Counts
 
 
-class MLPSettings(_Section):
+class MLPSettings(Section):
     """Candidates of the width of one hidden layer and of the L2 penalty."""
 
     hidden_layer_sizes: Counts
     alpha: Candidates
 
 
-class BoostingSettings(_Section):
+class BoostingSettings(Section):
     """Candidates of the number of boosting rounds and of the learning rate."""
 
     max_iter: Counts
     learning_rate: Candidates
 
 
-class ClassifierParams(_Section):
+class ClassifierParams(Section):
     """Which scikit-learn classifier reads the features; the best candidate on validation images is kept."""
 
     kind: Literal[
@@ -272,11 +286,11 @@ class ClassifierParams(_Section):
     @property
     def candidates(self) -> dict[str, list[float]]:
         """Values to try for each scikit-learn parameter of the chosen classifier."""
-        settings: _Section = getattr(self, self.kind)
+        settings: Section = getattr(self, self.kind)
         return settings.model_dump()
 
 
-class TrackingParams(_Section):
+class TrackingParams(Section):
     """Where runs are recorded; nothing that a stage writes depends on it."""
 
     enabled: bool
@@ -284,7 +298,7 @@ class TrackingParams(_Section):
     experiment: Name
 
 
-class Params(_Section):
+class Params(Section):
     """One experiment."""
 
     seed: int = Field(ge=0, lt=2**32)
@@ -332,6 +346,9 @@ class Params(_Section):
         return self
 
 
+File = TypeVar("File", bound=Section)
+
+
 class _Composer(Composer):
     """Refuses more aliases than anybody needs before they are followed."""
 
@@ -351,6 +368,15 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         ConvaeError: one line for each mistake: the key, the value found and what is allowed.
     """
+    return load_sections(path, Params)
+
+
+def load_sections(path: Path, model: type[File]) -> File:
+    """Read a YAML file and validate it as `model`.
+
+    Raises:
+        ConvaeError: one line for each mistake: the key, the value found and what is allowed.
+    """
     try:
         yaml = YAML(typ="safe", pure=True)
         yaml.Composer = _Composer
@@ -362,9 +388,9 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     except Exception as error:  # a value that its tag does not suit can make ruamel.yaml raise nearly anything
         raise ConvaeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConvaeError(f"{path}: must hold the sections {', '.join(Params.model_fields)}")
+        raise ConvaeError(f"{path}: must hold the sections {', '.join(model.model_fields)}")
     try:
-        return Params.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         raise ConvaeError("\n".join(_lines(path, error))) from None
 

@@ -33,6 +33,7 @@ def data_params(tmp_path: Path) -> Callable[..., DataParams]:
             "validation_size": 0.1,
             "test_size": 0.2,
             "max_rejected": 0,
+            "shards": None,
         }
         return DataParams(**content | changes)
 

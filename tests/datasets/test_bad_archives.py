@@ -6,6 +6,7 @@ import hashlib
 import io
 import lzma
 import os
+import pickle
 import struct
 import tarfile
 import time
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
+from torchvision import datasets
 
 from convae.datasets.catalogue import CATALOGUE
 from convae.datasets.download import download
@@ -107,9 +110,13 @@ def tar(path: Path, *added: tuple[str, bytes, str], leave_out: int = 0) -> None:
             member.type, member.linkname = kind, target
             stream.addfile(member)
         for name, content in list(zip(NAMES, CONTENTS, strict=True))[leave_out:]:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            stream.addfile(member, io.BytesIO(content))
+            add(stream, name, content)
+
+
+def add(stream: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    stream.addfile(member, io.BytesIO(content))
 
 
 def in_place_of_the_first(kind: bytes, target: str = "") -> Callable[[Path], None]:
@@ -174,3 +181,57 @@ def test_a_link_does_not_lead_what_follows_out_of_the_folder(tmp_path: Path) -> 
     assert found == images
     assert list(elsewhere.iterdir()) == []
     assert np.all([not file.is_symlink() for file in (tmp_path / "scratch").rglob("*")])
+
+
+def mat(path: Path, **arrays: np.ndarray) -> None:
+    scipy.io.savemat(path, arrays)
+
+
+def stl10(path: Path, name: str, content: bytes) -> None:
+    with tarfile.open(path, "w:gz") as stream:
+        for member, ours in zip(NAMES, CONTENTS, strict=True):
+            add(stream, member, content if member.endswith(f"/{name}.bin") else ours)
+
+
+def cifar(path: Path, content: Any) -> None:
+    with tarfile.open(path, "w:gz") as stream:
+        for member in ("data_batch_1", "batches.meta"):
+            add(stream, f"cifar-10-batches-py/{member}", pickle.dumps(content))
+
+
+TWO = np.zeros((32, 32, 3, 2), np.uint8)
+CONTENT: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "no matrix": ("svhn", plain(b"hello" * 100), "not what svhn archives hold (ValueError: Unknown mat file type"),
+    "empty matrix": ("svhn", plain(b""), "not what svhn archives hold (MatReadError: Mat file appears to be"),
+    "no images": ("svhn", lambda path: mat(path, y=np.ones(2)), "not what svhn archives hold (KeyError: 'X')"),
+    "a vector": ("svhn", lambda path: mat(path, X=np.ones(2), y=np.ones(2)), "not what svhn archives hold (ValueErr"),
+    "labels in words": ("svhn", lambda path: mat(path, X=TWO, y=np.array(["a"])), "not what svhn archives hold (Val"),
+    "no label": ("svhn", lambda path: mat(path, X=TWO, y=np.ones((0, 1))), "the train labels are int64 (0,), expect"),
+    "label beyond": ("svhn", lambda path: mat(path, X=TWO, y=np.array([[1], [77]])), "the train labels are 1 to 77,"),
+    "no bytes": ("stl10", lambda path: stl10(path, "train_X", b""), "not what stl10 archives hold (ValueError: cannot"),
+    "a third of an image": ("stl10", lambda path: stl10(path, "train_X", bytes(9216)), "not what stl10 archives hold"),
+    "label 0": ("stl10", lambda path: stl10(path, "train_y", bytes(2)), "the train labels are -1 to -1, expected 0 to"),
+    "another image": ("stl10", lambda path: stl10(path, "test_X", bytes(55296)), "the test images are uint8 (2, 3, 96"),
+    "pickled list": ("cifar10", lambda path: cifar(path, []), "not what cifar10 archives hold (TypeError: list"),
+    "pickled nothing": ("cifar10", lambda path: cifar(path, {}), "not what cifar10 archives hold (KeyError: '"),
+    "another pickle": ("cifar100", lambda path: cifar(path, {}), "lacks cifar-100-python/meta, cifar-100-python/test"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTENT)
+def test_another_content_under_the_right_md5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    name, write, message = CONTENT[case]
+    path = tmp_path / ("train_32x32.mat" if name == "svhn" else "archive.tar.gz")
+    write(path)
+    # torchvision knows each file's MD5 as well; without one it looks no closer.
+    monkeypatch.setattr(datasets.SVHN, "split_list", {"train": ["", path.name, None]})
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": None})
+    images = {"train": 2} | ({"test": 1, "unlabelled": 1} if name == "stl10" else {})
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    dataset = replace(CATALOGUE[name], archives={path.name: md5}, images=images)
+    with pytest.raises(ConvaeError) as refusal:
+        list(read(dataset, {path.name: path}, tmp_path))
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)

@@ -95,6 +95,14 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
     "test with another class": (lambda root: picture(root / "test/c/1.png"), "the test part has class 'c'"),
     "test without classes": (lambda root: picture(root / "test/1.png"), "the test part has images without class"),
     "class without pictures": (lambda root: (root / "train/c").mkdir(), "class folder 'c' of the train part has no"),
+    "class of an empty picture": (
+        lambda root: [(root / "train/c").mkdir(), (root / "train/c/1.png").touch()],
+        "class folder 'c' of the train part has no image in it that can be read: train/c/1.png (empty file)",
+    ),
+    "test of an empty picture": (
+        lambda root: [(root / "test/a").mkdir(parents=True), (root / "test/a/1.png").touch()],
+        "no image in the test part that can be read: test/a/1.png (empty file)",
+    ),
     "class of text": (lambda root: (root / "train/c").write_text("hello"), "train/c (not a PNG, JPEG"),
     "class that leads nowhere": (lambda root: dangling(root / "train/c"), "train/c (cannot be read: No such file"),
     "class in a circle": (lambda root: circle(root / "train/c"), "train/c (cannot be read: a symbolic link in a"),
@@ -147,21 +155,22 @@ def test_what_may_not_be_read_is_told(tmp_path: Path, data_params: Params, name:
 
 def many(root: Path, count: int) -> Path:
     """So many hard links to one picture; a file system allows some ten thousand to each."""
+    folders = [root / "train" / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir(parents=True)
     for index in range(count):
         if index % 30_000 == 0:
             picture(original := root.parent / f"{index}.png")
-        label = root / "train" / "ab"[index % 2]
-        label.mkdir(parents=True, exist_ok=True)
-        os.link(original, label / f"{index}.png")
+        os.link(original, folders[index % 2] / f"{index}.png")
     return root
 
 
-def test_fifty_thousand_files_are_listed(tmp_path: Path) -> None:
-    root = many(tmp_path / "many", 50_000)
+def test_a_hundred_thousand_files_are_listed(tmp_path: Path) -> None:
+    root = many(tmp_path / "many", 100_000)
     start = time.monotonic()
     files, rejected = list_images(root)
     assert time.monotonic() - start < 60
-    assert (len(files), rejected) == (50_000, [])
+    assert (len(files), rejected) == (100_000, [])
     shutil.rmtree(root)  # pytest would keep them
 
 

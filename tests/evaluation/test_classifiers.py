@@ -1,3 +1,6 @@
+import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -136,3 +139,44 @@ def test_a_setting_that_does_not_suit_the_data_is_one_line():
     with pytest.raises(ConvaeError, match=r"k_nearest_neighbors, n_neighbors = 10000: .*n_neighbors") as caught:
         fit_best(params, train, y, validation, y_validation, 0)
     assert "\n" not in str(caught.value)
+
+
+# Room for 200 MB of private memory beyond what the libraries have taken, and 600 MB of features in a file.
+BEYOND_MEMORY = """
+import json, resource, sys
+import numpy as np, psutil
+from numpy.lib.format import open_memmap
+from convae.evaluation import classifiers
+from convae.params import ClassifierParams
+
+path, kind, settings = sys.argv[1:]
+classifiers.MOST_IN_MEMORY = 1 << 28
+generator = np.random.default_rng(0)
+x = open_memmap(path, mode="w+", dtype=np.float32, shape=(40_000, 3750))
+x[:, :16] = generator.standard_normal((len(x), 16))
+y = (x[:, 0] > 0).astype(np.int64)
+x = np.load(path, mmap_mode="r")
+params = ClassifierParams.model_validate({"kind": kind} | json.loads(settings))
+classifiers.fit_best(params, x[:100], y[:100], x[:100], y[:100], 0)
+limit = psutil.Process().memory_info().data + 200_000_000
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+_, tried = classifiers.fit_best(params, x, y, x[:1000], y[:1000], 0)
+print(tried[0]["validation_accuracy"])
+"""
+
+
+def fit_beyond_memory(folder, kind):
+    arguments = [str(folder / "features.npy"), kind, json.dumps(SETTINGS)]
+    return subprocess.run([sys.executable, "-c", BEYOND_MEMORY, *arguments], capture_output=True, text=True)
+
+
+def test_logistic_regression_needs_no_room_for_the_features(tmp_path):
+    done = fit_beyond_memory(tmp_path, "logistic_regression")
+    assert not done.returncode, done.stderr
+    assert float(done.stdout) > 0.99
+    assert "0.6 GB of training features: logistic_regression reads them from the disk in pieces" in done.stderr
+
+
+def test_a_classifier_that_needs_the_features_in_memory_says_so(tmp_path):
+    done = fit_beyond_memory(tmp_path, "ridge")
+    assert "classifier.kind = ridge: needs 0.6 GB of training features in memory; logistic_regression" in done.stderr

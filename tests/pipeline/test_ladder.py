@@ -11,7 +11,6 @@ from ruamel.yaml import YAML
 CELLS = {
     "pixels-0",
     "default-0",
-    "default-1",
     "default_untrained-0",
     "default_untrained-1",
     "dense_autoencoder-0",
@@ -26,8 +25,8 @@ def ladder(clone):
     path = repository.folder / "benchmark/ladder.yaml"
     yaml = YAML()
     settings = yaml.load(path)
-    settings["quick"] |= {"systems": ["default", "default_untrained"], "seeds": [0, 1]}
-    once = ["pixels", "dense_autoencoder", "supervised_cnn"]
+    settings["quick"] |= {"systems": ["default_untrained"], "seeds": [0, 1]}
+    once = ["pixels", "default", "dense_autoencoder", "supervised_cnn"]
     settings["others"] |= {"datasets": ["digits"], "systems": once, "seeds": [0]}
     settings["curves"] = ["default_untrained", "pixels", "supervised_cnn"]
     settings["data"]["digits"] |= {"train.epochs": 1, "train.threads": 1, "data.validation_size": 0.2}

@@ -255,7 +255,7 @@ def test_an_encoder_starts_another_training(published, clone):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(theirs / name, initial / name)
     repository.set("objective.kind=classify", "train.freeze=all", "train.epochs=1")
-    repository.run("dvc", "repro")
+    repository.run("dvc", "repro", CONVAE_TRACKING="off")
     assert repository.run("git", "status", "--porcelain", "--", "models").stdout == ""
     np.testing.assert_array_equal(load_encoder(ours).filters, load_encoder(theirs).filters)
     assert "up to date" in repository.run("dvc", "status", "dvc.yaml").stdout
@@ -288,7 +288,7 @@ def test_the_commands_of_the_readme_run(published, repository, tmp_path):
     shutil.copytree(published.folder, own.folder, symlinks=True)
     shutil.copy(published.folder / "pictures/00.png", own.folder / "photo.png")
     before = load_encoder(published.folder / "models/encoder")
-    own.run("sh", "-ec", "\n".join(['convae() { python -m convae.cli "$@"; }', *commands]))
+    own.run("sh", "-ec", "\n".join(['convae() { python -m convae.cli "$@"; }', *commands]), CONVAE_TRACKING="off")
     assert len(list((own.folder / "reconstructions").iterdir())) == IMAGES
     assert (own.folder / "encoder.onnx").exists()
     assert len(pd.read_parquet(own.folder / "features.parquet")) == IMAGES

@@ -21,7 +21,9 @@ def imported(path):
             yield node.module or ""
 
 
-@pytest.mark.parametrize(("package", "home"), [("mlflow", "tracking"), ("pytorch_lightning", "training")])
+@pytest.mark.parametrize(
+    ("package", "home"), [("mlflow", "tracking"), ("pytorch_lightning", "training"), ("optuna", "search")]
+)
 def test_a_framework_is_known_in_one_place(repository, package, home):
     users = {
         path.relative_to(repository).as_posix()
@@ -34,13 +36,14 @@ def test_a_framework_is_known_in_one_place(repository, package, home):
 
 
 ORDER = [
-    {"errors", "environment", "files", "names"},
+    {"errors", "environment", "files", "names", "processes"},
     {"deviation", "params"},
     {"models", "datasets", "experiment", "images", "addresses"},
     {"features", "encoder", "training", "evaluation"},
     {"classifier", "estimators", "export"},
     {"commands", "serving"},
     {"tracking", "reporting"},
+    {"search"},
     {"cli"},
 ]
 
@@ -70,7 +73,7 @@ def test_only_evaluate_depends_on_test_features_and_train_never_on_test_images(r
     assert not {"data/prepared", "data/prepared/test"} & set(stages["train"]["deps"])
 
 
-DECIDE_NOTHING = ("train.devices", "train.accelerator", "train.checkpoint_minutes")
+DECIDE_NOTHING = ("train.devices", "train.nodes", "train.strategy", "train.accelerator", "train.checkpoint_minutes")
 
 
 def test_what_cannot_change_a_result_is_no_dependency(repository):
@@ -89,3 +92,12 @@ def test_the_report_depends_on_every_parameter_that_it_shows(repository):
         if not key.startswith(LEFT_OUT)
     ]
     assert [key for key in shown if not any(key == known or key.startswith(f"{known}.") for known in keys)] == []
+
+
+def test_every_group_of_the_benchmark_has_rows(repository):
+    code = (
+        "from importlib import import_module; from benchmark.speed.__main__ import GROUPS; "
+        "print(all(callable(import_module(f'benchmark.speed.{group}').rows) for group in GROUPS))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

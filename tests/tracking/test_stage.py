@@ -61,6 +61,30 @@ def test_users_mistake_is_told_without_traceback(start_stage: StartStage, monkey
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("bytearray(1 << 62)", "out of memory"),
+        ("import numpy\nnumpy.empty(1 << 50)", "Unable to allocate 8.00 PiB for an array"),
+        (
+            "import torch\ntorch.empty(1 << 60)",
+            "can't allocate memory: you tried to allocate 4611686018427387904 bytes",
+        ),
+    ],
+    ids=["Python", "NumPy", "torch"],
+)
+def test_too_little_memory_is_told_without_traceback(
+    body: str, words: str, start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVAE_TRACKING", "off")
+    process = start_stage(body)
+    output, errors = process.communicate()
+    assert (output, process.returncode) == ("", 1)
+    assert errors.startswith(f"train: {words}")
+    assert errors.endswith("; smaller settings in params.yaml need less\n")
+    assert errors.count("\n") == 1
+
+
 def test_wrong_parameters_stop_a_stage_before_it_begins(start_stage: StartStage, workspace: Path) -> None:
     text = (workspace / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(text.replace("seed: 0 ", "seed: -1 "))
@@ -120,14 +144,16 @@ def test_second_stage_in_one_workspace_waits_for_the_first(
     assert Path("touched").exists()
 
 
-def test_helper_process_of_lightning_shares_the_lock_and_records_nothing(
+def test_process_besides_the_first_shares_the_lock_and_records_nothing(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
     calls = []
     Path(".convae").mkdir()
     with FileLock(".convae/stages.lock"):
-        run_stage("train", lambda params, run: calls.append(params.data.dataset))
+        run_stage("train", lambda params, run: calls.append(params.data.dataset), parallel=True)
+        with pytest.raises(SystemExit, match="0"):
+            run_stage("evaluate", lambda params, run: calls.append(params.data.dataset))
     assert calls == ["fashion_mnist"]
     assert recorded(client) == []
 

@@ -1,12 +1,15 @@
 """The verdict on a rerun, from what it left behind."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
+from convae.errors import ConvaeError
 from convae.tracking import verify
 from convae.tracking.lock import Execution, path_md5
 
@@ -96,3 +99,31 @@ def test_where_the_earlier_bytes_are_gone_the_metrics_decide(capsys: pytest.Capt
     text = capsys.readouterr().out
     assert text.count("its earlier bytes are not here to compare with") == 2
     assert "environment: unknown, there is no reports/environment.json" in text
+
+
+def test_the_rerun_shares_what_is_there_but_no_download_that_broke_off(tmp_path: Path) -> None:
+    for name in (".dvc/config", "data/downloads/whole.gz", "data/downloads/half.gz.part", "data/local/known.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("earlier")
+    Path("data/downloads/all").symlink_to(".")
+    Path("data/local/link.png").symlink_to("known.png")
+    Path(".gitignore").write_text("/data/downloads\n")
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    verify.copy_workspace(Path("scratch"), ["data/local", "data/downloads", "data/downloads"])
+    with Path("scratch/data/downloads/half.gz.part").open("a") as stream:  # as the next download does
+        stream.write(", and more")
+    assert Path("data/downloads/half.gz.part").read_text() == "earlier"
+    assert Path("scratch/data/downloads/whole.gz").samefile("data/downloads/whole.gz")
+    assert Path("scratch/data/downloads/all").is_symlink()
+    assert not Path("scratch/data/local/known.png").samefile("data/local/known.png")
+    assert Path("scratch/data/local/link.png").read_text() == "earlier"
+
+
+def test_a_second_one_beside_it_is_refused(workspace: Path) -> None:
+    lock = workspace / ".convae/verify.lock"
+    Path("dvc.lock").write_text("schema: '2.0'\n")
+    subprocess.run(["git", "add", "--force", "dvc.lock"], check=True)
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock), pytest.raises(ConvaeError, match="another `convae verify` is at work in this folder"):
+        verify.verify()
+    assert not (workspace / ".convae/verify").exists()

@@ -1,14 +1,21 @@
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 import torch
 
-from convae.training.batches import ImageBatches, augment
+from convae import processes
+from convae.datasets import shards
+from convae.training import batches as module
+from convae.training.batches import Batches, ImageBatches, StreamedBatches, augment
 
 
 def images(count: int) -> np.ndarray:
     return np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
 
 
-def order(batches: ImageBatches) -> list[int]:
+def order(batches: Batches) -> list[int]:
     return torch.cat([images for images, _ in batches]).flatten().tolist()
 
 
@@ -39,14 +46,97 @@ def test_labels_stay_with_their_images():
             assert pixels.flatten().tolist() == labels.tolist()
 
 
-def test_processes_share_each_batch():
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_processes_share_each_batch(count, monkeypatch):
     for seed in (None, 1):
-        whole = ImageBatches(images(10), 4, seed)
-        parts = [ImageBatches(images(10), 4, seed) for _ in range(2)]
-        for rank, part in enumerate(parts):
-            part.rank, part.world_size = rank, 2
-        for (batch, _), (first, _), (second, _) in zip(whole, *parts, strict=True):
-            assert sorted(batch.flatten().tolist()) == sorted(torch.cat([first, second]).flatten().tolist())
+        whole, shares = list(ImageBatches(images(10), 4, seed)), []
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "count", lambda: count)
+            for rank in range(count):
+                patch.setattr(processes, "rank", lambda rank=rank: rank)
+                shares.append(list(ImageBatches(images(10), 4, seed)))
+        for (batch, _), *parts in zip(whole, *shares, strict=True):
+            assert torch.equal(batch, torch.cat([share for share, _ in parts]))
+            assert len({len(share) for share, _ in parts}) <= 2
+
+
+def test_the_sizes_of_batches_are_known_beforehand():
+    for count in (3, 8, 9, 10):
+        batches = ImageBatches(images(count), 4)
+        assert [batches.size(index) for index in range(len(batches))] == [len(pixels) for pixels, _ in batches]
+
+
+@pytest.fixture
+def streamed(tmp_path, monkeypatch):
+    """`streamed(4)`: batches of four of 30 images, in pieces of three or fewer and windows of nine."""
+    monkeypatch.setattr(shards, "PIECE_BYTES", 3)
+    monkeypatch.setattr(module, "PIECE_BYTES", 3)
+    monkeypatch.setattr(module, "WINDOW_BYTES", 9)
+    written = shards.write_shards(str(tmp_path / "shards"), (40, 1, 1, 1), [images(40)])
+    some = shards.ShardedImages(written.address, np.flatnonzero(np.arange(40) % 4), written.hashes)
+    return lambda size, seed=1: StreamedBatches(some, size, seed, some.index)
+
+
+def test_streamed_images_come_once_and_their_order_follows_seed_and_epoch(streamed):
+    batches = streamed(4)
+    first, again = order(batches), order(batches)
+    batches.epoch = 1
+    second = order(batches)
+    assert sorted(first) == sorted(second) == batches.labels.tolist()
+    assert first == again != second
+    assert order(streamed(4, seed=2)) != first
+    assert order(streamed(7)) == first
+    assert [len(pixels) for pixels, _ in batches] == [batches.size(index) for index in range(len(batches))]
+    for pixels, labels in batches:
+        assert pixels.flatten().tolist() == labels.tolist()
+
+
+def test_streamed_images_go_on_from_any_batch(streamed):
+    whole = list(streamed(4))
+    for first in range(len(whole) + 1):
+        batches = streamed(4)
+        batches.first_batch = first
+        rest = list(batches)
+        assert len(rest) == len(whole) - first
+        for (pixels, labels), (expected, their_labels) in zip(rest, whole[first:], strict=True):
+            assert torch.equal(pixels, expected)
+            assert torch.equal(labels, their_labels)
+
+
+def test_processes_share_each_streamed_batch(streamed, monkeypatch):
+    whole, shares = order(streamed(4)), []
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append([pixels for pixels, _ in streamed(4)])
+    assert torch.cat([torch.cat(parts) for parts in zip(*shares, strict=True)]).flatten().tolist() == whole
+
+
+BEYOND_MEMORY = """\
+import resource, sys
+import numpy as np, psutil
+from convae.datasets import shards
+from convae.training import batches
+
+batches.WINDOW_BYTES = 1 << 24
+chunks = (np.full((512, 3, 64, 64), number, np.uint8) for number in range(64))
+images = shards.write_shards(sys.argv[1], (32_768, 3, 64, 64), chunks)
+whole = batches.StreamedBatches(images, 512, 0)
+next(iter(whole))
+limit = psutil.Process().memory_info().data + 150_000_000
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+seen = np.zeros(64, int)
+for pixels, _ in whole:
+    seen += np.bincount(pixels[:, 0, 0, 0].numpy(), minlength=64)
+print(set(seen.tolist()))
+images[:]
+"""
+
+
+def test_streamed_images_need_no_room_for_all(tmp_path):
+    done = subprocess.run([sys.executable, "-c", BEYOND_MEMORY, tmp_path], capture_output=True, text=True)
+    assert done.stdout == "{512}\n"
+    assert "Unable to allocate 384. MiB" in done.stderr
 
 
 def test_augmented_images_are_mirrored_and_moved_ones():

@@ -189,12 +189,6 @@ def test_layers_on_maps_all_learn_at_once_what_each_learns_alone():
     torch.testing.assert_close(total, sum(alone))
 
 
-def test_several_phases_on_several_devices_are_refused(experiment, train_set, validation_set):
-    params = experiment(objective={"kind": "classify", "pretraining": 1}, train={"devices": 2})
-    with pytest.raises(ConvaeError, match=r"train\.devices = 2: this training has 2 phases"):
-        train_encoder(params, train_set, validation_set, lambda row: None)
-
-
 def test_one_image_left_over_does_not_stop_a_classification(experiment, train_set, validation_set):
     params = experiment(objective={"kind": "classify"}, train={"epochs": 1, "batch_size": 57})  # 400 = 7 * 57 + 1
     _, history, _ = train_encoder(params, train_set, validation_set, lambda row: None)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from tqdm import tqdm
 
 from convae.datasets.image_folder import ImageFile, UnusableError
 from convae.datasets.pictures import decode
+from convae.datasets.shards import ShardWriter
 from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES
 
 MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
 
 
-def decode_files(root: Path, files: Sequence[ImageFile], images: np.ndarray) -> dict[int, str]:
+def decode_files(root: Path, files: Sequence[ImageFile], images: np.ndarray | ShardWriter) -> dict[int, str]:
     """Decode `files`, listed under `root`, into `images` (`uint8 [N, C, H, W]`) in their order, in threads.
 
     Returns:
@@ -30,14 +32,15 @@ def decode_files(root: Path, files: Sequence[ImageFile], images: np.ndarray) -> 
         ConvaeError: a file is no longer the one that was listed.
     """
     refused = {}
-    step = max(1, CHUNK_BYTES // images[0].nbytes)
+    step = max(1, CHUNK_BYTES // prod(images.shape[1:]))
     with (
         ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool,
         warnings.catch_warnings(),
         tqdm(total=len(files), desc="decode", unit="image") as progress,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused
-        decode_one = partial(_decode_file, root, shape=images.shape[1:])
+        channels, height, width = images.shape[1:]
+        decode_one = partial(_decode_file, root, shape=(channels, height, width))
         for start in range(0, len(files), step):  # in steps, since the pool takes all it is given at once
             for row, result in enumerate(pool.map(decode_one, files[start : start + step]), start):
                 if isinstance(result, UnusableError):

@@ -67,14 +67,15 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
         candidates, places = _candidates(root)
     except OSError as error:
         raise ConvaeError(f"data.root = {root}: {printable(str(error.filename))}: {error.strerror}") from None
-    files, rejected = [], []
+    files: list[ImageFile] = []
+    rejected: list[tuple[Place, Rejected]] = []
     for place, path in tqdm(candidates, desc="hash", unit="file"):
         try:
             files.append(_image_file(root, place, path))
         except UnusableError as error:
-            rejected.append(Rejected(printable(path), str(error)))
-    _check_layout(root, places, files)
-    return files, rejected
+            rejected.append((place, Rejected(printable(path), str(error))))
+    _check_layout(root, places, files, rejected)
+    return files, [file for _, file in rejected]
 
 
 def classes_of(files: Sequence[ImageFile]) -> tuple[str, ...]:
@@ -135,7 +136,7 @@ def _image_file(root: Path, place: Place, path: str) -> ImageFile:
         raise UnusableError("the name is not UTF-8 or holds control characters")
     file = root / path
     try:
-        if not file.resolve(strict=True).is_relative_to(root.resolve()):
+        if file.is_symlink() and not file.resolve(strict=True).is_relative_to(root.resolve()):
             raise UnusableError("a symbolic link that leads out of data.root")
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -163,15 +164,19 @@ def _image_sha256(file: Path, size: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_layout(root: Path, places: Sequence[Place], files: Sequence[ImageFile]) -> None:
+def _check_layout(
+    root: Path, places: Sequence[Place], files: Sequence[ImageFile], rejected: Sequence[tuple[Place, Rejected]]
+) -> None:
     labels: dict[str, set[str]] = {part: set() for part, _ in places}
     for file in files:
         labels[file.part].add(file.label)
     for part, label in places:
         if not labels[part]:
-            raise ConvaeError(f"data.root = {root}: no image in the {part} part; {LAYOUT}")
+            why = _unreadable(rejected, part) or f"; {LAYOUT}"
+            raise ConvaeError(f"data.root = {root}: no image in the {part} part{why}")
         if label and label not in labels[part]:
-            raise ConvaeError(f"data.root = {root}: class folder '{label}' of the {part} part has no image in it")
+            why = _unreadable(rejected, part, label)
+            raise ConvaeError(f"data.root = {root}: class folder '{label}' of the {part} part has no image in it{why}")
         if "" in labels[part] and len(labels[part]) > 1:
             raise ConvaeError(f"data.root = {root}: the {part} part has images both inside and beside class folders")
     for part, found in labels.items():
@@ -183,3 +188,9 @@ def _check_layout(root: Path, places: Sequence[Place], files: Sequence[ImageFile
     if len(labels["train"] - {""}) == 1:
         only = next(iter(labels["train"]))
         raise ConvaeError(f"data.root = {root}: '{only}' is the only class; two are needed, or no class folders at all")
+
+
+def _unreadable(rejected: Sequence[tuple[Place, Rejected]], *place: str) -> str:
+    """Words on the first file in a part, or in one class of it, that was rejected; none where there is no file."""
+    found = (file for where, file in rejected if where[: len(place)] == place)
+    return next((f" that can be read: {file.path} ({file.reason})" for file in found), "")

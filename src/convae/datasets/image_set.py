@@ -1,4 +1,4 @@
-"""The image set: images, labels and a description in one folder of memory-mapped files."""
+"""The image set: images, labels and a description in one folder of memory-mapped files; or its images elsewhere."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from convae.datasets.shards import ShardedImages, open_shards
 from convae.errors import ConvaeError
 from convae.files import array_sha256, new_array, read_json, row_chunks, save_array, write_json
+
+SHARDS_FILE = "shards.json"
+SAMPLE_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images `uint8 [N, C, H, W]` and, where known, labels `int64 [N]` that index `classes`."""
+    """Images `uint8 [N, C, H, W]` and, where known, labels `int64 [N]` that index `classes`.
+
+    With `data.shards` the images to learn from are `ShardedImages`, which give NumPy arrays for slices and rows.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -22,6 +29,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def sample(self) -> np.ndarray:
+        """All images; where they lie in pieces, those of some that are evenly spread, up to 128 MiB."""
+        return self.images.sample(SAMPLE_BYTES) if isinstance(self.images, ShardedImages) else self.images
 
     @classmethod
     def load(cls, folder: Path) -> "ImageSet":
@@ -33,12 +44,17 @@ class ImageSet:
         try:
             description = read_json(folder / "description.json")
             # Copy on write: torch refuses read-only memory, and nothing written here reaches the disk.
-            images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
+            if (folder / SHARDS_FILE).exists():
+                images = _open_shards(folder)
+            else:
+                images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
             labels_file = folder / "labels.npy"
             labels = np.load(labels_file, allow_pickle=False) if labels_file.exists() else None
             shape, classes, sha256 = (description[key] for key in ("shape", "classes", "sha256"))
             fits = list(images.shape) == shape and (labels is None or labels.shape == images.shape[:1])
             found = cls(images, labels, tuple(classes), sha256)
+        except ConvaeError:
+            raise
         except Exception as error:  # a damaged header can make NumPy raise nearly anything
             reason = " ".join(str(error).split())
             raise ConvaeError(f"{folder}: not a readable image set ({reason}); rerun `dvc repro prepare`") from None
@@ -73,6 +89,27 @@ def write_image_set(
     description = describe(images, labels, classes)
     write_json(folder / "description.json", description)
     return description
+
+
+def write_sharded_image_set(
+    folder: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Write where images in pieces lie, and what `write_image_set` writes beside images; gives the description."""
+    folder.mkdir(parents=True, exist_ok=True)
+    assert isinstance(images, ShardedImages)
+    write_json(folder / SHARDS_FILE, {"address": images.address, "sha256_of_pieces": images.hashes})
+    save_array(folder / "index.npy", images.index)
+    if labels is not None:
+        save_array(folder / "labels.npy", labels.astype(np.int64))
+    description = describe(images, labels, classes)
+    write_json(folder / "description.json", description)
+    return description
+
+
+def _open_shards(folder: Path) -> np.ndarray:
+    shards = read_json(folder / SHARDS_FILE)
+    index = np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False)
+    return open_shards(shards["address"], index, shards["sha256_of_pieces"])
 
 
 def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from convae.datasets.image_folder import ImageFile, Rejected
 from convae.errors import ConvaeError
 
-_FILES = ("files.csv", ["part", "class", "path", "bytes", "sha256"])
+FILES = "files.csv"
+_FILES = (FILES, ["part", "class", "path", "bytes", "sha256"])
 _REJECTED = ("rejected.csv", ["path", "reason"])
 
 

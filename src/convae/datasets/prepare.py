@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from convae.datasets.catalogue import CATALOGUE, Dataset, image_shape
+from convae.datasets.catalogue import CATALOGUE, image_shape
 from convae.datasets.decoding import decode_files
 from convae.datasets.duplicates import find_duplicates
-from convae.datasets.image_folder import PARTS, Rejected, classes_of, printable
-from convae.datasets.image_set import write_image_set
-from convae.datasets.listing import read_listing
+from convae.datasets.image_folder import PARTS, ImageFile, Rejected, classes_of, printable
+from convae.datasets.image_set import ImageSet, write_image_set, write_sharded_image_set
+from convae.datasets.listing import FILES, read_listing
+from convae.datasets.shards import ShardedImages, ShardWriter, create_shards, open_shards, pieces_of, write_shards
 from convae.datasets.splits import Part, hold_out
 from convae.errors import ConvaeError
-from convae.files import CHUNK_BYTES, new_array, new_folder, write_json
+from convae.files import CHUNK_BYTES, content_sha256, row_chunks, write_json
 from convae.params import DataParams
+from convae.processes import collect, rank, share_of, shared_array, shared_folder
+
+SHARDED = ("train", "unlabelled")  # parts that may lie elsewhere: what is learned from
 
 
 def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, Any]:
@@ -25,6 +29,8 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
 
     What the data set does not divide itself is held out of its training images, stratified, drawn by `seed`.
     In the image sets of an image folder, `paths.txt` has the images' paths relative to its root, one a line.
+    Of several processes each decodes its share of a folder's files; the first does all else.
+    With `data.shards` the images of `train` and `unlabelled` are written there, and the image set says where.
 
     Args:
         data: which images, and how they are divided.
@@ -38,16 +44,18 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
     Raises:
         ConvaeError: the images cannot be divided as asked, or too many files are unreadable.
     """
-    with new_folder(output) as folder:
+    with shared_folder(output) as folder:
         rejected: list[Rejected] = []
         if data.dataset == "image_folder":
             given, classes, rejected = _from_folder(data, raw, folder / "decoded")
         else:
-            given, classes = _from_arrays(CATALOGUE[data.dataset], raw), CATALOGUE[data.dataset].classes
+            given, classes = _from_arrays(data, raw), CATALOGUE[data.dataset].classes
+        if rank():  # the others have done their part
+            raise SystemExit(0)
         parts = _divide(given, classes, data, seed)
         descriptions = {name: _write_part(folder / name, part, classes) for name, part in parts.items()}
         shutil.rmtree(folder / "decoded", ignore_errors=True)
-        images = {name: np.load(folder / name / "images.npy", mmap_mode="r") for name in parts}
+        images = {name: ImageSet.load(folder / name).images for name in parts}
         summary = {
             "dataset": data.dataset,
             "shape": list(image_shape(data)),
@@ -73,38 +81,62 @@ def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[st
     }
 
 
-def _from_arrays(dataset: Dataset, raw: Path) -> dict[str, Part]:
+def _from_arrays(data: DataParams, raw: Path) -> dict[str, Part]:
     parts = {}
-    for split, count in dataset.images.items():
+    for split, count in CATALOGUE[data.dataset].images.items():
         try:
             images = np.load(raw / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
             unlabelled = split == "unlabelled"
             labels = None if unlabelled else np.load(raw / f"{split}_labels.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ConvaeError(f"{raw}: not what download writes ({error}); rerun `dvc repro download`") from None
+        if data.shards and split in SHARDED and not rank():
+            address, chunks = f"{data.shards}/{data.dataset}/{split}", map(images.__getitem__, row_chunks(images))
+            images = write_shards(address, images.shape, chunks)
         parts[split] = Part(images, labels, np.arange(count))
     return parts
 
 
 def _from_folder(data: DataParams, raw: Path, scratch: Path) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected]]:
-    """Decode what `raw` lists into arrays in `scratch`."""
+    """Decode what `raw` lists into arrays in `scratch`, or the training part into `data.shards`."""
     files, rejected = read_listing(raw)
     classes = classes_of(files)
-    scratch.mkdir()
+    scratch.mkdir(exist_ok=True)
     parts = {}
     for name in PARTS:
         chosen = [file for file in files if file.part == name]
         if not chosen:
             continue
         shape = (len(chosen), *image_shape(data))
-        images = new_array(scratch / f"{name}.npy", np.uint8, shape)
-        refused = decode_files(Path(data.root), chosen, images)
+        if data.shards and name in SHARDED:
+            # Other files have another place: object stores can't put a whole array in another one's place.
+            key = content_sha256({"shape": shape}, (raw / FILES).read_bytes())[:20]
+            images, share, mine = _decode_into_shards(data, chosen, f"{data.shards}/{key}/{name}", shape)
+        else:
+            images = shared_array(scratch / f"{name}.npy", np.uint8, shape)
+            share = share_of(len(chosen))
+            mine = decode_files(Path(data.root), chosen[share], images[share])
+        refused = {start + row: reason for start, rows in collect((share.start, mine)) for row, reason in rows.items()}
         rejected += [Rejected(printable(chosen[row].path), reason) for row, reason in refused.items()]
         labels = np.array([classes.index(file.label) for file in chosen]) if classes else None
         index = np.setdiff1d(np.arange(len(chosen)), list(refused))
         parts[name] = Part(images, labels, index, [file.path for file in chosen])
-    _check_folder(data, parts, classes, rejected)
+    if not rank():
+        _check_folder(data, parts, classes, rejected)
     return parts, classes, rejected
+
+
+def _decode_into_shards(
+    data: DataParams, files: Sequence[ImageFile], address: str, shape: tuple[int, int, int, int]
+) -> tuple[np.ndarray, slice, dict[int, str]]:
+    """The images, and of the rows that this process decoded: which, and those that were left empty, with the reason."""
+    if not rank():
+        create_shards(address, shape)
+    collect(None)
+    writer = ShardWriter(address, share_of(pieces_of(shape)))
+    refused = decode_files(Path(data.root), files[writer.rows], writer)
+    hashes = [one for part in collect(writer.close()) for one in part]
+    return open_shards(address, np.arange(len(files)), hashes), writer.rows, refused
 
 
 def _check_folder(
@@ -138,8 +170,13 @@ def _divide(given: Mapping[str, Part], classes: Sequence[str], data: DataParams,
 
 def _write_part(folder: Path, part: Part, classes: Sequence[str]) -> dict[str, Any]:
     labels = None if part.labels is None else part.labels[part.index]
+    names = () if labels is None else classes
     shape = (len(part.index), *part.images.shape[1:])
-    description = write_image_set(folder, shape, _chunks(part), labels, () if labels is None else classes)
+    if isinstance(part.images, ShardedImages) and folder.name in SHARDED:
+        images = open_shards(part.images.address, part.index, part.images.hashes)
+        description = write_sharded_image_set(folder, images, labels, names)
+    else:
+        description = write_image_set(folder, shape, _chunks(part), labels, names)
     if part.paths:
         lines = "".join(f"{part.paths[row]}\n" for row in part.index)
         (folder / "paths.txt").write_text(lines, "utf-8", newline="\n")

@@ -98,6 +98,16 @@ def _check_labels(split: str, labels: np.ndarray, count: int, classes: int) -> N
 
 
 def _decode(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
+    try:
+        yield from _splits(dataset, files, scratch)
+    except (ConvaeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # on other content than they expect, torchvision and SciPy raise nearly anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConvaeError(f"{', '.join(files)}: not what {dataset.reader} archives hold ({reason})") from None
+
+
+def _splits(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
     match dataset.reader:
         case "idx":
             return _idx(dataset, files)

@@ -41,6 +41,8 @@ FIXED: dict[str, dict[str, Any]] = {
     "mlp": {"early_stopping": True},
 }
 
+MOST_IN_MEMORY = 1 << 34  # bytes of features; more are read from the disk again and again
+
 
 def fit_best(
     params: "ClassifierParams",
@@ -54,7 +56,7 @@ def fit_best(
 
     Args:
         params: which classifier, and the candidates of its settings.
-        train: features `float32 [N, D]`.
+        train: features `float32 [N, D]`, maybe mapped from a file: logistic regression reads them in pieces.
         y: labels `int64 [N]`.
         validation: features `float32 [M, D]`.
         y_validation: labels `int64 [M]`.
@@ -65,9 +67,11 @@ def fit_best(
         `converged`, which is false where the solver stopped before the optimum.
 
     Raises:
-        ConvaeError: features are not finite or all alike, labels are all alike, or a setting does not suit.
+        ConvaeError: features are not finite or all alike, labels are all alike, a setting does not suit, or there are
+            more than 16 GiB of features for a classifier that needs them in memory.
     """
     _check(train, y, validation)
+    _check_size(params.kind, train)
     best, best_accuracy, tried = None, -1.0, []
     fitted = _fit_in_turn(params, train, y, seed)
     for settings in _grid(params):
@@ -138,6 +142,17 @@ def _check(train: np.ndarray, y: np.ndarray, validation: np.ndarray) -> None:
         raise ConvaeError("all training images have the same features: all filters are dead; change train or model")
     if len(np.unique(y)) < 2:
         raise ConvaeError("all training images are of one class; a classifier needs at least two")
+
+
+def _check_size(kind: str, train: np.ndarray) -> None:
+    if train.nbytes <= MOST_IN_MEMORY:
+        return
+    size = f"{train.nbytes / 1e9:.3g} GB of training features"
+    if kind != "logistic_regression":
+        raise ConvaeError(
+            f"classifier.kind = {kind}: needs {size} in memory; logistic_regression reads them from the disk in pieces"
+        )
+    print(f"{size}: {kind} reads them from the disk in pieces", file=sys.stderr, flush=True)
 
 
 def _grid(params: "ClassifierParams") -> list[dict[str, Any]]:

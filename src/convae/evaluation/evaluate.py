@@ -100,7 +100,7 @@ def evaluate(
             metrics[part]["reconstruction_mse"] = error
     training, validation = parts["train"], parts["validation"]
     metrics["health"] = encoder_health(
-        encoder, training.image_set.images, validation.image_set.images, validation.features, params.seed
+        encoder, training.image_set.sample(), validation.image_set.images, validation.features, params.seed
     )
     save_classifier(classifier, estimator, description)
     _write(tables, predictions, reports)

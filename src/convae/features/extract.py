@@ -1,5 +1,6 @@
 """Features of whole image sets, written to memory-mapped files in the image set's order."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.files import new_array, new_folder, row_chunks, save_array, write_json
+from convae.files import CHUNK_BYTES, row_chunks, save_array, write_json
 from convae.params import Params
+from convae.processes import collect, rank, share_of, shared_array, shared_folder
 
 
 def extract_features(params: Params, trained: Path, prepared: Path, output: Path) -> Encoder:
     """Give a trained encoder its readout and write the features of all labelled parts.
+
+    Of several processes each writes the features of its share of the images; what is fitted to them, the first fits.
 
     Args:
         params: the experiment; its section `features` is the readout.
@@ -33,19 +37,23 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
     encoder.readout = Readout(**encoder.config["readout"])
     # Apple's GPUs lack the pooling of cells that do not divide a map.
     use_cuda = torch.cuda.is_available() and params.train.accelerator in ("auto", "gpu")
-    encoder.to("cuda" if use_cuda else "cpu")
-    with new_folder(output) as scratch:
+    encoder.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu")
+    with shared_folder(output) as scratch:
         images = {}
         # Training images first: the others are standardised by them.
         for part in ("train", "validation", "test"):
             image_set = ImageSet.load(prepared / part)
             images[part] = image_set.sha256
             features = _extract(encoder, image_set, scratch / f"{part}.npy")
-            if image_set.labels is not None:
-                save_array(scratch / f"{part}_labels.npy", image_set.labels)
             if part == "train":
-                _fit(encoder.readout, features, scratch / "train.npy")
+                if not rank():
+                    _fit(encoder.readout, features, scratch / "train.npy")
+                encoder.readout.load_fitted(collect(encoder.readout.state_dict())[0])
                 encoder.to(encoder.device)
+            if image_set.labels is not None and not rank():
+                save_array(scratch / f"{part}_labels.npy", image_set.labels)
+        if rank():  # the others have done their part
+            raise SystemExit(0)
         encoder.sha256 = encoder.serialize()[0]["sha256"]
         write_json(scratch / "description.json", {"encoder": encoder.sha256, "images": images})
     return encoder
@@ -53,14 +61,25 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
 
 def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.ndarray:
     dimension = encoder.features(np.zeros_like(image_set.images[:1])).shape[1]
-    features = new_array(output, np.float32, (len(image_set), dimension))
-    start = 0
-    with tqdm(total=len(image_set), desc=output.stem, unit=" images", unit_scale=True) as progress:
-        for batch in encoder.feature_batches(image_set.images):
+    features = shared_array(output, np.float32, (len(image_set), dimension))
+    # Whole batches: in others the last bits would differ.
+    height, width = image_set.images.shape[2:]
+    size = encoder.batch_size((height, width))
+    share = share_of(-(-len(image_set) // size))
+    start, end = share.start * size, min(share.stop * size, len(image_set))
+    some = size * max(1, CHUNK_BYTES // (size * image_set.images[:1].nbytes))  # images may lie elsewhere
+    batches = (
+        batch
+        for first in range(start, end, some)
+        for batch in encoder.feature_batches(image_set.images[first : min(first + some, end)])
+    )
+    with tqdm(total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=rank() > 0) as progress:
+        for batch in batches:
             features[start : start + len(batch)] = batch
             start += len(batch)
             progress.update(len(batch))
     features.flush()
+    collect(None)  # until all have written
     return features
 
 
@@ -83,25 +102,27 @@ def _fit(readout: Readout, features: np.ndarray, output: Path) -> None:
 
 def subtract_mean(readout: Readout, features: np.ndarray) -> None:
     """Give `features`, `float32 [N, D]`, a mean of zero, in place, and from now on those that come out of `readout`."""
-    mean = _mean(features)
+    readout.mean = torch.from_numpy(_mean(features))
     for rows in row_chunks(features):
-        features[rows] -= mean
-    readout.mean = torch.from_numpy(mean)
+        torch.from_numpy(features[rows]).sub_(readout.mean)  # NumPy has one thread
 
 
 def divide_by_deviation(readout: Readout, centered: np.ndarray) -> None:
     """Give features of zero mean a standard deviation of one, likewise; constant ones are left as they are."""
-    squares = sum(np.square(centered[rows]).sum(0, dtype=np.float64) for rows in row_chunks(centered))
-    deviation = np.sqrt(squares / len(centered)).astype(np.float32)
-    scale = np.where(deviation > 1e-6, deviation, np.float32(1))
+    squares = torch.zeros(centered.shape[1], dtype=torch.float64)
     for rows in row_chunks(centered):
-        centered[rows] /= scale
-    readout.scale = torch.from_numpy(scale)
+        squares += torch.from_numpy(centered[rows]).square().sum(0, dtype=torch.float64)
+    deviation = (squares / len(centered)).sqrt().float()
+    readout.scale = torch.where(deviation > 1e-6, deviation, 1)
+    for rows in row_chunks(centered):
+        torch.from_numpy(centered[rows]).div_(readout.scale)
 
 
 def _mean(features: np.ndarray) -> np.ndarray:
-    total = sum(features[rows].sum(0, dtype=np.float64) for rows in row_chunks(features))
-    mean: np.ndarray = (total / len(features)).astype(np.float32)
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    for rows in row_chunks(features):
+        total += torch.from_numpy(features[rows]).sum(0, dtype=torch.float64)
+    mean: np.ndarray = (total / len(features)).float().numpy()
     return mean
 
 

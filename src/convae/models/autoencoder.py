@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from convae.models.geometry import LayerGeometry, Size, layer_sizes
 from convae.models.preprocessing import Preprocessing
+from convae.models.shared_batch import BatchNorm2d, Dropout
 from convae.models.sparsity import WinnerTakeAll
 from convae.models.winners import can_find_winners, decode_winners, find_winners
 
@@ -30,9 +31,9 @@ class EncoderLayer(nn.Module):
         self.geometry = LayerGeometry.of(layer)
         kernel, stride, zeros = self.geometry.kernel, self.geometry.stride, self.geometry.zeros
         self.convolution = nn.Conv2d(channels, layer["filters"], kernel, stride, zeros)
-        self.norm = nn.BatchNorm2d(layer["filters"]) if layer["batch_norm"] else nn.Identity()
+        self.norm = BatchNorm2d(layer["filters"]) if layer["batch_norm"] else nn.Identity()
         self.activation = ACTIVATIONS[layer["activation"]]()
-        self.dropout = nn.Dropout(layer["dropout"])
+        self.dropout = Dropout(layer["dropout"])
         self.pool = POOLINGS[layer["pool"]["kind"]](self.geometry.pool) if layer["pool"] else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:

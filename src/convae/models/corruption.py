@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convae.models.shared_batch import batch_mean, drawn, room_like
+
 
 class Corruption:
     """Noise, or blocks of pixels taken away, drawn from torch's global generator.
@@ -27,12 +29,15 @@ class Corruption:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Corrupted images `[N, C, H, W]` and, where not all pixels count, which do: `bool [N, 1, H, W]`."""
         if self.kind == "gaussian":
-            return images + self.level * torch.randn_like(images), None
+            noise = drawn(lambda number: torch.randn_like(room_like(images, number)), len(images))
+            return images + self.level * noise, None
         if self.kind == "uniform":
-            return images + self.level * (2 * torch.rand_like(images) - 1), None
-        count, _, height, width = images.shape
+            noise = drawn(lambda number: torch.rand_like(room_like(images, number)), len(images))
+            return images + self.level * (2 * noise - 1), None
+        height, width = images.shape[2:]
         rows, columns = -(-height // self.block[0]), -(-width // self.block[1])
-        blocks = torch.rand(count, 1, rows, columns, device=images.device) < self.level
+        draws = drawn(lambda number: torch.rand(number, 1, rows, columns, device=images.device), len(images))
+        blocks = draws < self.level
         covered = blocks.repeat_interleave(self.block[0], dim=2).repeat_interleave(self.block[1], dim=3)
         hidden = covered[..., :height, :width]
         return images.masked_fill(hidden, 0), hidden
@@ -41,6 +46,6 @@ class Corruption:
 def reconstruction_error(reconstruction: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
     """Mean squared error over all pixels, or over those that count."""
     if counted is None:
-        return F.mse_loss(reconstruction, target)
+        return batch_mean(F.mse_loss(reconstruction, target, reduction="sum"), target.numel())
     errors = (reconstruction - target).square().mean(1, keepdim=True)
-    return (errors * counted).sum() / counted.sum().clamp(min=1)
+    return batch_mean((errors * counted).sum(), counted.sum())

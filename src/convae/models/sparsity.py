@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convae.models.shared_batch import whole_batch
+
 MOMENTUM = 0.02
 
 
@@ -60,5 +62,5 @@ class WinnerTakeAll(nn.Module):
     def _weakest_winner(self, strengths: Tensor) -> Tensor:
         """Of each map the least strength that is among the largest `lifetime` over the batch, `[n]`."""
         assert self.lifetime is not None
-        by_map = strengths.transpose(0, 1).flatten(1)
+        by_map = whole_batch(strengths).transpose(0, 1).flatten(1)
         return by_map.topk(max(1, round(self.lifetime * by_map.shape[1])), dim=1).values[:, -1]

@@ -27,7 +27,16 @@ from convae.reporting.page import Picture, embed, write_page
 
 LIBRARIES = ("torch", "pytorch-lightning", "scikit-learn", "numpy", "scipy", "skops", "pandas", "matplotlib")
 # What has no part in the results: where images lie, on what and under which address it ran.
-LEFT_OUT = ("data.root", "tracking.", "train.accelerator", "train.devices", "train.checkpoint_minutes")
+LEFT_OUT = (
+    "data.root",
+    "data.shards",
+    "tracking.",
+    "train.accelerator",
+    "train.devices",
+    "train.nodes",
+    "train.strategy",
+    "train.checkpoint_minutes",
+)
 
 
 def write_report(

@@ -7,59 +7,96 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
+from convae import processes
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
 from convae.params import Params
+from convae.tracking.launch import start_processes
 from convae.tracking.runs import Run, start_run
+from convae.training.srun import adopt_srun
 
 LOCK_FOLDER = Path(".convae")
 NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}  # to do with the disk, not with a bug
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
-def run_stage(name: str, body: Callable[[Params, Run], None]) -> None:
+def run_stage(name: str, body: Callable[[Params, Run], None], parallel: bool = False) -> None:
     """Run `body` with the parameters of params.yaml and a run in MLflow.
 
-    A ConvaeError, a full disk or a file that must not be touched ends the process with code 1 and a line on stderr,
+    A `parallel` body is run by as many processes as `train.devices` says, or as torchrun or srun have started; the
+    first has the run, and those besides it end with SystemExit(0) when they have done their part.
+
+    A ConvaeError, a lack of memory, a full disk or a file that must not be touched ends it with code 1 and one line,
     Ctrl-C with 130, SIGTERM with 143. Any other exception is a bug of ours and keeps its traceback.
     """
     end_with_dvc()
-    # Lightning runs the script once more for each further device; these share the first one's lock and run.
-    is_helper = os.environ.get("LOCAL_RANK", "0") != "0"
-    if is_helper:
-        os.environ["CONVAE_TRACKING"] = "off"
+    keep_freed_memory()
+    rank = 0
     try:
+        adopt_srun()
+        rank = int(os.environ.get("RANK", "0"))
+        if rank and not parallel:  # there is nothing to do for the others
+            sys.exit(0)
         params = load_experiment()
-        with (
-            nullcontext() if is_helper else _alone(name),
-            limit_threads(params.train.threads),
-            start_run(name, params) as run,
-        ):
-            start = time.monotonic()
-            try:
-                body(params, run)
-            finally:
-                run.log_metrics({"duration_seconds": time.monotonic() - start})
+        code = start_processes(name, params.train) if parallel else None
+        if code is None:
+            name += f", process {rank}" if rank else ""
+            _run(name, body, params, rank, parallel)
     except ConvaeError as error:
         sys.exit("\n".join(f"{name}: {line}" for line in str(error).splitlines()))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        line = str(error).rpartition("DefaultCPUAllocator: ")[2].partition("\n")[0]
+        sys.exit(f"{name}: {line or 'out of memory'}; smaller settings in params.yaml need less")
     except OSError as error:
         if error.errno not in NOT_OURS:
             raise
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"{name}: {error.strerror}{where}; mend that and run `dvc repro` again, which goes on from here")
     except (KeyboardInterrupt, SystemExit) as error:
-        if is_helper and isinstance(error, SystemExit) and error.code == 0:  # it has done its part of a training
+        if rank and isinstance(error, SystemExit) and error.code == 0:  # it has done its part
             raise
         # Lightning turns Ctrl-C into exit code 1, and SIGTERM at times into none, which would mean success.
         interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
         print(f"{name}: {'interrupted' if interrupted else 'terminated'}", file=sys.stderr)
         sys.exit(130 if interrupted else 143)
+    if code:
+        sys.exit(code)
+
+
+def _run(name: str, body: Callable[[Params, Run], None], params: Params, rank: int, parallel: bool) -> None:
+    """Run `body`, alone in this workspace but for the processes that belong to it: they share the first one's lock."""
+    if rank:
+        os.environ["CONVAE_TRACKING"] = "off"
+    with (
+        nullcontext() if rank else _alone(name),
+        limit_threads(params.train.threads),
+        start_run(name, params) as run,
+    ):
+        if parallel:
+            processes.connect()
+        start = time.monotonic()
+        try:
+            body(params, run)
+        except RuntimeError as error:
+            if not processes.is_loss_of_another(error):
+                raise
+            print(f"{name}: another process is gone; run the stage again, it goes on from here", file=sys.stderr)
+            raise SystemExit(1) from None  # stopped, as by a signal: what goes on does so in the same run
+        finally:
+            run.log_metrics({"duration_seconds": time.monotonic() - start})
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Also in the words of torch, which has an exception of its own on a GPU and none on a CPU."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -92,8 +129,23 @@ def limit_threads(count: int) -> Iterator[None]:
         yield
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory of large tensors for the next ones: Linux clears what it gives, page by page."""
+    most_mapped, trim_threshold = -4, -1
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(most_mapped, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 def end_with_dvc() -> None:
-    """Have Linux send SIGTERM when the process that started this stage dies: DVC, or the shell DVC uses."""
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+    """End this stage when the process that started it dies: DVC, the shell DVC uses, or torchrun."""
+    if not {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ):
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Have Linux send SIGTERM when the process that started this one dies."""
+    if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

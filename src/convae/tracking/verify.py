@@ -5,7 +5,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from convae.deviation import largest_deviation, metric_deviations
 from convae.errors import ConvaeError
@@ -30,23 +33,33 @@ def verify() -> None:
     """Rerun, compare and print; ends with exit code 1 if the results are others.
 
     Raises:
-        ConvaeError: there is nothing to compare with, or the pipeline fails.
+        ConvaeError: there is nothing to compare with, the pipeline fails, or this workspace is being verified already.
     """
     params = load_experiment()
     if not LOCK_FILE.exists() or not git("ls-files", str(LOCK_FILE)):
         raise ConvaeError(f"no {LOCK_FILE} that git knows: run this in a clone of a repository that holds results")
     before = read_lock(LOCK_FILE.read_text("utf-8"))
-    copy_workspace(SCRATCH, [params.data.root, params.model.initialize_from, DOWNLOADS])
-    _rerun(SCRATCH)
-    after = read_lock((SCRATCH / LOCK_FILE).read_text("utf-8"))
-    print()
-    verdict = report(before, after, SCRATCH)
-    if verdict == IDENTICAL:
-        shutil.rmtree(SCRATCH)
-    else:
-        print(f"the rerun's files are in {SCRATCH}")
+    with _alone():
+        copy_workspace(SCRATCH, [params.data.root, params.model.initialize_from, DOWNLOADS])
+        _rerun(SCRATCH)
+        after = read_lock((SCRATCH / LOCK_FILE).read_text("utf-8"))
+        print()
+        verdict = report(before, after, SCRATCH)
+        if verdict == IDENTICAL:
+            shutil.rmtree(SCRATCH)
+        else:
+            print(f"the rerun's files are in {SCRATCH}")
     if verdict == DIFFERENT:
         sys.exit(1)
+
+
+def _alone() -> AbstractContextManager[object]:
+    """Holds the scratch workspace until it is left."""
+    SCRATCH.parent.mkdir(exist_ok=True)
+    try:
+        return FileLock(f"{SCRATCH}.lock").acquire(blocking=False)
+    except Timeout:
+        raise ConvaeError("another `convae verify` is at work in this folder; run this one when it has ended") from None
 
 
 def copy_workspace(target: Path, data: list[str]) -> None:
@@ -60,10 +73,20 @@ def copy_workspace(target: Path, data: list[str]) -> None:
         if Path(name).is_file() and name != str(LOCK_FILE):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, target / name)
-    for name in data:
-        if Path(name).is_dir() and not Path(name).is_absolute():
-            shutil.copytree(name, target / name, copy_function=_link, dirs_exist_ok=True)
+    link_folders(target, data)
     (target / ".dvc/config.local").write_text("[core]\nno_scm = true\n[cache]\ndir = cache\n", "utf-8")
+
+
+def link_folders(target: Path, names: list[str]) -> None:
+    """Give another workspace what lies at relative paths of this one, and git may not know."""
+
+    def there(folder: str, names: list[str]) -> list[str]:
+        paths = {name: target / folder / name for name in names}
+        return [name for name, path in paths.items() if path.is_file() or path.is_symlink()]
+
+    for name in names:
+        if Path(name).is_dir() and not Path(name).is_absolute():
+            shutil.copytree(name, target / name, True, there, _link, dirs_exist_ok=True)  # with links as they are
 
 
 def report(before: Executions, after: Executions, scratch: Path) -> str:
@@ -97,10 +120,11 @@ def _rerun(folder: Path) -> None:
 
 
 def _link(source: str, target: str) -> None:
+    if source.endswith(".part"):  # a download that broke off, which goes on in there
+        shutil.copy2(source, target)
+        return
     try:
         os.link(source, target)
-    except FileExistsError:  # git knows it
-        return
     except OSError:  # another disk
         shutil.copy2(source, target)
 

@@ -1,69 +1,149 @@
-"""Batches cut from an image set in memory, without per-image Python, and their augmentation."""
+"""Batches cut from an image set in memory, without per-image Python, or read piece by piece; and their augmentation."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from convae.datasets.shards import PIECE_BYTES, ShardedImages
+from convae.models.shared_batch import drawn
+from convae.processes import share_of
+
 Batch = tuple[Tensor, Tensor | None]
+WINDOW_BYTES = 1 << 27
+READERS = 8
 
 
-class ImageBatches:
+class Batches:
     """An image set as an iterable of batches, as Lightning takes one in place of a DataLoader.
 
     A batch is images `uint8 [n, C, H, W]` and labels `int64 [n]` or None. The order of an epoch depends on (seed,
-    epoch) alone, so that a training resumed at any batch sees the same ones. With several processes each takes its
-    share of every batch.
+    epoch) alone, so that a training resumed at any batch sees the same ones. Of several processes each takes its share
+    of every batch.
 
     Args:
-        images: `uint8 [N, C, H, W]`, memory-mapped or not.
+        count: images in all, N.
         batch_size: images in a batch of all processes together; the last batch of an epoch may be smaller, and takes
             one image more rather than leave it alone, over which batch normalisation has no variance.
-        seed: of the order; None keeps the images' own.
         labels: `int64 [N]`, or None.
+    """
+
+    def __init__(self, count: int, batch_size: int, labels: np.ndarray | None) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.labels = None if labels is None else torch.from_numpy(labels)
+        self.epoch = 0
+        self.first_batch = 0  # of an epoch that is resumed
+
+    def __len__(self) -> int:
+        whole, left = divmod(self.count, self.batch_size)
+        return whole + (left > (1 if whole else 0))
+
+    def size(self, index: int) -> int:
+        """Images in batch `index` of an epoch, of all processes together."""
+        return self.batch_size if index < len(self) - 1 else self.count - index * self.batch_size
+
+    def move_to(self, device: torch.device) -> None:
+        """Keep the images on a GPU from now on, if they are all in memory and take less than half of its free one."""
+
+
+class ImageBatches(Batches):
+    """Batches of images `uint8 [N, C, H, W]`, memory-mapped or not.
+
+    Args:
+        images, batch_size, labels: see `Batches`.
+        seed: of the order; None keeps the images' own.
     """
 
     def __init__(
         self, images: np.ndarray, batch_size: int, seed: int | None = None, labels: np.ndarray | None = None
     ) -> None:
+        super().__init__(len(images), batch_size, labels)
         self.images = torch.from_numpy(images)
-        self.labels = None if labels is None else torch.from_numpy(labels)
-        self.batch_size = batch_size
         self.seed = seed
-        self.epoch = 0
-        self.first_batch = 0  # of an epoch that is resumed
-        self.rank, self.world_size = 0, 1
-
-    def __len__(self) -> int:
-        return len(self._split(torch.arange(len(self.images))))
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.seed is None:
-            for rows in self._split(torch.arange(len(self.images))):
-                yield self._batch(slice(int(rows[0]) + self.rank, int(rows[-1]) + 1, self.world_size))
-            return
-        generator = torch.Generator().manual_seed(random_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
-        for rows in self._split(order)[self.first_batch :]:
-            yield self._batch(rows[self.rank :: self.world_size])
+        order = None
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(random_seed(self.seed, self.epoch))
+            order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
+        for index in range(self.first_batch, len(self)):
+            first, share = index * self.batch_size, share_of(self.size(index))
+            rows = slice(first + share.start, first + share.stop)
+            chosen = rows if order is None else order[rows]
+            yield self.images[chosen], None if self.labels is None else self.labels[chosen]
 
-    def _split(self, order: Tensor) -> list[Tensor]:
-        batches = list(order.split(self.batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
-            batches[-2:] = [torch.cat(batches[-2:])]
-        return batches
-
-    def _batch(self, rows: Tensor | slice) -> Batch:
-        return self.images[rows], None if self.labels is None else self.labels[rows]
-
-    def move_to(self, device: torch.device) -> None:
-        """Keep the images on a GPU from now on, if they take less than half of its free memory."""
+    def move_to(self, device: torch.device) -> None:  # noqa: D102
         if device.type != "cuda" or self.images.device == device:
             return
         if self.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
             self.images = self.images.to(device)
             self.labels = None if self.labels is None else self.labels.to(device)
+
+
+class StreamedBatches(Batches):
+    """Batches of images that lie in pieces, in an order that needs few of them at once.
+
+    An epoch takes the pieces in random order, so many at once as 128 MiB hold (a window), and their images in random
+    order. While one window is used, threads read the next one. Each process reads all windows.
+    """
+
+    def __init__(self, images: ShardedImages, batch_size: int, seed: int, labels: np.ndarray | None = None) -> None:
+        super().__init__(len(images), batch_size, labels)
+        self.images = images
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        windows = self._windows(self.first_batch * self.batch_size)
+        images, places = torch.empty(0), torch.empty(0)
+        for index in range(self.first_batch, len(self)):
+            wanted, parts = self.size(index), []
+            while wanted:
+                if not len(places):
+                    images, places = next(windows)
+                parts.append((images[:wanted], places[:wanted]))
+                images, places = images[wanted:], places[wanted:]
+                wanted -= len(parts[-1][1])
+            pixels, rows = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+            share = share_of(len(rows))
+            yield pixels[share], None if self.labels is None else self.labels[rows[share]]
+
+    def _windows(self, skipped: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images in the epoch's order and their places in the image set, but for the first `skipped` ones."""
+        pieces = torch.randperm(len(self.images.hashes), generator=self._generator())
+        windows = [window.tolist() for window in pieces.split(max(1, WINDOW_BYTES // PIECE_BYTES))]
+        first = 0
+        while skipped >= (count := sum(map(len, self._places(windows[first])))):
+            skipped -= count
+            first += 1
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(READERS) as readers:
+            coming = ahead.submit(self._read, first, windows[first], readers)
+            for number in range(first, len(windows)):
+                images, places = coming.result()
+                if number + 1 < len(windows):
+                    coming = ahead.submit(self._read, number + 1, windows[number + 1], readers)
+                yield images[skipped:], places[skipped:]
+                skipped = 0
+
+    def _read(self, number: int, pieces: list[int], readers: ThreadPoolExecutor) -> tuple[Tensor, Tensor]:
+        places = self._places(pieces)
+        targets = torch.randperm(sum(map(len, places)), generator=self._generator(1 + number))
+        images = np.empty((len(targets), *self.images.shape[1:]), np.uint8)
+
+        def put(piece: int, rows: Tensor) -> None:
+            images[rows.numpy()] = self.images.images_of(piece)
+
+        for _ in readers.map(put, pieces, targets.split([len(one) for one in places])):
+            pass
+        return torch.from_numpy(images), torch.cat(places)[targets.argsort()]
+
+    def _places(self, pieces: list[int]) -> list[Tensor]:
+        return [torch.arange(rows.start, rows.stop) for rows in map(self.images.rows_of, pieces)]
+
+    def _generator(self, *position: int) -> torch.Generator:
+        return torch.Generator().manual_seed(random_seed(self.seed, self.epoch, *position))
 
 
 def random_seed(*position: int) -> int:
@@ -77,11 +157,12 @@ def augment(images: Tensor, flip: bool, shift: int) -> Tensor:
     What comes in at the border repeats the outermost pixels. Draws from torch's global generator.
     """
     count, _, height, width = images.shape
-    offsets = torch.randint(-shift, shift + 1, (2, count, 1), device=images.device)
-    rows = (torch.arange(height, device=images.device) + offsets[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=images.device) + offsets[1]).clamp(0, width - 1)
+    device = images.device
+    offsets = drawn(lambda number: torch.randint(-shift, shift + 1, (2, number, 1), device=device).movedim(1, 0), count)
+    rows = (torch.arange(height, device=device) + offsets[:, 0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=device) + offsets[:, 1]).clamp(0, width - 1)
     if flip:
-        mirrored = torch.rand(count, 1, device=images.device) < 0.5
+        mirrored = drawn(lambda number: torch.rand(number, 1, device=device), count) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    image = torch.arange(count, device=images.device)[:, None, None]
+    image = torch.arange(count, device=device)[:, None, None]
     return images.movedim(1, -1)[image, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

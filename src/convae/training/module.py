@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
+from convae import processes
 from convae.errors import ConvaeError
+from convae.models.shared_batch import share_batch
 from convae.params import TrainParams
-from convae.training.batches import Batch, ImageBatches, random_seed
+from convae.training.batches import Batch, Batches, random_seed
 from convae.training.objectives import Objective
 
 Row = dict[str, float]
@@ -60,51 +62,67 @@ class TrainingModule(lightning.LightningModule):
         """End a training at once that was killed after early stopping, but before its result was saved."""
         self.trainer.should_stop = self._out_of_patience()
         batches = self.trainer.train_dataloader
-        assert isinstance(batches, ImageBatches)
+        assert isinstance(batches, Batches)
         batches.move_to(self.device)
-        batches.rank, batches.world_size = self.trainer.global_rank, self.trainer.world_size
         batches.epoch, batches.first_batch = self.current_epoch, len(self.losses)
         self.objective.start_training()
         self.losses = [loss.to(self.device) for loss in self.losses]
-        self.saved = time.monotonic()
+        self.saved, self.steps_since = time.monotonic(), 0
 
     def on_train_epoch_start(self) -> None:
         """Begin with the first batch; in an epoch that is resumed, Lightning leaves this out."""
         batches = self.trainer.train_dataloader
-        assert isinstance(batches, ImageBatches)
+        assert isinstance(batches, Batches)
         batches.epoch, batches.first_batch = self.current_epoch, 0
         self.objective.start_training()
         self.losses = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Fix everything random in this step."""
-        torch.manual_seed(random_seed(self.seed, self.current_epoch, 1 + batch_idx) + self.trainer.global_rank)
+        self._begin_batch(self.trainer.train_dataloader, batch_idx)
+        torch.manual_seed(random_seed(self.seed, self.current_epoch, 1 + batch_idx))
 
     def training_step(self, batch: Batch) -> Tensor:
         """Loss of one batch."""
         loss: Tensor = self.objective(batch)
-        self.losses.append(loss.detach() * len(batch[0]))
+        self.losses.append(self._sum_of(loss.detach()))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Save a checkpoint every `train.checkpoint_minutes`; after an epoch there is one anyway."""
-        due = time.monotonic() - self.saved >= 60 * self.params.checkpoint_minutes
-        # All processes take part in saving, so one decides.
-        if self.trainer.strategy.broadcast(due) and not self.trainer.is_last_batch:
+        self.steps_since += 1
+        several = processes.count() > 1
+        if several and self.steps_since.bit_count() > 1:
+            return
+        # All processes take part in saving, so one decides. Waiting for it at each step would take long: they do so
+        # at the steps 1, 2, 4, 8, ..., and half the time counts, since the next of these may come after as much again.
+        waited = (time.monotonic() - self.saved) * (2 if several else 1)
+        due = self.trainer.strategy.broadcast(waited >= 60 * self.params.checkpoint_minutes)
+        if due and not self.trainer.is_last_batch:
             self.trainer.save_checkpoint(self.checkpoint)
-            self.saved = time.monotonic()
+            self.saved, self.steps_since = time.monotonic(), 0
 
     def on_validation_start(self) -> None:
         """Validation images stay on the GPU as well, and are corrupted alike after every epoch."""
         batches = self.trainer.val_dataloaders
-        assert isinstance(batches, ImageBatches)
+        assert isinstance(batches, Batches)
         batches.move_to(self.device)
-        torch.manual_seed(random_seed(self.seed, VALIDATION_EPOCH) + self.trainer.global_rank)
+        torch.manual_seed(random_seed(self.seed, VALIDATION_EPOCH))
+        self.validation_loss = torch.zeros((), device=self.device)
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Tell how many images the processes share."""
+        self._begin_batch(self.trainer.val_dataloaders, batch_idx)
 
     def validation_step(self, batch: Batch) -> None:
+        """Add up the loss."""
+        self.validation_loss += self._sum_of(self.objective(batch))
+
+    def on_validation_epoch_end(self) -> None:
         """Log the mean over the validation images; checkpoints and early stopping read it."""
-        loss = self.objective(batch)
-        self.log("validation_loss", loss, prog_bar=True, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
+        total = self.trainer.strategy.reduce(self.validation_loss, reduce_op="sum")
+        images = self.trainer.val_dataloaders.count  # type: ignore[union-attr]
+        self.log("validation_loss", total / images, prog_bar=True, reduce_fx="max", sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Add a row to the history.
@@ -112,7 +130,7 @@ class TrainingModule(lightning.LightningModule):
         Raises:
             ConvaeError: the loss is not finite.
         """
-        images = len(self.trainer.train_dataloader.images)  # type: ignore[union-attr]
+        images = self.trainer.train_dataloader.count  # type: ignore[union-attr]
         total = self.trainer.strategy.reduce(torch.stack(self.losses).sum(), reduce_op="sum")
         train_loss = float(total) / images
         if not math.isfinite(train_loss):
@@ -132,7 +150,11 @@ class TrainingModule(lightning.LightningModule):
         self.losses = []
         self.on_epoch(row)
         self.trainer.should_stop = self._out_of_patience()
-        self.saved = time.monotonic()
+        self.saved, self.steps_since = time.monotonic(), 0
+
+    def on_fit_end(self) -> None:
+        """From now on batches are whole."""
+        share_batch(0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history and the losses of an unfinished epoch, for a training that is resumed."""
@@ -177,6 +199,15 @@ class TrainingModule(lightning.LightningModule):
         else:
             schedule = OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _begin_batch(self, batches: Any, index: int) -> None:
+        self.batch_images = batches.size(index)
+        share_batch(self.batch_images)
+
+    def _sum_of(self, loss: Tensor) -> Tensor:
+        """Of the losses of the batch's images; the mean of what the processes have is their loss, see `batch_mean`."""
+        total: Tensor = loss * (self.batch_images / processes.count())
+        return total
 
     def _out_of_patience(self) -> bool:
         losses = [row["validation_loss"] for row in self.history]

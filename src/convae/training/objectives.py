@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption, reconstruction_error
 from convae.models.geometry import Size, layer_sizes
+from convae.models.shared_batch import BatchNorm1d, batch_mean
 from convae.training.batches import Batch, augment
 
 HEAD_GRID = 7
@@ -168,14 +169,15 @@ class Classification(Objective):
         self.grid = (min(HEAD_GRID, height), min(HEAD_GRID, width))
         inputs = 2 * autoencoder.layers[-1].convolution.out_channels * self.grid[0] * self.grid[1]
         torch.manual_seed(seed)
-        self.head = nn.Sequential(nn.BatchNorm1d(inputs), nn.Linear(inputs, classes))
+        self.head = nn.Sequential(BatchNorm1d(inputs), nn.Linear(inputs, classes))
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean cross-entropy, natural logarithm."""
         assert labels is not None
         maps = self.autoencoder.encode(preprocessed)[-1]
         pooled = [F.adaptive_avg_pool2d(part.relu(), self.grid).flatten(1) for part in (maps, -maps)]
-        return F.cross_entropy(self.head(torch.cat(pooled, 1)), labels)
+        scores = self.head(torch.cat(pooled, 1))
+        return batch_mean(F.cross_entropy(scores, labels, reduction="sum"), len(labels))
 
     def trained(self) -> Iterator[nn.Parameter]:
         """Encoder and head."""

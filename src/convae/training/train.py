@@ -4,22 +4,31 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 
 import convae
+import convae.encoder
+import convae.images
 import convae.models
 import convae.training
+from convae import processes
 from convae.datasets.image_set import ImageSet
+from convae.datasets.shards import ShardedImages
 from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.files import file_sha256, new_file
@@ -28,8 +37,8 @@ from convae.models.corruption import Corruption
 from convae.models.geometry import resolve_kernels
 from convae.models.initialization import set_filters
 from convae.models.transfer import check_source
-from convae.params import Params
-from convae.training.batches import ImageBatches
+from convae.params import Params, TrainParams
+from convae.training.batches import Batches, ImageBatches, StreamedBatches
 from convae.training.module import Row, TrainingModule
 from convae.training.objectives import (
     Classification,
@@ -41,6 +50,7 @@ from convae.training.objectives import (
 
 CHECKPOINTS = Path(".convae/checkpoints")
 LAST = "last.ckpt"
+UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # a training is taken up whatever they are
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -97,7 +107,7 @@ def train_encoder(
     autoencoder = build_autoencoder(config)
     generator = torch.Generator().manual_seed(params.seed)
     autoencoder.initialize(generator)
-    images = torch.from_numpy(training.images)
+    images = torch.from_numpy(training.sample())
     autoencoder.preprocessing.fit(images, generator)
     if params.model.initialization != "normal":
         set_filters(autoencoder.eval(), params.model.initialization, images, generator)
@@ -118,15 +128,12 @@ def train_encoder(
     if not phases and params.objective.kind != "none":
         raise ConvaeError(f"train.freeze = {params.train.freeze}: no layer is left to learn")
     for phase, (objective, epochs) in enumerate(phases):
-        if len(phases) > 1 and params.train.devices != 1:
-            raise ConvaeError(
-                f"train.devices = {params.train.devices}: this training has {len(phases)} phases, and only one of a "
-                "single phase can use more than one device; set it to 1"
-            )
         saved = folder / str(phase)
         module = TrainingModule(objective, params.train, saved / LAST, params.seed, phase, len(history), on_epoch)
         device = _fit(module, epochs, params, training, validation, saved, progress)
         history += module.history
+    if processes.rank():  # the others have done their part
+        raise SystemExit(0)
     if history:
         for resume in folder.glob(f"*/{LAST}"):
             resume.unlink()  # first: without it a folder half removed is no training to resume
@@ -232,6 +239,7 @@ def _fit(
         message=".*LeafSpec|Checkpoint directory|Found .* in eval mode|.*not resumable",
         module="pytorch_lightning",
     )
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of filters over one channel: alike
     train = params.train
     # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
     best = ModelCheckpoint(
@@ -242,10 +250,9 @@ def _fit(
         trainer = lightning.Trainer(
             max_epochs=epochs,
             accelerator=train.accelerator,
-            devices=train.devices,
+            **_devices(train),
             precision=train.precision,
             gradient_clip_val=train.gradient_clip,
-            plugins=[AtomicCheckpointIO()],
             callbacks=[best, last, *([TQDMProgressBar(refresh_rate=10)] if progress else [])],
             enable_progress_bar=progress,
             deterministic="warn",
@@ -264,27 +271,41 @@ def _fit(
     labelled = params.objective.kind == "classify"
     trainer.fit(
         module,
-        ImageBatches(training.images, train.batch_size, params.seed, training.labels if labelled else None),
+        _batches_of(training, train.batch_size, params.seed, labelled),
         ImageBatches(validation.images, max(train.batch_size, 256), labels=validation.labels if labelled else None),
         ckpt_path=resume if resume.exists() else None,
         weights_only=True,
     )
-    if not trainer.is_global_zero:  # the other processes of a distributed training have done their part
-        raise SystemExit(0)
     checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
+    trainer.strategy.barrier()  # the first process removes the file at the end
     return str(trainer.strategy.root_device)
 
 
+def _batches_of(training: ImageSet, size: int, seed: int, labelled: bool) -> Batches:
+    kind = StreamedBatches if isinstance(training.images, ShardedImages) else ImageBatches
+    return kind(training.images, size, seed, training.labels if labelled else None)
+
+
+def _devices(train: TrainParams) -> dict[str, Any]:
+    """What Lightning's trainer is told of the processes, which are there already."""
+    several = processes.count() > 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
+    return {
+        "devices": local,
+        "num_nodes": processes.count() // local,
+        "strategy": DDPStrategy(timeout=processes.PATIENCE) if several or train.strategy == "ddp" else "auto",
+        "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment() if several else LightningEnvironment()],
+    }
+
+
 def training_key(params: Params, training: ImageSet, validation: ImageSet, start: Encoder | None) -> str:
-    """Hash of everything that determines the trained weights: parameters, images, first weights, code and torch."""
-    code = [
-        file_sha256(path)
-        for package in (convae.models, convae.training)
-        for path in sorted(Path(package.__path__[0]).glob("*.py"))
-    ]
+    """Hash of everything that determines the trained weights: parameters, images, first weights, code and libraries."""
+    packages = [path for one in (convae.models, convae.training) for path in sorted(Path(one.__path__[0]).glob("*.py"))]
+    code = [file_sha256(path) for path in (*packages, Path(convae.encoder.__file__), Path(convae.images.__file__))]
     names = ("preprocessing", "model", "objective", "train")
-    sections = {name: getattr(params, name).model_dump(mode="json", exclude={"checkpoint_minutes"}) for name in names}
+    sections = {name: getattr(params, name).model_dump(mode="json", exclude=UNIMPORTANT) for name in names}
     first = start.sha256 if start else None
-    key = [params.seed, sections, training.sha256, validation.sha256, first, code, torch.__version__]
+    libraries = [version(name) for name in ("torch", "pytorch-lightning")]
+    key = [params.seed, sections, training.sha256, validation.sha256, first, code, libraries]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]

@@ -1,0 +1,90 @@
+"""`make benchmark`: measure, print one table and write it as reports/benchmark.json and reports/benchmark.md."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
+
+from benchmark.speed.measuring import REPOSITORY, Row
+from convae.environment import environment
+from convae.files import new_file, read_json, write_json
+
+GROUPS = (
+    "feeding",
+    "training",
+    "processes",
+    "extraction",
+    "folders",
+    "classifier",
+    "pipeline",
+    "growth",
+    "rates",
+)
+TABLE, PAGE = REPOSITORY / "reports/benchmark.json", REPOSITORY / "reports/benchmark.md"
+
+HEAD = """# How fast it is
+
+Beside *the usual way*, the script that one would write with torchvision, a DataLoader, Lightning and scikit-learn, and
+beside *the limit*, the least code that does the same arithmetic. Medians of runs in turn, each contestant in a process
+of its own, with two threads. `make benchmark` measures it anew; [`benchmark/speed/`](../benchmark/speed) is the code.
+
+"""
+TAIL = """![Time against arithmetic](benchmark.png)
+
+*Points are measured; lines are proportional to the multiplications and additions in the windows of contrast
+normalisation, whitening and filters.*
+"""
+
+
+def main() -> None:
+    """Measure the groups asked for; the other rows stay as they were."""
+    parser = argparse.ArgumentParser(prog="python -m benchmark.speed", description=__doc__)
+    parser.add_argument("groups", nargs="*", choices=[[], *GROUPS], help="what is measured (default: everything)")
+    groups = parser.parse_args().groups or GROUPS
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"This machine is busy (load {load:.1f}): the ratios will be less certain.", file=sys.stderr)
+    for group in groups:
+        print(f"{group} ...", file=sys.stderr, flush=True)
+        _keep(group, list(import_module(f"benchmark.speed.{group}").rows()))
+    print(_markdown(read_json(TABLE)))
+
+
+def _keep(group: str, rows: Sequence[Row]) -> None:
+    """Put the rows of a group into the files, in the order of `GROUPS`."""
+    others = [row for row in read_json(TABLE) if row["group"] != group] if TABLE.exists() else []
+    table = others + [{"group": group} | {name: _rounded(value) for name, value in asdict(row).items()} for row in rows]
+    table.sort(key=lambda row: GROUPS.index(row["group"]))
+    write_json(TABLE, table)
+    found = environment()
+    machine = f"{os.cpu_count()} cores of {found['processor']} ({found['instructions']}), Python {found['python']}"
+    packages = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "pytorch-lightning", "scikit-learn"))
+    with new_file(PAGE) as scratch:
+        scratch.write_text(f"{HEAD}{_markdown(table)}\nMeasured on {machine}; {packages}.\n\n{TAIL}", "utf-8")
+
+
+def _markdown(table: Sequence[Mapping[str, Any]]) -> str:
+    names = ("name", "ours", "usual", "limit", "ratio", "target", "met")
+    lines = ["| " + " | ".join(names) + " |", "| --- " + "| ---: " * 5 + "| --- |"]
+    for row in table:
+        lines.append("| " + " | ".join(_shown(row[name]) for name in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    return f"{value:,.0f}".replace(",", " ") if isinstance(value, float) and value >= 1000 else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Features of the shipped system: all that the stage does, beside the usual way and the forward passes alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from benchmark.speed.images import SCRATCH, default_params, fashion_mnist, untrained
+from benchmark.speed.measuring import THREADS, Row, alternate, at_least, timed
+from convae.datasets.image_set import ImageSet
+from convae.encoder import Encoder, load_encoder
+from convae.features.extract import extract_features
+from convae.features.readout import Readout
+from convae.tracking.stage import keep_freed_memory, limit_threads
+
+PARTS = ("train", "validation", "test")
+IMAGES = 70_000
+
+
+def rows() -> Iterator[Row]:
+    """Images a second."""
+    fashion_mnist()
+    untrained(default_params())
+    seconds = alternate({kind.__name__: kind for kind in (ours, usual, limit)}, 3)
+    rate = {kind: IMAGES / value for kind, value in seconds.items()}
+    ratio = rate["ours"] / rate["limit"]
+    yield at_least("extraction with readout, to disk, images/s, to the forward passes", 0.9, ratio, **rate)
+
+
+def ours() -> float:
+    """The stage `features`: standardised features of all parts, in files."""
+    keep_freed_memory()
+    params = default_params()
+    with TemporaryDirectory(dir=SCRATCH) as folder, limit_threads(THREADS):
+        return timed(extract_features, params, untrained(params), fashion_mnist(), Path(folder) / "features")
+
+
+def usual() -> float:
+    """Batches of a DataLoader, collected in memory, standardised by scikit-learn and saved."""
+    from sklearn.preprocessing import StandardScaler
+
+    from benchmark.speed.usual import loader
+
+    torch.set_num_threads(THREADS)
+    encoder, readout = _model()
+    network, scaler = encoder.autoencoder, StandardScaler()
+
+    def extract(folder: Path) -> None:
+        for part in PARTS:
+            batches = []
+            for images, _ in loader(ImageSet.load(fashion_mnist() / part).images, 64, False):
+                with torch.no_grad():
+                    batches.append(readout(network.encode(network.preprocessing(images))).numpy())
+            features = np.concatenate(batches)
+            scaled = scaler.fit_transform(features) if part == "train" else scaler.transform(features)
+            np.save(folder / f"{part}.npy", scaled)
+
+    with TemporaryDirectory(dir=SCRATCH) as folder:
+        return timed(extract, Path(folder))
+
+
+def limit() -> float:
+    """Batches through network and readout, their result forgotten."""
+    keep_freed_memory()
+    torch.set_num_threads(THREADS)
+    encoder, readout = _model()
+    network, batch_size = encoder.autoencoder, encoder.batch_size((28, 28))
+    images = [torch.from_numpy(ImageSet.load(fashion_mnist() / part).images) for part in PARTS]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for part in images:
+                for batch in part.split(batch_size):
+                    readout(network.encode(network.preprocessing(batch)))
+
+    return timed(forward)
+
+
+def _model() -> tuple[Encoder, Readout]:
+    params = default_params()
+    return load_encoder(untrained(params)), Readout(**params.features.model_dump(mode="json"))

@@ -1,0 +1,65 @@
+"""Feeding batches to nothing: how long an epoch takes in which no network computes."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmark.speed.measuring import THREADS, Row, alternate, at_least, timed
+from convae.models.preprocessing import Preprocessing
+from convae.training.batches import ImageBatches
+
+BATCH = 64
+COUNT = 20_000
+SHAPES = {"28×28": (1, 28, 28), "32×32×3": (3, 32, 32)}
+
+
+def rows() -> Iterator[Row]:
+    """Images a second as `float32` in [0, 1], shuffled."""
+    for name, shape in SHAPES.items():
+        seconds = alternate({kind.__name__: partial(kind, shape) for kind in (ours, usual, limit)}, 5)
+        rate = {kind: COUNT / value for kind, value in seconds.items()}
+        ratio = rate["ours"] / rate["usual"]
+        yield at_least(f"feeding {name}, images/s, to the usual", 100, ratio, **rate)
+
+
+def ours(shape: tuple[int, int, int]) -> float:
+    """Batches of the training, scaled by the first step of the network's preprocessing."""
+    torch.set_num_threads(THREADS)
+    images, preprocessing = _images(shape), Preprocessing(shape[0])
+
+    def epoch() -> None:
+        for batch, _ in ImageBatches(images, BATCH, seed=0):
+            preprocessing(batch)
+
+    return timed(epoch)
+
+
+def usual(shape: tuple[int, int, int]) -> float:
+    """torchvision's way."""
+    from benchmark.speed.usual import loader
+
+    images = _images(shape)
+
+    def epoch() -> None:
+        for _ in loader(images, BATCH, shuffle=True):
+            pass
+
+    return timed(epoch)
+
+
+def limit(shape: tuple[int, int, int]) -> float:
+    """Rows of an array, scaled."""
+    torch.set_num_threads(THREADS)
+    images = torch.from_numpy(_images(shape))
+
+    def epoch() -> None:
+        for chosen in torch.randperm(COUNT).split(BATCH):
+            images[chosen].float().div_(255)
+
+    return timed(epoch)
+
+
+def _images(shape: tuple[int, int, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=(COUNT, *shape), dtype=np.uint8)

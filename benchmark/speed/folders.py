@@ -1,0 +1,78 @@
+"""A folder of pictures: 10 000 JPEG files of 256×256 pixels decoded and resized to 64×64."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmark.speed.images import photos
+from benchmark.speed.measuring import Row, alternate, at_least, timed
+from convae.datasets.decoding import decode_files
+from convae.datasets.image_folder import list_images
+
+SIDE = 64
+COUNT = 10_000
+
+
+def rows() -> Iterator[Row]:
+    """Images a second; of the one core's that many times as many as there are cores."""
+    photos()
+    contestants = {kind.__name__: kind for kind in (ours, image_folder, decode_jpeg, one_core)}
+    rate = {kind: COUNT / seconds for kind, seconds in alternate(contestants, 3).items()}
+    limit = rate["one_core"] * (os.cpu_count() or 1)
+    ours_, name = rate["ours"], "image folder, JPEG files/s"
+    yield at_least(f"{name}, to one core's times cores", 0.9, ours_ / limit, ours_, rate["image_folder"], limit)
+    ratio = ours_ / rate["decode_jpeg"]
+    yield at_least(f"{name}, to decode_jpeg in threads", 1.0, ratio, ours_, rate["decode_jpeg"], limit)
+
+
+def ours() -> float:
+    """What the stage `prepare` does with them, hashes included."""
+    files, _ = list_images(photos())
+    images = np.empty((len(files), 3, SIDE, SIDE), np.uint8)
+    return timed(decode_files, photos(), files, images)
+
+
+def image_folder() -> float:
+    """torchvision's ImageFolder and transforms in the processes of a DataLoader."""
+    from benchmark.speed.usual import picture_batches
+
+    return timed(lambda: [images for images, _ in picture_batches(photos(), SIDE)])
+
+
+def decode_jpeg() -> float:
+    """torchvision's decoder and resizing in as many threads as there are cores."""
+    from torchvision.io import decode_jpeg, read_file
+    from torchvision.transforms.functional import resize
+
+    torch.set_num_threads(1)
+
+    def decode(path: Path) -> torch.Tensor:
+        small: torch.Tensor = resize(decode_jpeg(read_file(str(path))), [SIDE, SIDE], antialias=True)
+        return small
+
+    def decode_all() -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(decode, _paths()):
+                pass
+
+    return timed(decode_all)
+
+
+def one_core() -> float:
+    """Pillow alone in one thread."""
+
+    def decode_all() -> None:
+        for path in _paths():
+            with Image.open(path) as image:
+                np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+    return timed(decode_all)
+
+
+def _paths() -> list[Path]:
+    return sorted(photos().glob("*/*.jpg"))

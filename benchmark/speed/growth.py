@@ -1,0 +1,167 @@
+"""Whether time grows as the arithmetic does, and memory not with the number of images."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from benchmark.speed.images import (
+    SCRATCH,
+    changed,
+    default_params,
+    fashion_mnist,
+    some_images,
+    untrained,
+    with_filters,
+)
+from benchmark.speed.measuring import REPOSITORY, THREADS, Row, alternate, at_most, in_new_process, timed
+from benchmark.speed.memory import peak_memory
+from benchmark.speed.training import second_epoch
+from convae.datasets.download import download
+from convae.datasets.image_set import write_image_set
+from convae.datasets.prepare import prepare
+from convae.features.extract import extract_features
+from convae.files import new_folder
+from convae.params import Params
+from convae.tracking.stage import keep_freed_memory, limit_threads
+
+PLOT = REPOSITORY / "reports/benchmark.png"
+REPETITIONS = 2
+
+
+class Task(NamedTuple):
+    """How much there is to do."""
+
+    images: int
+    side: int = 28
+    filters: int = 64
+
+    @property
+    def pixels(self) -> int:
+        """Of all images."""
+        return self.images * self.side**2
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions in the windows of contrast normalisation, whitening and filters."""
+        return self.pixels * (2 * 9**2 + 7**2 + self.filters * 7**2)
+
+    @property
+    def params(self) -> Params:
+        """The shipped experiment, its layer with as many filters."""
+        return with_filters(self.filters)
+
+
+SERIES = {
+    "images": [Task(15_000), Task(30_000), Task(60_000)],
+    "side": [Task(4000, 28), Task(4000, 56), Task(4000, 112)],
+    "filters": [Task(15_000, filters=16), Task(15_000, filters=32), Task(15_000, filters=64)],
+}
+
+
+def rows() -> Iterator[Row]:
+    """The factor by which the time for an operation lies at most beside its middle; memory of four times as much."""
+    fashion_mnist()
+    measured = {}
+    for stage, (time, series) in STAGES.items():
+        for name in series:
+            tasks = SERIES[name]
+            seconds = alternate({str(task): partial(time, task) for task in tasks}, REPETITIONS)
+            measured[stage, name] = points = [(task.operations, seconds[str(task)]) for task in tasks]
+            costs = [seconds / operations for operations, seconds in points]
+            worst = math.sqrt(max(costs) / min(costs))
+            yield at_most(f"growth of {stage} with {name}, s, from proportional", 1.1, worst, points[-1][1])
+    for stage in ("prepare", "features"):
+        few, *_, many = (in_new_process(_memory, stage, task) for task in SERIES["images"])
+        yield at_most(f"memory of {stage}, MB, of 60 000 images to 15 000", 1.1, many / few, many)
+    _plot(measured)
+
+
+def prepare_time(task: Task) -> float:
+    """Seconds of the stages `download` and `prepare` on a folder of PNG files."""
+    return timed(_prepare, task, _pictures(task))
+
+
+def train_time(task: Task) -> float:
+    """Seconds of an epoch of the stage `train`."""
+    keep_freed_memory()
+    with limit_threads(THREADS):
+        training, validation = (
+            some_images(part, count, task.side) for part, count in (("train", task.images), ("validation", 1000))
+        )
+        return second_epoch(task.params, training, validation)
+
+
+def features_time(task: Task) -> float:
+    """Seconds of the stage `features`."""
+    keep_freed_memory()
+    prepared, encoder = _prepared(task), untrained(task.params, task.side)
+    return timed(_extract, task.params, encoder, prepared)
+
+
+def _memory(stage: str, task: Task) -> float:
+    if stage == "prepare":
+        return peak_memory(_prepare, task, _pictures(task))
+    return peak_memory(_extract, task.params, untrained(task.params, task.side), _prepared(task))
+
+
+STAGES: dict[str, tuple[Callable[[Task], float], list[str]]] = {
+    "prepare": (prepare_time, ["images", "side"]),
+    "train": (train_time, ["images", "side", "filters"]),
+    "features": (features_time, ["images", "side", "filters"]),
+}
+
+
+def _prepare(task: Task, root: Path) -> None:
+    data = {"dataset": "image_folder", "root": str(root), "image_size": task.side, "color": "grey"}
+    params = changed(default_params(), data=data)
+    with TemporaryDirectory(dir=SCRATCH) as folder:
+        download(params.data, Path(folder) / "raw", Path(folder))
+        prepare(params.data, 0, Path(folder) / "raw", Path(folder) / "prepared")
+
+
+def _extract(params: Params, trained: Path, prepared: Path) -> None:
+    with TemporaryDirectory(dir=SCRATCH) as folder, limit_threads(THREADS):
+        extract_features(params, trained, prepared, Path(folder) / "features")
+
+
+def _pictures(task: Task) -> Path:
+    folder = SCRATCH / f"pictures/{task.images}-{task.side}"
+    if not folder.exists():
+        with new_folder(folder) as scratch:
+            (scratch / "train").mkdir()
+            for index, pixels in enumerate(some_images("train", task.images, task.side).images[:, 0]):
+                Image.fromarray(pixels).save(scratch / f"train/{index:05}.png")
+    return folder
+
+
+def _prepared(task: Task) -> Path:
+    folder = SCRATCH / f"prepared/{task.images}-{task.side}"
+    if not folder.exists():
+        with new_folder(folder) as scratch:
+            for part, count in (("train", task.images), ("validation", 100), ("test", 100)):
+                images = some_images(part, count, task.side).images
+                write_image_set(scratch / part, images.shape, [images], None, ())
+    return folder
+
+
+def _plot(measured: dict[tuple[str, str], list[tuple[int, float]]]) -> None:
+    """Time against operations, with lines on which it is proportional."""
+    figure, panels = plt.subplots(1, len(STAGES), figsize=(12, 4), layout="constrained")
+    for panel, stage in zip(panels, STAGES, strict=True):
+        for (found, name), points in measured.items():
+            if found == stage:
+                operations, seconds = np.array(points).T
+                (line,) = panel.loglog(operations, seconds, "o", label=name)
+                middle = math.exp(np.log(seconds / operations).mean())
+                panel.loglog(operations, middle * operations, "-", color=line.get_color(), linewidth=1)
+        panel.set(title=stage, xlabel="multiplications and additions", ylabel="seconds")
+        panel.legend(title="growing")
+    figure.savefig(PLOT, dpi=100, metadata={"Software": None})
+    plt.close(figure)

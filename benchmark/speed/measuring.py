@@ -1,0 +1,91 @@
+"""Timing contestants side by side, and the rows of the table that come out."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+THREADS = 2
+NOT_TRACKED = {"CONVAE_TRACKING": "off"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `ours`, `usual` and `limit` are in the unit that `name` gives."""
+
+    name: str
+    ours: float
+    usual: float | None = None
+    limit: float | None = None
+    ratio: float | None = None
+    target: str | None = None
+    met: bool | None = None
+
+
+def at_least(name: str, target: float, ratio: float, ours: float, usual: float | None, limit: float | None) -> Row:
+    """A row whose ratio must not be smaller than `target`."""
+    return Row(name, ours, usual, limit, ratio, f"≥ {target:g}", ratio >= target)
+
+
+def at_most(
+    name: str, target: float, ratio: float, ours: float, usual: float | None = None, limit: float | None = None
+) -> Row:
+    """A row whose ratio must not be larger than `target`."""
+    return Row(name, ours, usual, limit, ratio, f"≤ {target:g}", ratio <= target)
+
+
+def alternate(contestants: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, float]:
+    """Median of the seconds that each contestant returns, run in turn, after one run that does not count.
+
+    Each has a process of its own, so that no one profits from another's settings or memory.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for name in contestants}
+        for repetition in range(repetitions + 1):
+            for name, contestant in contestants.items():
+                result = pools[name].submit(_silent, contestant).result()
+                if repetition:
+                    seconds[name].append(result)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns, in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_silent, function, *arguments).result()
+
+
+def _silent(function: Callable[..., Any], *arguments: Any) -> Any:
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
+        return function(*arguments)
+
+
+def timed(function: Callable[..., object], *arguments: Any) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def command(words: Sequence[str | Path], folder: Path = REPOSITORY, environment: dict[str, str] = NOT_TRACKED) -> float:
+    """Seconds that a command takes there.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+    return timed(
+        partial(subprocess.run, words, cwd=folder, env=variables | environment, capture_output=True, check=True)
+    )

@@ -1,0 +1,146 @@
+"""Training: the second epoch, with validation, logging and checkpoints, beside a bare loop and plain Lightning."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from benchmark.speed.images import SCRATCH, changed, fashion_mnist, some_images
+from benchmark.speed.measuring import REPOSITORY, THREADS, Row, alternate, at_least, in_new_process
+from convae.datasets.image_set import ImageSet
+from convae.encoder import Encoder
+from convae.params import Params, load_params
+from convae.tracking.runs import start_run
+from convae.tracking.stage import keep_freed_memory, limit_threads
+
+IMAGES = {"seed_cae": 12_000, "default": 24_000}
+VALIDATION = 1000
+REPETITIONS = 3
+SAME = 1e-5  # largest difference from the bare loop's filters, as a part of the largest weight
+
+
+def rows() -> Iterator[Row]:
+    """Training images a second."""
+    fashion_mnist()
+    for system, count in IMAGES.items():
+        contestants = {kind.__name__: partial(kind, system, count) for kind in (ours, usual, limit)}
+        rate = {kind: count / seconds for kind, seconds in alternate(contestants, REPETITIONS).items()}
+        difference = in_new_process(largest_difference, system, count)
+        assert difference < SAME, f"{system}: the bare loop's filters differ by {difference}"
+        name = f"training {system}, images/s"
+        yield at_least(f"{name}, to the bare loop", 0.95, rate["ours"] / rate["limit"], **rate)
+        yield at_least(f"{name}, to the usual", 1.5, rate["ours"] / rate["usual"], **rate)
+
+
+def ours(system: str, count: int) -> float:
+    """What the stage `train` does, its run in MLflow included."""
+    keep_freed_memory()
+    with TemporaryDirectory() as folder, chdir(SCRATCH), limit_threads(THREADS):
+        params = changed(_params(system), tracking={"enabled": True, "uri": f"sqlite:///{folder}/mlflow.db"})
+        with start_run("train", params) as run:
+            return second_epoch(params, *_images(count), run.log_epoch)
+
+
+def second_epoch(
+    params: Params,
+    training: ImageSet,
+    validation: ImageSet,
+    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+) -> float:
+    """Seconds of the second of two epochs of the pipeline's training."""
+    ends: list[float] = []
+
+    def end(row: dict[str, float]) -> None:
+        on_epoch(row)
+        ends.append(time.perf_counter())
+
+    _train(changed(params, train={"epochs": 2}), training, validation, end)
+    return ends[1] - ends[0]
+
+
+def usual(system: str, count: int) -> float:
+    """A Lightning module that computes every activation, a data set of Pillow images, a DataLoader."""
+    from benchmark.speed import usual as way
+
+    torch.set_num_threads(THREADS)
+    params = _params(system)
+    layer, rate = params.model.layers[0], params.train.learning_rate
+    if system == "seed_cae":
+        module = way.seed_cae(layer.filters, rate)
+    else:
+        module = way.WinnerTakeAll(_untrained(params, count).autoencoder.requires_grad_(True), rate)
+    images, validation = (part.images for part in _images(count))
+    return way.train(module, images, validation, params.train.batch_size)
+
+
+def limit(system: str, count: int) -> float:
+    """The same arithmetic in a loop of its own, in the fastest memory format."""
+    keep_freed_memory()
+    torch.set_num_threads(THREADS)
+    return _bare_loop(_params(system), count)[0]
+
+
+def largest_difference(system: str, count: int) -> float:
+    """Between the filters that the stage learns and those of the bare loop."""
+    torch.set_num_threads(THREADS)
+    params = _params(system)
+    filters = torch.from_numpy(_train(params, *_images(count), lambda row: None).filters)
+    return float((_bare_loop(params, count)[1] - filters).abs().max() / filters.abs().max())
+
+
+def _params(system: str) -> Params:
+    params = load_params(REPOSITORY / f"systems/{system}.yaml")
+    return changed(params, data={"dataset": "fashion_mnist"}, train={"epochs": 2, "threads": THREADS})
+
+
+def _images(count: int) -> tuple[ImageSet, ImageSet]:
+    return some_images("train", count), some_images("validation", VALIDATION)
+
+
+def _train(
+    params: Params, training: ImageSet, validation: ImageSet, on_epoch: Callable[[dict[str, float]], None]
+) -> Encoder:
+    from convae.training.train import train_encoder
+
+    with TemporaryDirectory() as folder:
+        return train_encoder(params, training, validation, on_epoch, Path(folder), progress=True)[0]
+
+
+def _untrained(params: Params, count: int) -> Encoder:
+    """The encoder that a training starts with."""
+    return _train(changed(params, objective={"kind": "none"}), *_images(count), lambda row: None)
+
+
+def _bare_loop(params: Params, count: int) -> tuple[float, Tensor]:
+    """Seconds of the second of two epochs, and the filters."""
+    from convae.training.batches import random_seed
+
+    network = _untrained(params, count).autoencoder.requires_grad_(True)
+    images, validation = (torch.from_numpy(part.images) for part in _images(count))
+    optimizer = torch.optim.Adam(network.parameters(), params.train.learning_rate)
+    steps = -(-count // params.train.batch_size)
+    schedule = CosineAnnealingLR(optimizer, 2 * steps) if params.train.schedule == "cosine" else None
+    for epoch in range(2):
+        start = time.perf_counter()
+        network.train()
+        generator = torch.Generator().manual_seed(random_seed(params.seed, epoch))
+        for chosen in torch.randperm(count, generator=generator).split(params.train.batch_size):
+            batch = network.preprocessing(images[chosen])
+            optimizer.zero_grad()
+            F.mse_loss(network(batch), batch).backward()
+            optimizer.step()
+            if schedule:
+                schedule.step()
+        network.eval()
+        with torch.no_grad():
+            for pictures in validation.split(max(params.train.batch_size, 256)):
+                batch = network.preprocessing(pictures)
+                F.mse_loss(network(batch), batch)
+    return time.perf_counter() - start, network.layers[0].convolution.weight.detach()

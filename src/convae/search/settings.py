@@ -1,0 +1,130 @@
+"""`search.yaml` as typed, validated models: which keys of `params.yaml` a search varies, and how."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, JsonValue, model_validator
+
+from convae.errors import ConvaeError
+from convae.experiment import load_experiment
+from convae.params import PARAMS_FILE, Name, Positive, Section, load_sections
+
+# With another of these a loss is of something else, and larger or smaller for that alone.
+MEANING_OF_LOSS = ("data.", "preprocessing.", "objective.", "model.stacked_on.", "train.order.")
+
+
+def _study_name(value: str) -> str:
+    if not value.replace("-", "").replace("_", "").isalnum() or not value.isascii() or value.startswith("-"):
+        raise ValueError(
+            f"found {value[:60]!r}; letters, digits, - and _ are allowed, for experiments are named after it"
+        )
+    return value
+
+
+class Values(Section):
+    """What a key may be: one of `choices`, or a number from `low` to `high`."""
+
+    choices: list[JsonValue] | None = Field(default=None, min_length=1)
+    low: int | float | None = None
+    high: int | float | None = None
+    step: int | float | None = Field(default=None, gt=0)
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Values":
+        given = self.model_fields_set
+        if given != {"choices"} and not {"low", "high"} <= given <= {"low", "high", "step", "log"}:
+            raise ValueError("either choices, or low and high with step or log is allowed")
+        if self.low is not None and self.high is not None:
+            if self.low > self.high:
+                raise ValueError(f"low = {self.low} is more than high = {self.high}")
+            if self.log and (self.step is not None or self.low <= 0):
+                raise ValueError("log goes without step, and with low above 0")
+            if self.is_whole and isinstance(self.step, float):
+                raise ValueError(f"step = {self.step}: low and high are whole numbers, so step has to be one")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the numbers of a range are whole."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def ends(self) -> list[Any]:
+        """All choices, or the ends of the range."""
+        return self.choices if self.choices is not None else [self.low, self.high]
+
+
+class Pruning(Section):
+    """Optuna's median rule (Golovin et al. 2017, section 3.2.2): a trial whose best validation loss so far is worse
+    than the median of the others at the same epoch is stopped.
+    """
+
+    startup_trials: Positive
+    warmup_epochs: int = Field(ge=0)
+
+
+class SearchSettings(Section):
+    """One search."""
+
+    study: Annotated[str, AfterValidator(_study_name)]
+    storage: Name | None
+    trials: Positive
+    pruning: Pruning | None
+    space: dict[str, Values] = Field(min_length=1)
+
+
+def load_search(path: Path) -> SearchSettings:
+    """Read a search, and check that each value, by itself, is one that `params.yaml` could have.
+
+    Raises:
+        ConvaeError: one line for each mistake.
+    """
+    params = PARAMS_FILE.read_bytes()
+    settings = load_sections(path, SearchSettings)
+    for key, values in settings.space.items():
+        if settings.pruning and f"{key}.".startswith(MEANING_OF_LOSS):
+            raise ConvaeError(
+                f"{path}: pruning compares validation losses, which are of another kind for each {key}; set it to null"
+            )
+        for value in values.ends:
+            check_changes(path, params, {key: value})
+    return settings
+
+
+def check_changes(path: Path, params: bytes, changes: Mapping[str, Any]) -> None:
+    """Whether `params`, bytes of params.yaml, would be an experiment with these changes.
+
+    Raises:
+        ConvaeError: one line for each mistake, as if it was in the file at `path`.
+    """
+    with TemporaryDirectory() as folder:
+        scratch = Path(folder) / PARAMS_FILE
+        scratch.write_bytes(params)
+        try:
+            change(scratch, changes)
+            load_experiment(scratch)
+        except ConvaeError as error:
+            raise ConvaeError(str(error).replace(f"{scratch}: ", f"{path}: space: ")) from None
+
+
+def change(params: Path, changes: Mapping[str, Any]) -> None:
+    """Change values in a file of parameters, which keeps its comments.
+
+    Raises:
+        ConvaeError: a key leads nowhere.
+    """
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(str(params)) as content:
+        for key, value in changes.items():
+            *sections, last = (int(part) if part.isdecimal() else part for part in key.split("."))
+            section: Any = content
+            try:
+                for part in sections:
+                    section = section[part]
+                section[last] = value
+            except (LookupError, TypeError):
+                raise ConvaeError(f"{params}: {key}: params.yaml has no such key") from None

@@ -1,0 +1,169 @@
+"""One trial of a search: an experiment of DVC, run in a clone of its own beside others."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock
+
+from convae.errors import ConvaeError
+from convae.files import new_folder
+from convae.params import PARAMS_FILE, Params
+from convae.search.settings import change
+from convae.tracking.git import git
+from convae.tracking.store import store_root
+from convae.tracking.verify import DOWNLOADS, link_folders
+
+FOLDER = Path(".convae/search")
+WATCH_SECONDS = 1.0
+LOCAL_CONFIG = Path(".dvc/config.local")
+# DVC, but it ends when the worker is killed; its stage then does too.
+DVC = (
+    sys.executable,
+    "-c",
+    "import sys; from convae.tracking.stage import end_with_parent; end_with_parent(); "
+    "from dvc.cli import main; sys.exit(main(sys.argv[1:]))",
+)
+
+
+class FailedError(ConvaeError):
+    """There is no result of an experiment."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the trials of a worker start from.
+
+    Attributes:
+        commit: the code.
+        params: bytes of params.yaml.
+        cache: DVC's cache, which all share.
+        folders: what git may not know of, and stages read.
+    """
+
+    commit: str
+    params: bytes
+    cache: str
+    folders: list[str]
+
+
+def base_of_workspace(params: Params, search: Path) -> Base:
+    """The commit and the parameters that are here now.
+
+    Raises:
+        ConvaeError: there is no commit, or code differs from it.
+    """
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        raise ConvaeError("there is no commit that a search could start from")
+    others = {PARAMS_FILE.resolve(), search.resolve()}
+    names = git("diff", "--name-only", "--relative", "HEAD", "--", ".", ":!*dvc.lock", ":!reports").splitlines()
+    changed = [name for name in names if Path(name).resolve() not in others]
+    if changed:
+        raise ConvaeError(f"{changed[0]} is not as it was committed, and trials run what was; commit it first")
+    cache = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=True)
+    folders = [params.data.root, params.model.initialize_from, DOWNLOADS]
+    return Base(commit, PARAMS_FILE.read_bytes(), cache.stdout.strip(), folders)
+
+
+class Trial:
+    """The experiment `name`, which is `base` with `changes` (values by key of params.yaml)."""
+
+    def __init__(self, name: str, base: Base, changes: Mapping[str, Any]) -> None:
+        self.name = name
+        self._base = base
+        self._changes = changes
+        self._folder = FOLDER / name
+        self.log = FOLDER / f"{name}.log"
+
+    def run(self, watch: Callable[[], None]) -> str:
+        """Run the experiment; gives its commit.
+
+        One that was killed on this machine goes on in the folder that it left; one that had ended is taken as it is.
+
+        Args:
+            watch: called every `WATCH_SECONDS`; an exception stops the experiment as Ctrl-C does.
+
+        Raises:
+            FailedError: a stage failed, or there is another experiment of this name.
+        """
+        commit = self._base.commit
+        reference = f"refs/exps/{commit[:2]}/{commit[2:]}/{self.name}"
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with FileLock(FOLDER / f"{self.name}.lock"), self.log.open("ab") as log:
+            self._prepare()
+            if not self._is_saved(reference):
+                self._execute(log, *DVC, "repro", watch=watch)
+                self._execute(log, "git", "add", "--all")
+                self._execute(log, *DVC, "exp", "save", "--force", "--name", self.name, "dvc.yaml")
+                self._execute(log, "git", "push", "--quiet", "origin", reference)
+        return git("rev-parse", reference)
+
+    def discard(self) -> None:
+        """Remove all but the log of an experiment that needs not go on."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _prepare(self) -> None:
+        """A clone with the parameters of this trial; what a killed worker left in it stays."""
+        known = (self._folder / ".git").is_dir()
+        if not known or git("-C", str(self._folder), "rev-parse", "HEAD") != self._base.commit:
+            with new_folder(self._folder) as scratch:
+                _clone(scratch, self._base)
+        (self._folder / PARAMS_FILE).write_bytes(self._base.params)
+        change(self._folder / PARAMS_FILE, self._changes)
+
+    def _is_saved(self, reference: str) -> bool:
+        if not git("for-each-ref", reference):
+            return False
+        if git("show", f"{reference}:./{PARAMS_FILE}") != (self._folder / PARAMS_FILE).read_text("utf-8").strip():
+            raise FailedError(f"there is another experiment {self.name}; name another study, or remove its experiments")
+        return True
+
+    def _execute(self, log: BinaryIO, *command: str, watch: Callable[[], None] = lambda: None) -> None:
+        process = subprocess.Popen(
+            command,
+            cwd=self._folder,
+            env=self._environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C comes through the worker alone
+        )
+        try:
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(WATCH_SECONDS)
+                    break
+                watch()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            raise
+        if process.returncode:
+            raise FailedError(f"experiment {self.name} failed; {self.log} has what its stages said")
+
+    def _environment(self) -> dict[str, str]:
+        """As `dvc exp run` has it in its throw-away clones: results are for the main repository."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
+        return inherited | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "DVC_ROOT": str(store_root()),
+            "DVC_EXP_NAME": self.name,
+            "DVC_EXP_BASELINE_REV": self._base.commit,
+        }
+
+
+def _clone(folder: Path, base: Base) -> None:
+    identity = [f"--config=user.{key}={git('config', f'user.{key}')}" for key in ("name", "email")]
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", *identity, ".", str(folder)], check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--detach", base.commit], cwd=folder, check=True)
+    if LOCAL_CONFIG.exists():
+        shutil.copy2(LOCAL_CONFIG, folder / LOCAL_CONFIG)
+    subprocess.run([sys.executable, "-m", "dvc", "cache", "dir", "--local", base.cache], cwd=folder, check=True)
+    link_folders(folder, base.folders)

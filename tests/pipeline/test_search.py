@@ -1,0 +1,108 @@
+"""A search with real workers: one is killed in a trial, another goes on with it; a hopeless trial is stopped."""
+
+import json
+import os
+import signal
+import sys
+
+import optuna
+import psutil
+import pytest
+from chaos import find_stage
+from clones import SMALL, make_clone
+from helpers import ROWS, STAGES, recorded, wait_for
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+SEARCH = """\
+study: tiny
+storage: null
+trials: 3
+pruning: {startup_trials: 1, warmup_epochs: 0}
+space:
+  train.learning_rate: {choices: [0.003, 0.0001, 1.0e-9]}
+  train.epochs: {low: 2, high: 5000}
+"""
+# `convae search`, but a worker is missed sooner.
+WORKER = """\
+import convae.search.study as study
+study.HEARTBEAT_SECONDS, study.GRACE_SECONDS = 1, 15
+from pathlib import Path
+from convae.search.worker import search
+search(Path("search.yaml"))
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    changes = (*SMALL, "model.layers.0.filters=4", "train.schedule=constant")
+    return make_clone(tmp_path / "convae", *changes, history=False)
+
+
+def work(clone):
+    """Start a worker."""
+    return clone.start(sys.executable, "-c", WORKER, PYTHONPATH="src")
+
+
+def training(client, experiment):
+    """The runs of trainings of an experiment of DVC."""
+    wanted = {"dvc.experiment": experiment, "dvc.stage": "train"}
+    return [run for run in recorded(client, STAGES) if wanted.items() <= run.data.tags.items()]
+
+
+def epochs(client, experiment):
+    """How many epochs are recorded of the trainings of an experiment."""
+    runs = training(client, experiment)
+    return sum(len(client.get_metric_history(run.info.run_id, "validation_loss")) for run in runs)
+
+
+def test_killed_workers_lose_nothing_and_each_trial_is_an_experiment_and_a_row(clone):
+    (clone.folder / "search.yaml").write_text(SEARCH)
+    client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{clone.folder}/search.db")
+    study = optuna.create_study(storage=storage, study_name="tiny", direction="maximize")
+    study.enqueue_trial({"train.learning_rate": "0.0001", "train.epochs": 2})
+    study.enqueue_trial({"train.learning_rate": "0.003", "train.epochs": 100})
+    study.enqueue_trial({"train.learning_rate": "1e-09", "train.epochs": 5000})  # learns nothing
+    first = work(clone)
+    wait_for(lambda: any(run.data.tags["dvc.stage"] == "train" for run in recorded(client, STAGES)), seconds=300)
+    second = work(clone)
+
+    # It is killed in its training, alone: DVC and the stage have to end by themselves.
+    trial = clone.folder / ".convae/search/tiny-1"
+    # MLflow hears of a short training when that is over.
+    wait_for(lambda: list(trial.glob(".convae/checkpoints/*/0/last.ckpt")), seconds=300)
+    stage = find_stage(second.pid, "train")
+    os.kill(second.pid, signal.SIGKILL)
+    second.communicate()
+    psutil.wait_procs([stage], timeout=60)
+    assert not stage.is_running()
+
+    # The first takes its trial over, in the same run of MLflow, and ends when nothing is left.
+    printed = first.communicate()[0]
+    assert first.returncode == 0
+    assert "resuming epoch" in (clone.folder / ".convae/search/tiny-1.log").read_text()
+    (run,) = training(client, "tiny-1")
+    assert run.info.status == "FINISHED"
+    assert epochs(client, "tiny-1") == 100
+    assert "tiny-2: pruned" in printed
+    assert [run.info.status for run in training(client, "tiny-2")] == ["KILLED"]
+    assert printed.splitlines()[-1] == f"dvc exp apply {study.best_trial.user_attrs['experiment']}"
+
+    trials = study.get_trials()
+    ended = [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE]
+    assert [trial.state for trial in trials] == ended
+    values = {trial.user_attrs["experiment"]: trial.value for trial in (trials[0], trials[3])}
+    assert set(values) == {"tiny-0", "tiny-1"}
+    rows = {run.info.run_name.partition(":")[0]: run for run in recorded(client, ROWS)}
+    assert {name: row.data.metrics["validation.accuracy"] for name, row in rows.items()} == values
+    table = json.loads(clone.run("dvc", "exp", "show", "--json").stdout)
+    shown = {
+        revision["name"]: revision["data"]["metrics"]["reports/metrics.json"]["data"]["validation"]["accuracy"]
+        for baseline in table
+        for experiment in baseline["experiments"] or []
+        for revision in experiment["revs"]
+    }
+    assert shown == values
+    assert clone.run("convae", "sync", PYTHONPATH="src").stdout.startswith("Added 0 runs of stages and 0 experiments")
+    assert {path.suffix for path in (clone.folder / ".convae/search").iterdir()} == {".lock", ".log"}

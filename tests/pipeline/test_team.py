@@ -1,0 +1,70 @@
+"""A team, as docs/team.md has it: one computes and pushes, a colleague pulls and has the same without computing."""
+
+import re
+import subprocess
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from clones import Clone
+from helpers import NO_POSTGRES, ROWS, STAGES, mlflow_server, postgres, recorded, s3_server
+from mlflow import MlflowClient
+
+from convae import load_encoder
+
+DOCUMENT = Path(__file__).parents[2] / "docs/team.md"
+
+
+def commands(title):
+    """The lines of the block of docs/team.md that begins with this comment."""
+    (block,) = re.findall(rf"```sh\n# {title}\n(.*?)```", DOCUMENT.read_text("utf-8"), flags=re.DOTALL)
+    return block.splitlines()
+
+
+def run(clone, lines, places):
+    """Run commands of the document, with its places on this machine; gives what they print."""
+    printed = []
+    for line in lines:
+        for there, here in places.items():
+            line = line.replace(there, here)
+        printed.append(clone.run("sh", "-c", line, PYTHONPATH="src", MLFLOW_TRACKING_URI=places["mlflow"]).stdout)
+    return printed
+
+
+@pytest.mark.skipif(NO_POSTGRES, reason="Debian's package postgresql is missing")
+def test_a_colleague_has_encoder_and_rows_without_computing(clone, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "team")
+    mine, colleague = clone(history=False), Clone(tmp_path)
+    bare = tmp_path / "convae.git"
+    subprocess.run(["git", "clone", "--quiet", "--bare", mine.folder, bare], check=True)
+    mine.run("git", "remote", "add", "origin", str(bare))
+    mine.run("git", "push", "--quiet", "--set-upstream", "origin", "HEAD")
+    with s3_server(tmp_path, "team") as storage, postgres() as database:
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", storage)
+        with mlflow_server(tmp_path, database, "s3://team/mlflow") as (address, _):
+            places = {
+                "https://storage.example.org": storage,
+                "git@example.org:convae.git": str(bare),
+                "mlflow": address,
+            }
+            run(mine, commands("in the repository")[1:], places)
+            run(mine, commands("who computes"), places)
+            client = MlflowClient(address)
+            before = {name: len(recorded(client, name)) for name in (STAGES, ROWS)}
+            assert before == {STAGES: 6 + 2, ROWS: 2}
+
+            get, _, *lines = commands("a colleague")
+            run(colleague, [get], places)
+            colleague = Clone(tmp_path / "convae")
+            printed = run(colleague, lines, places)
+            assert not any("Running stage" in text for text in printed)
+            assert sum("Data and pipelines are up to date" in text for text in printed) == 2
+            assert printed[-1] == "Added 0 runs of stages and 0 experiments; what MLflow had already stays.\n"
+            assert {name: len(recorded(client, name)) for name in before} == before
+            assert b"report.html" in urlopen(f"{storage}/team?prefix=mlflow/").read()
+            names = {run.info.run_name.partition(":")[0].split(" ", 1)[-1] for run in recorded(client, ROWS)}
+            assert names == {"First results", "ridge"}
+    assert len({load_encoder(one.folder / "models/encoder").sha256 for one in (mine, colleague)}) == 1
+    for name in ("models/classifier/classifier.json", "reports/metrics.json", "dvc.lock"):
+        assert colleague.read(name) == mine.read(name)

@@ -1,0 +1,66 @@
+"""What trials have in common: parameters that are varied in one way, and committed code."""
+
+import subprocess
+
+import pytest
+
+from convae.errors import ConvaeError
+from convae.search.settings import SearchSettings, Values
+from convae.search.study import open_study
+from convae.search.trial import base_of_workspace
+
+SEARCH = {
+    "study": "small",
+    "storage": None,
+    "trials": 3,
+    "pruning": None,
+    "space": {"train.batch_size": {"choices": [32, 64]}},
+}
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "search.yaml"
+
+
+def git(*arguments):
+    subprocess.run(["git", "-c", "user.name=Test", "-c", "user.email=test@example.org", *arguments], check=True)
+
+
+def test_a_study_goes_on_with_the_same_search_alone(search, experiment):
+    settings = SearchSettings.model_validate(SEARCH)
+    open_study(search, settings, experiment()).enqueue_trial({"train.batch_size": "32"})
+    assert len(open_study(search, settings, experiment()).trials) == 1
+    with pytest.raises(ConvaeError, match=r"study small began with params.yaml.train.epochs = 3, now 4"):
+        open_study(search, settings, experiment(train={"epochs": 4}))
+    wider = settings.model_copy(update={"space": {"train.batch_size": Values(choices=[32, 64, 128])}})
+    with pytest.raises(ConvaeError, match=r"space.train.batch_size.choices = \[32, 64\], now \[32, 64, 128\]"):
+        open_study(search, wider, experiment())
+    other = wider.model_copy(update={"study": "wider"})
+    assert open_study(search, other, experiment(train={"epochs": 4})).trials == []
+
+
+def test_a_storage_that_is_none_is_one_line(search, experiment):
+    search.with_name("search.db").write_text("no database at all, but long enough to look like a header of one" * 9)
+    with pytest.raises(ConvaeError, match=r"search.yaml: storage: .*file is not a database"):
+        open_study(search, SearchSettings.model_validate(SEARCH), experiment())
+
+
+def test_trials_run_what_is_committed(search, experiment):
+    with pytest.raises(ConvaeError, match="there is no commit"):
+        base_of_workspace(experiment(), search)
+    code = search.with_name("code.py")
+    for path in (code, search, search.with_name("params.yaml")):
+        path.write_text("before\n")
+    git("init", "--quiet")
+    subprocess.run(["dvc", "init", "--quiet"], check=True)
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "Begin")
+    code.write_text("after\n")
+    with pytest.raises(ConvaeError, match=r"code.py is not as it was committed"):
+        base_of_workspace(experiment(), search)
+    code.write_text("before\n")
+    search.write_text("after\n")
+    search.with_name("params.yaml").write_text("after\n")
+    assert base_of_workspace(experiment(), search).params == b"after\n"

@@ -1,0 +1,74 @@
+"""A worker whose trials fail, and one that is interrupted, with the real DVC and a stage that does nothing else."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from helpers import wait_for
+
+SEARCH = """\
+study: small
+storage: null
+trials: 9
+pruning: null
+space: {train.batch_size: {choices: [32, 64]}}
+"""
+WORKER = [sys.executable, "-m", "convae.cli", "search", "search.yaml"]
+
+
+@pytest.fixture
+def pipeline(repository, tmp_path, monkeypatch):
+    """`pipeline(command)`: a repository as the current folder whose one stage runs this command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(repository / "src"))
+
+    def make(command):
+        Path("params.yaml").write_bytes((repository / "params.yaml").read_bytes())
+        Path("search.yaml").write_text(SEARCH)
+        Path("dvc.yaml").write_text(f"stages:\n  only:\n    cmd: {command}\n")
+        git("init", "--quiet")
+        git("config", "user.name", "Test")
+        git("config", "user.email", "test@example.org")
+        subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+        git("add", "--all")
+        git("commit", "--quiet", "--message", "Begin")
+
+    return make
+
+
+def git(*arguments):
+    subprocess.run(["git", *arguments], check=True)
+
+
+def states():
+    """How the trials stand."""
+    return [trial.state.name for trial in optuna.load_study(study_name="small", storage="sqlite:///search.db").trials]
+
+
+def test_three_failures_in_succession_end_a_worker(pipeline):
+    pipeline("echo no luck; exit 1")
+    done = subprocess.run(WORKER, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    lines = [
+        f"convae: experiment small-{n} failed; .convae/search/small-{n}.log has what its stages said" for n in range(3)
+    ]
+    assert done.stderr.splitlines() == lines
+    assert states() == ["FAIL"] * 3
+    assert "no luck" in Path(".convae/search/small-2.log").read_text()
+    assert not Path(".convae/search/small-2").exists()
+
+
+def test_ctrl_c_ends_the_stage_and_leaves_the_trial_to_be_taken_up(pipeline, tmp_path):
+    began, ended = tmp_path / "began", tmp_path / "ended"
+    pipeline(f"trap 'touch {ended}' INT; touch {began}; sleep 100 & wait")
+    with subprocess.Popen(WORKER, stderr=subprocess.PIPE, text=True, start_new_session=True) as worker:
+        wait_for(began.exists)
+        worker.send_signal(signal.SIGINT)
+        assert worker.communicate()[1] == ""
+    assert worker.returncode == 130
+    assert ended.exists()
+    assert states() == ["RUNNING"]
+    assert Path(".convae/search/small-0").is_dir()
