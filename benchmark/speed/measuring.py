@@ -1,6 +1,7 @@
 """Timing contestants side by side, and the rows of the table that come out."""
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -64,6 +65,12 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function` returns, in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_silent, function, *arguments).result()
+
+
+def clone(folder: Path) -> None:
+    """A fresh clone of the last commit."""
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
 
 
 def _silent(function: Callable[..., Any], *arguments: Any) -> Any:

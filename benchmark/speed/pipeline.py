@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import chdir
@@ -14,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from dvc.utils.hydra import apply_overrides
 
-from benchmark.speed.measuring import REPOSITORY, Row, alternate, at_least, at_most, command, timed
+from benchmark.speed.measuring import Row, alternate, at_least, at_most, clone, command, timed
 from convae.params import load_params
 from convae.tracking.runs import Run
 from convae.tracking.stage import limit_threads
@@ -39,8 +38,7 @@ def rows() -> Iterator[Row]:
 
 def from_nothing(folder: Path, overrides: list[str]) -> float:
     """Seconds of `dvc repro` in a fresh clone of the last commit."""
-    shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
+    clone(folder)
     apply_overrides(folder / "params.yaml", overrides)
     return command(["dvc", "repro"], folder)
 

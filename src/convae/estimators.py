@@ -295,10 +295,13 @@ def _as_deterministic_as_before() -> Iterator[None]:
     """A training asks torch for deterministic algorithms; whoever uses the estimator need not have."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    details: Any = torch.utils.deterministic
+    fill = details.fill_uninitialized_memory
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        details.fill_uninitialized_memory = fill
 
 
 def _quantized(images: np.ndarray) -> np.ndarray:

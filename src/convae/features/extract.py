@@ -73,12 +73,14 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.ndarray:
         for first in range(start, end, some)
         for batch in encoder.feature_batches(image_set.images[first : min(first + some, end)])
     )
-    with tqdm(total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=rank() > 0) as progress:
+    with (
+        output.open("r+b") as stream,  # writing into the map is slower: it is given page by page
+        tqdm(total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=rank() > 0) as progress,
+    ):
+        stream.seek(features.offset + start * features.strides[0])
         for batch in batches:
-            features[start : start + len(batch)] = batch
-            start += len(batch)
+            stream.write(batch.data)
             progress.update(len(batch))
-    features.flush()
     collect(None)  # until all have written
     return features
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convae.models.shared_batch import batch_mean, drawn, room_like
+from convae.models.shared_batch import batch_mean, counted_mean, drawn, room_like
 
 
 class Corruption:
@@ -46,6 +46,7 @@ class Corruption:
 def reconstruction_error(reconstruction: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
     """Mean squared error over all pixels, or over those that count."""
     if counted is None:
-        return batch_mean(F.mse_loss(reconstruction, target, reduction="sum"), target.numel())
+        total = F.mse_loss(reconstruction, target, reduction="sum")
+        return batch_mean(total, len(target), target.shape[1:].numel())
     errors = (reconstruction - target).square().mean(1, keepdim=True)
-    return batch_mean((errors * counted).sum(), counted.sum())
+    return counted_mean((errors * counted).sum(), counted.sum())

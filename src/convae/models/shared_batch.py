@@ -37,9 +37,14 @@ def room_like(maps: Tensor, images: int) -> Tensor:
     return torch.empty((images, *maps.shape[1:]), dtype=maps.dtype, device=maps.device, memory_format=layout)
 
 
-def batch_mean(total: Tensor, number: Tensor | int) -> Tensor:
-    """The mean over the batch of `number` values with the sum `total`; zero where there are none."""
-    everywhere = number.to(total.dtype) if isinstance(number, Tensor) else total.new_full((), number)
+def batch_mean(total: Tensor, images: int, values: int = 1) -> Tensor:
+    """The mean over the batch of what adds up to `total` over this process's images, each of so many values."""
+    return total * count() / total.new_full((), values * (_images or images))
+
+
+def counted_mean(total: Tensor, number: Tensor) -> Tensor:
+    """The same where `number` values of this process count; zero where none do anywhere."""
+    everywhere = number.to(total.dtype)
     if _images:
         dist.all_reduce(everywhere)
     return total * count() / everywhere.clamp(min=1)

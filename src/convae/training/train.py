@@ -240,6 +240,8 @@ def _fit(
         module="pytorch_lightning",
     )
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of filters over one channel: alike
+    # Else `deterministic` fills every new tensor with NaN first; nothing here reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     train = params.train
     # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
     best = ModelCheckpoint(
@@ -291,10 +293,12 @@ def _devices(train: TrainParams) -> dict[str, Any]:
     """What Lightning's trainer is told of the processes, which are there already."""
     several = processes.count() > 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
+    # Buffers need no broadcast before each step: what changes them is the whole batch, see `shared_batch`.
+    ddp = DDPStrategy(timeout=processes.PATIENCE, forward_sync_buffers=False)
     return {
         "devices": local,
         "num_nodes": processes.count() // local,
-        "strategy": DDPStrategy(timeout=processes.PATIENCE) if several or train.strategy == "ddp" else "auto",
+        "strategy": ddp if several or train.strategy == "ddp" else "auto",
         "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment() if several else LightningEnvironment()],
     }
 
