@@ -1,5 +1,6 @@
 """Timing contestants side by side, and the rows of the table that come out."""
 
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -52,7 +53,7 @@ def alternate(contestants: Mapping[str, Callable[[], float]], repetitions: int) 
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     with ExitStack() as stack:
-        pools = {name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for name in contestants}
+        pools = {name: stack.enter_context(_new_process()) for name in contestants}
         for repetition in range(repetitions + 1):
             for name, contestant in contestants.items():
                 result = pools[name].submit(_silent, contestant).result()
@@ -63,8 +64,19 @@ def alternate(contestants: Mapping[str, Callable[[], float]], repetitions: int) 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function` returns, in a process of its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with _new_process() as pool:
         return pool.submit(_silent, function, *arguments).result()
+
+
+def _new_process() -> ProcessPoolExecutor:
+    """One that knows nothing of this one, and whose DataLoaders start their workers as those of any script do."""
+    return ProcessPoolExecutor(
+        1, get_context("spawn"), initializer=_set_start_method, initargs=(multiprocessing.get_start_method(),)
+    )
+
+
+def _set_start_method(name: str) -> None:
+    multiprocessing.set_start_method(name, force=True)
 
 
 def clone(folder: Path) -> None:
