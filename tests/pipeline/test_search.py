@@ -40,8 +40,8 @@ def clone(tmp_path):
 
 
 def work(clone):
-    """Start a worker."""
-    return clone.start(sys.executable, "-c", WORKER, PYTHONPATH="src")
+    """Start a worker. Unlike bash, Debian's sh stays between DVC and a stage, as it does where SHELL is not set."""
+    return clone.start(sys.executable, "-c", WORKER, PYTHONPATH="src", SHELL="/bin/sh")
 
 
 def training(client, experiment):

@@ -24,11 +24,11 @@ from convae.tracking.verify import DOWNLOADS, link_folders
 FOLDER = Path(".convae/search")
 WATCH_SECONDS = 1.0
 LOCAL_CONFIG = Path(".dvc/config.local")
-# DVC, but it ends when the worker is killed; its stage then does too.
+# DVC, but it ends when the worker is killed, together with its stage.
 DVC = (
     sys.executable,
     "-c",
-    "import sys; from convae.tracking.stage import end_with_parent; end_with_parent(); "
+    "import sys; from convae.tracking.stage import end_group_with_parent; end_group_with_parent(); "
     "from dvc.cli import main; sys.exit(main(sys.argv[1:]))",
 )
 
