@@ -206,7 +206,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             ConvaeError: X holds no images of one size, or no kernels of this size fit.
         """
         from convae.datasets.image_set import ImageSet
-        from convae.features.extract import divide_by_deviation, subtract_mean
+        from convae.features.extract import standardize
         from convae.files import array_sha256
         from convae.training.train import train_encoder
 
@@ -226,8 +226,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         encoder.config["readout"] = params.features.model_dump(mode="json")
         encoder.readout = Readout(**encoder.config["readout"])
         features = encoder.features(images)
-        subtract_mean(encoder.readout, features)
-        divide_by_deviation(encoder.readout, features)
+        standardize(encoder.readout, features)
         self.encoder_ = encoder
         return self
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from convae.datasets.image_folder import UnusableError, printable
 
@@ -72,7 +72,11 @@ def to_pixels(image: Image.Image, channels: int, size: tuple[int, int] | None = 
         UnusableError: 32 bits a channel, or a mode that Pillow can't convert.
     """
     try:
-        flat = _flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+        # Each step only where it is needed: Pillow copies a picture also if there is nothing to do.
+        upright = ImageOps.exif_transpose(image) if ExifTags.Base.Orientation in image.getexif() else image
+        flat = _flatten(upright)
+        if flat.mode != (mode := "L" if channels == 1 else "RGB"):
+            flat = flat.convert(mode)
     except ValueError as error:
         raise UnusableError(str(error)) from None
     if size:

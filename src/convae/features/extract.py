@@ -87,37 +87,38 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.ndarray:
 
 def _fit(readout: Readout, features: np.ndarray, output: Path) -> None:
     """Fit principal components and standardisation to features `float32 [N, D]`, and write what they make of them."""
-    if readout.pca is None and not readout.standardize:
-        return
     if readout.pca is None:
-        subtract_mean(readout, features)
-    else:
-        mean = _mean(features)
-        components = _principal_components(features, mean, readout.pca)
-        reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
-        save_array(output, reduced)
-        features = np.load(output, mmap_mode="r+", allow_pickle=False)
-        readout.mean, readout.components = torch.from_numpy(mean), torch.from_numpy(components)
+        if readout.standardize:
+            standardize(readout, features)
+        return
+    mean = _mean(features)
+    components = _principal_components(features, mean, readout.pca)
+    reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
+    save_array(output, reduced)
+    readout.mean, readout.components = torch.from_numpy(mean), torch.from_numpy(components)
     if readout.standardize:
-        divide_by_deviation(readout, features)
+        reduced = np.load(output, mmap_mode="r+", allow_pickle=False)
+        _divide_by_deviation(readout, reduced, torch.zeros(()))
 
 
-def subtract_mean(readout: Readout, features: np.ndarray) -> None:
-    """Give `features`, `float32 [N, D]`, a mean of zero, in place, and from now on those that come out of `readout`."""
+def standardize(readout: Readout, features: np.ndarray) -> None:
+    """Give `features`, `float32 [N, D]`, a mean of zero and a standard deviation of one, in place; constant ones zero.
+
+    From now on those that come out of `readout` are standardised by the same numbers.
+    """
     readout.mean = torch.from_numpy(_mean(features))
+    _divide_by_deviation(readout, features, readout.mean)
+
+
+def _divide_by_deviation(readout: Readout, features: np.ndarray, mean: torch.Tensor) -> None:
+    squares = torch.zeros(features.shape[1], dtype=torch.float64)
     for rows in row_chunks(features):
-        torch.from_numpy(features[rows]).sub_(readout.mean)  # NumPy has one thread
-
-
-def divide_by_deviation(readout: Readout, centered: np.ndarray) -> None:
-    """Give features of zero mean a standard deviation of one, likewise; constant ones are left as they are."""
-    squares = torch.zeros(centered.shape[1], dtype=torch.float64)
-    for rows in row_chunks(centered):
-        squares += torch.from_numpy(centered[rows]).square().sum(0, dtype=torch.float64)
-    deviation = (squares / len(centered)).sqrt().float()
+        centered = torch.from_numpy(features[rows]).sub_(mean)  # NumPy has one thread
+        squares += centered.square().sum(0, dtype=torch.float64)
+    deviation = (squares / len(features)).sqrt().float()
     readout.scale = torch.where(deviation > 1e-6, deviation, 1)
-    for rows in row_chunks(centered):
-        torch.from_numpy(centered[rows]).div_(readout.scale)
+    for rows in row_chunks(features):
+        torch.from_numpy(features[rows]).div_(readout.scale)
 
 
 def _mean(features: np.ndarray) -> np.ndarray:
