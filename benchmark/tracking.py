@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from dvc.utils.hydra import apply_overrides
 
-from benchmark.speed.measuring import NOT_TRACKED, REPOSITORY, command
+from benchmark.speed.measuring import REPOSITORY, command
 
 STAGES = ("download", "prepare", "train", "features", "evaluate", "report")
 SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "train.threads=1")
@@ -29,7 +29,7 @@ def main() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         kinds = {
-            "off": NOT_TRACKED,
+            "off": {"CONVAE_TRACKING": "off"},
             "SQLite": {},
             "refusing": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
             "silent": {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}"},
@@ -37,14 +37,14 @@ def main() -> None:
         folder = Path(scratch) / "convae"
         subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
         apply_overrides(folder / "params.yaml", list(SMALL))
-        command(["dvc", "repro", "--quiet"], folder, {})
+        command(["dvc", "repro", "--quiet"], folder)
         print(f"{'stage':10}{'off':>8}" + "".join(f"{f'+ {kind}':>12}" for kind in list(kinds)[1:]))
         for stage in STAGES:
             seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
             for _ in range(repetitions):
                 for kind, environment in kinds.items():
                     words = [sys.executable, "-m", f"pipeline.{stage}"]
-                    seconds[kind].append(command(words, folder, environment))
+                    seconds[kind].append(command(words, folder, **environment))
             off, *others = (statistics.median(values) for values in seconds.values())
             print(f"{stage:10}{off:8.2f}" + "".join(f"{other - off:12.2f}" for other in others), flush=True)
 

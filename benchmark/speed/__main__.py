@@ -29,13 +29,15 @@ HEAD = """# How fast it is
 
 Beside *the usual way*, the script that one would write with torchvision, a DataLoader, Lightning and scikit-learn, and
 beside *the limit*, the least code that does the same arithmetic. Medians of runs in turn, each contestant in a process
-of its own, with two threads. `make benchmark` measures it anew; [`benchmark/speed/`](../benchmark/speed) is the code.
+of its own, with two threads; the pipeline of Fashion-MNIST and the rates were measured once. `make benchmark` measures
+it anew; [`benchmark/speed/`](../benchmark/speed) is the code.
 
 """
 TAIL = """![Time against arithmetic](benchmark.png)
 
-*Points are measured; lines are proportional to the multiplications and additions in the windows of contrast
-normalisation, whitening and filters.*
+*Points are measured; lines are proportional to the arithmetic, from the smallest task: to the pixels for `prepare`,
+else to the multiplications and additions in the windows of contrast normalisation, whitening and filters. The rows of
+growth tell by what factor the worst task lies above its line (more than 1) or below it (less).*
 """
 
 

@@ -71,10 +71,9 @@ def limit(passes: int) -> float:
 
 def make_features() -> None:
     """Features of the shipped system with half as many filters, untrained."""
-    if not (SCRATCH / "features").exists():
-        params = with_filters(32)
-        with limit_threads(THREADS):
-            extract_features(params, untrained(params), fashion_mnist(), SCRATCH / "features")
+    params = with_filters(32)
+    with limit_threads(THREADS):
+        extract_features(params, untrained(params), fashion_mnist(), SCRATCH / "features")
 
 
 def _features(part: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmark.speed.images import SCRATCH, default_params, fashion_mnist, untrained
-from benchmark.speed.measuring import THREADS, Row, alternate, at_least, timed
+from benchmark.speed.measuring import THREADS, Row, alternate, at_least, in_new_process, timed
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
 from convae.features.extract import extract_features
@@ -22,11 +22,24 @@ IMAGES = 70_000
 def rows() -> Iterator[Row]:
     """Images a second."""
     fashion_mnist()
-    untrained(default_params())
+    in_new_process(check)
     seconds = alternate({kind.__name__: kind for kind in (ours, usual, limit)}, 3)
     rate = {kind: IMAGES / value for kind, value in seconds.items()}
     ratio = rate["ours"] / rate["limit"]
     yield at_least("extraction with readout, to disk, images/s, to the forward passes", 0.9, ratio, **rate)
+
+
+def check() -> None:
+    """What the stage writes is what the forward passes give, once the readout is fitted."""
+    params = default_params()
+    with TemporaryDirectory(dir=SCRATCH) as folder, torch.inference_mode():
+        encoder = extract_features(params, untrained(params), fashion_mnist(), Path(folder) / "features")
+        network, readout = encoder.autoencoder, encoder.readout
+        assert readout is not None
+        images = torch.from_numpy(ImageSet.load(fashion_mnist() / "test").images[:1000])
+        expected = readout(network.encode(network.preprocessing(images)))
+        written = torch.from_numpy(np.load(Path(folder) / "features/test.npy")[:1000])
+        torch.testing.assert_close(written, expected, rtol=1e-5, atol=1e-5)
 
 
 def ours() -> float:

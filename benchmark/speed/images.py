@@ -1,5 +1,6 @@
 """The images that are measured on, made once and kept in .convae/benchmark/."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,8 @@ def untrained(params: Params, side: int = 28) -> Path:
     """Folder of the encoder that a training of `params` on images of this size starts with."""
     from convae.training.train import train_encoder
 
-    folder = SCRATCH / f"encoders/{params.model.layers[0].filters}-{side}"
+    digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:12]
+    folder = SCRATCH / f"encoders/{digest}-{side}"
     if not folder.exists():
         untrained = changed(params, objective={"kind": "none"})
         training = some_images("train", 2000, side)

@@ -18,7 +18,6 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 THREADS = 2
-NOT_TRACKED = {"CONVAE_TRACKING": "off"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def timed(function: Callable[..., object], *arguments: Any) -> float:
     return time.perf_counter() - start
 
 
-def command(words: Sequence[str | Path], folder: Path = REPOSITORY, environment: dict[str, str] = NOT_TRACKED) -> float:
+def command(words: Sequence[str | Path], folder: Path = REPOSITORY, **environment: str) -> float:
     """Seconds that a command takes there.
 
     Raises:

@@ -11,7 +11,7 @@ INTERVAL = 0.01  # seconds between looks
 
 def peak_memory(function: Callable[..., object], *arguments: Any) -> float:
     """MB that a call takes at most beyond what the process has, without files mapped into memory."""
-    process, done, start = psutil.Process(), threading.Event(), 0.0
+    process, done = psutil.Process(), threading.Event()
     peak = start = _own(process)
 
     def watch() -> None:

@@ -16,7 +16,7 @@ from dvc.utils.hydra import apply_overrides
 from benchmark.speed.measuring import Row, alternate, at_least, at_most, clone, command, timed
 from convae.params import load_params
 from convae.tracking.runs import Run
-from convae.tracking.stage import limit_threads
+from convae.tracking.stage import keep_freed_memory, limit_threads
 
 STAGES = ("prepare", "features", "evaluate", "report")  # those that need no Lightning
 
@@ -82,6 +82,7 @@ def _stages(folder: Path) -> Iterator[Row]:
 def computation(stage: str, folder: Path) -> float:
     """Seconds of a stage once everything is imported."""
     os.environ["CONVAE_TRACKING"] = "off"
+    keep_freed_memory()
     main = import_module(f"pipeline.{stage}").main
     with chdir(folder):
         params = load_params()

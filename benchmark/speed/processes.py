@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from benchmark.speed.images import changed, default_params, fashion_mnist, some_images
 from benchmark.speed.measuring import REPOSITORY, Row, alternate
 from convae import processes
+from convae.tracking.stage import keep_freed_memory
 
 IMAGES, VALIDATION = 20_000, 1000
 
@@ -36,6 +37,7 @@ def train(checkpoints: Path, threads: int) -> None:
     """What each process does; the first prints its seconds."""
     from convae.training.train import train_encoder
 
+    keep_freed_memory()
     processes.connect()
     params = changed(default_params(), train={"epochs": 2, "threads": threads, "accelerator": "cpu"})
     training, validation = some_images("train", IMAGES), some_images("validation", VALIDATION)

@@ -1,6 +1,7 @@
 """Features of whole image sets, written to memory-mapped files in the image set's order."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +94,12 @@ def _fit(readout: Readout, features: np.ndarray, output: Path) -> None:
         return
     mean = _mean(features)
     components = _principal_components(features, mean, readout.pca)
-    reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
-    save_array(output, reduced)
     readout.mean, readout.components = torch.from_numpy(mean), torch.from_numpy(components)
+    reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
     if readout.standardize:
-        reduced = np.load(output, mmap_mode="r+", allow_pickle=False)
-        _divide_by_deviation(readout, reduced, torch.zeros(()))
+        squares = _sum_of_squares(torch.from_numpy(reduced[rows]) for rows in row_chunks(reduced))
+        _divide_by_deviation(readout, reduced, squares)
+    save_array(output, reduced)
 
 
 def standardize(readout: Readout, features: np.ndarray) -> None:
@@ -107,14 +108,15 @@ def standardize(readout: Readout, features: np.ndarray) -> None:
     From now on those that come out of `readout` are standardised by the same numbers.
     """
     readout.mean = torch.from_numpy(_mean(features))
-    _divide_by_deviation(readout, features, readout.mean)
+    centered = (torch.from_numpy(features[rows]).sub_(readout.mean) for rows in row_chunks(features))
+    _divide_by_deviation(readout, features, _sum_of_squares(centered))
 
 
-def _divide_by_deviation(readout: Readout, features: np.ndarray, mean: torch.Tensor) -> None:
-    squares = torch.zeros(features.shape[1], dtype=torch.float64)
-    for rows in row_chunks(features):
-        centered = torch.from_numpy(features[rows]).sub_(mean)  # NumPy has one thread
-        squares += centered.square().sum(0, dtype=torch.float64)
+def _sum_of_squares(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    return sum((part.square().sum(0, dtype=torch.float64) for part in parts), torch.zeros((), dtype=torch.float64))
+
+
+def _divide_by_deviation(readout: Readout, features: np.ndarray, squares: torch.Tensor) -> None:
     deviation = (squares / len(features)).sqrt().float()
     readout.scale = torch.where(deviation > 1e-6, deviation, 1)
     for rows in row_chunks(features):

@@ -1,0 +1,43 @@
+"""The table of the speed benchmark: medians of runs in turn, and groups that are measured anew one by one."""
+
+import json
+
+import pytest
+
+from benchmark.speed import __main__ as speed
+from benchmark.speed.measuring import Row, alternate, at_least, at_most
+
+CALLS: list[float] = []
+
+
+def slower_each_time() -> float:
+    """Each process counts its own calls."""
+    CALLS.append(len(CALLS))
+    return CALLS[-1]
+
+
+def test_the_first_run_does_not_count_and_each_contestant_has_a_process_of_its_own():
+    assert alternate({"one": slower_each_time, "other": slower_each_time}, 3) == {"one": 2, "other": 2}
+    assert CALLS == []
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [(at_least, 1.9), (at_most, 2.1)])
+def test_a_row_says_whether_its_target_is_met(kind, ratio):
+    assert kind("speed", 2.0, 2.0, 1.0, 2.0, 3.0).met
+    assert not kind("speed", 2.0, ratio, 1.0, 2.0, 3.0).met
+
+
+def test_a_group_measured_anew_replaces_its_rows_and_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "TABLE", tmp_path / "benchmark.json")
+    monkeypatch.setattr(speed, "PAGE", tmp_path / "benchmark.md")
+    speed._keep("rates", [Row("list files", 1234.56)])
+    speed._keep("feeding", [at_least("feeding", 2.0, 1.5, 3.0, 2.0, 4.0), Row("gone tomorrow", 1.0)])
+    speed._keep("feeding", [at_least("feeding", 2.0, 2.5, 5.0, 2.0, 6.0)])
+    table = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [(row["name"], row["ours"], row["met"]) for row in table] == [
+        ("feeding", 5.0, True),
+        ("list files", 1235.0, None),
+    ]
+    assert set(table[0]) == {"group", "name", "ours", "usual", "limit", "ratio", "target", "met"}
+    page = (tmp_path / "benchmark.md").read_text()
+    assert "| feeding | 5.0 | 2.0 | 6.0 | 2.5 | ≥ 2 | yes |\n| list files | 1 235 |  |  |  |  |  |\n" in page
