@@ -152,11 +152,6 @@ def end_with_parent() -> None:
 
 
 def end_group_with_parent() -> None:
-    """Likewise, with all of this process's group: between DVC and a stage may stand a shell that does not end so."""
-
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.killpg(0, signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, end)
+    """Likewise, and kill all of this process's group: a shell between DVC and a stage hands no signal on."""
+    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     end_with_parent()
