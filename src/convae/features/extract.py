@@ -1,7 +1,6 @@
 """Features of whole image sets, written to memory-mapped files in the image set's order."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +96,9 @@ def _fit(readout: Readout, features: np.ndarray, output: Path) -> None:
     readout.mean, readout.components = torch.from_numpy(mean), torch.from_numpy(components)
     reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
     if readout.standardize:
-        squares = _sum_of_squares(torch.from_numpy(reduced[rows]) for rows in row_chunks(reduced))
+        squares = torch.zeros(reduced.shape[1], dtype=torch.float64)
+        for rows in row_chunks(reduced):
+            squares += _sum_of_squares(torch.from_numpy(reduced[rows]))
         _divide_by_deviation(readout, reduced, squares)
     save_array(output, reduced)
 
@@ -108,12 +109,14 @@ def standardize(readout: Readout, features: np.ndarray) -> None:
     From now on those that come out of `readout` are standardised by the same numbers.
     """
     readout.mean = torch.from_numpy(_mean(features))
-    centered = (torch.from_numpy(features[rows]).sub_(readout.mean) for rows in row_chunks(features))
-    _divide_by_deviation(readout, features, _sum_of_squares(centered))
+    squares = torch.zeros(features.shape[1], dtype=torch.float64)
+    for rows in row_chunks(features):
+        squares += _sum_of_squares(torch.from_numpy(features[rows]).sub_(readout.mean))  # NumPy has one thread
+    _divide_by_deviation(readout, features, squares)
 
 
-def _sum_of_squares(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    return sum((part.square().sum(0, dtype=torch.float64) for part in parts), torch.zeros((), dtype=torch.float64))
+def _sum_of_squares(rows: torch.Tensor) -> torch.Tensor:
+    return rows.square().sum(0, dtype=torch.float64)
 
 
 def _divide_by_deviation(readout: Readout, features: np.ndarray, squares: torch.Tensor) -> None:
