@@ -8,6 +8,7 @@ import torch
 
 from benchmark.speed.measuring import THREADS, Row, alternate, at_least, timed
 from convae.models.preprocessing import Preprocessing
+from convae.tracking.stage import keep_freed_memory
 from convae.training.batches import ImageBatches
 
 BATCH = 64
@@ -26,6 +27,7 @@ def rows() -> Iterator[Row]:
 
 def ours(shape: tuple[int, int, int]) -> float:
     """Batches of the training, scaled by the first step of the network's preprocessing."""
+    keep_freed_memory()
     torch.set_num_threads(THREADS)
     images, preprocessing = _images(shape), Preprocessing(shape[0])
 
@@ -51,12 +53,13 @@ def usual(shape: tuple[int, int, int]) -> float:
 
 def limit(shape: tuple[int, int, int]) -> float:
     """Rows of an array, scaled."""
+    keep_freed_memory()
     torch.set_num_threads(THREADS)
     images = torch.from_numpy(_images(shape))
 
     def epoch() -> None:
         for chosen in torch.randperm(COUNT).split(BATCH):
-            images[chosen].float().div_(255)
+            images.index_select(0, chosen) / 255
 
     return timed(epoch)
 

@@ -136,7 +136,7 @@ def _bare_loop(params: Params, count: int) -> tuple[float, Tensor]:
         network.train()
         generator = torch.Generator().manual_seed(random_seed(params.seed, epoch))
         for chosen in torch.randperm(count, generator=generator).split(params.train.batch_size):
-            batch = network.preprocessing(images[chosen])
+            batch = network.preprocessing(images.index_select(0, chosen))
             optimizer.zero_grad()
             F.mse_loss(network(batch), batch).backward()
             optimizer.step()

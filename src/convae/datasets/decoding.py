@@ -19,6 +19,7 @@ from convae.datasets.shards import ShardWriter
 from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES
 
+MOST_AT_ONCE = 1000  # a pending picture takes 2 KB beside its pixels
 MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
 
 
@@ -32,7 +33,7 @@ def decode_files(root: Path, files: Sequence[ImageFile], images: np.ndarray | Sh
         ConvaeError: a file is no longer the one that was listed.
     """
     refused = {}
-    step = max(1, CHUNK_BYTES // prod(images.shape[1:]))
+    step = min(max(1, CHUNK_BYTES // prod(images.shape[1:])), MOST_AT_ONCE)
     with (
         ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool,
         warnings.catch_warnings(),

@@ -29,7 +29,7 @@ Place = tuple[str, str]
 """Part and class; the class is '' for a picture without a label."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions of them
 class ImageFile:
     """One picture: its part, class ('' without labels), path relative to the root, size and SHA-256."""
 

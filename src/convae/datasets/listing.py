@@ -1,9 +1,10 @@
 """The listing of an image folder as two CSV files, which `download` writes and `prepare` reads."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from sys import intern
 
 from convae.datasets.image_folder import ImageFile, Rejected
 from convae.errors import ConvaeError
@@ -27,7 +28,7 @@ def read_listing(folder: Path) -> tuple[list[ImageFile], list[Rejected]]:
     """
     try:
         files = [
-            ImageFile(part, label, path, int(size), sha256)
+            ImageFile(intern(part), intern(label), path, int(size), sha256)
             for part, label, path, size, sha256 in _read(folder, *_FILES)
         ]
         return files, [Rejected(path, reason) for path, reason in _read(folder, *_REJECTED)]
@@ -40,9 +41,9 @@ def _write(folder: Path, name: str, header: list[str], rows: Iterable[tuple[obje
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
 
 
-def _read(folder: Path, name: str, header: list[str]) -> list[list[str]]:
+def _read(folder: Path, name: str, header: list[str]) -> Iterator[list[str]]:
     with (folder / name).open(encoding="utf-8", newline="") as stream:
-        found, *rows = csv.reader(stream)
-    if found != header:
-        raise ValueError(f"{name} has the columns {found}, expected {header}")
-    return rows
+        rows = csv.reader(stream)
+        if (found := next(rows, [])) != header:
+            raise ValueError(f"{name} has the columns {found}, expected {header}")
+        yield from rows

@@ -17,10 +17,11 @@ from convae.datasets.listing import FILES, read_listing
 from convae.datasets.shards import ShardedImages, ShardWriter, create_shards, open_shards, pieces_of, write_shards
 from convae.datasets.splits import Part, hold_out
 from convae.errors import ConvaeError
-from convae.files import CHUNK_BYTES, content_sha256, row_chunks, write_json
+from convae.files import content_sha256, row_chunks, write_json
 from convae.params import DataParams
 from convae.processes import collect, rank, share_of, shared_array, shared_folder
 
+COPIED_BYTES = 1 << 22  # beside the copy that is being made there is still the one before
 SHARDED = ("train", "unlabelled")  # parts that may lie elsewhere: what is learned from
 
 
@@ -185,6 +186,6 @@ def _write_part(folder: Path, part: Part, classes: Sequence[str]) -> dict[str, A
 
 def _chunks(part: Part) -> Iterator[np.ndarray]:
     """The images of a part, a few at a time."""
-    step = max(1, CHUNK_BYTES // max(1, part.images[:1].nbytes))
+    step = max(1, COPIED_BYTES // max(1, part.images[:1].nbytes))
     for start in range(0, len(part.index), step):
         yield part.images[part.index[start : start + step]]

@@ -53,7 +53,7 @@ class Preprocessing(nn.Module):
 
     def _normalize(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
-            images = images.float().div_(255)
+            images = images / 255
         if self.local_contrast:
             images = normalize_local_contrast(images, **self.local_contrast)
         return images

@@ -72,8 +72,14 @@ class ImageBatches(Batches):
         for index in range(self.first_batch, len(self)):
             first, share = index * self.batch_size, share_of(self.size(index))
             rows = slice(first + share.start, first + share.stop)
-            chosen = rows if order is None else order[rows]
-            yield self.images[chosen], None if self.labels is None else self.labels[chosen]
+            if order is None:
+                yield self.images[rows], None if self.labels is None else self.labels[rows]
+            else:  # index_select takes a quarter of the time that indexing by a tensor takes
+                chosen = order[rows]
+                yield (
+                    self.images.index_select(0, chosen),
+                    None if self.labels is None else self.labels.index_select(0, chosen),
+                )
 
     def move_to(self, device: torch.device) -> None:  # noqa: D102
         if device.type != "cuda" or self.images.device == device:
