@@ -35,7 +35,7 @@ search: $(BIN)/.installed  ## one worker of the search that search.yaml describe
 chaos: $(BIN)/.installed  ## stop the pipeline at random moments, in every way, DATASET=digits or fashion_mnist
 	$(BIN)/python tests/chaos.py --dataset $(or $(DATASET),digits)
 
-benchmark: $(BIN)/.installed  ## how fast it is, beside the usual way: reports/benchmark.md, three quarters of an hour on an idle machine
+benchmark: $(BIN)/.installed  ## how fast it is, beside the usual way: reports/benchmark.md, an hour on an idle machine
 	$(BIN)/python -m benchmark.speed
 
 $(BIN)/.installed: requirements.lock pyproject.toml

@@ -12,7 +12,7 @@ from convae.tracking.stage import keep_freed_memory
 from convae.training.batches import ImageBatches
 
 BATCH = 64
-COUNT = 20_000
+COUNT = 60_000
 SHAPES = {"28×28": (1, 28, 28), "32×32×3": (3, 32, 32)}
 
 

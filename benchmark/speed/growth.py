@@ -1,5 +1,6 @@
 """Whether time grows as the arithmetic does, and memory not with the number of images."""
 
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,7 +28,7 @@ from convae.datasets.download import download
 from convae.datasets.image_set import write_image_set
 from convae.datasets.prepare import prepare
 from convae.features.extract import extract_features
-from convae.files import new_folder
+from convae.files import new_folder, write_json
 from convae.params import Params
 from convae.tracking.stage import keep_freed_memory, limit_threads
 
@@ -76,9 +77,10 @@ def rows() -> Iterator[Row]:
             first, *others = (seconds / arithmetic for arithmetic, seconds in points)
             yield at_most(f"growth of {stage} with {name}, s, to proportional", 1.1, max(others) / first, points[-1][1])
     for stage in ("prepare", "features"):
-        few, *_, many = (
+        smallest, *_, largest = SERIES["images"]
+        few, many = (
             statistics.median(in_new_process(_memory, stage, task) for _ in range(REPETITIONS))
-            for task in SERIES["images"]
+            for task in (smallest, largest)
         )
         yield at_most(f"memory of {stage}, MB, of 60 000 images to 15 000", 1.1, many / few, many)
     _plot(measured)
@@ -107,13 +109,19 @@ def features_time(task: Task) -> float:
 
 
 def _memory(stage: str, task: Task) -> float:
-    def run(task: Task) -> Callable[[], None]:
+    """MB that the stage takes at most."""
+    with TemporaryDirectory(dir=SCRATCH) as folder:
+        workspace = Path(folder)
+        params = _of_pictures(task, _pictures(task)) if stage == "prepare" else task.params
+        write_json(workspace / "params.yaml", params.model_dump(mode="json"))
         if stage == "prepare":
-            return partial(_prepare, task, _pictures(task))
-        return partial(_extract, task.params, untrained(task.params, task.side), _prepared(task))
-
-    run(Task(1000))()  # what libraries set up once does not count
-    return peak_memory(run(task))
+            download(params.data, workspace / "data/raw/image_folder", workspace)
+        else:
+            for name, target in {"data/prepared": _prepared(task), "models/autoencoder": untrained(params)}.items():
+                (workspace / name).parent.mkdir()
+                (workspace / name).symlink_to(target)
+        environment = os.environ | {"CONVAE_TRACKING": "off", "PYTHONPATH": str(REPOSITORY)}
+        return peak_memory(["-m", f"pipeline.{stage}"], workspace, environment)
 
 
 STAGES: dict[str, tuple[Callable[[Task], float], list[str]]] = {
@@ -124,11 +132,15 @@ STAGES: dict[str, tuple[Callable[[Task], float], list[str]]] = {
 
 
 def _prepare(task: Task, root: Path) -> None:
-    data = {"dataset": "image_folder", "root": str(root), "image_size": task.side, "color": "grey"}
-    params = changed(default_params(), data=data)
+    params = _of_pictures(task, root)
     with TemporaryDirectory(dir=SCRATCH) as folder:
         download(params.data, Path(folder) / "raw", Path(folder))
         prepare(params.data, 0, Path(folder) / "raw", Path(folder) / "prepared")
+
+
+def _of_pictures(task: Task, root: Path) -> Params:
+    data = {"dataset": "image_folder", "root": str(root), "image_size": task.side, "color": "grey"}
+    return changed(default_params(), data=data)
 
 
 def _extract(params: Params, trained: Path, prepared: Path) -> None:
@@ -167,6 +179,7 @@ def _plot(measured: dict[tuple[str, str], list[tuple[int, float]]]) -> None:
                 panel.loglog(arithmetic, seconds[0] / arithmetic[0] * arithmetic, color=line.get_color(), linewidth=1)
         unit = "pixels" if stage == "prepare" else "multiplications and additions"
         panel.set(title=stage, xlabel=unit, ylabel="seconds")
+        panel.tick_params(which="minor", labelbottom=False)  # they would lie upon each other
         panel.legend(title="growing")
     figure.savefig(PLOT, dpi=100, metadata={"Software": None})
     plt.close(figure)

@@ -1,34 +1,34 @@
-"""How much memory a function takes at most."""
+"""How much memory a command takes at most."""
 
-import threading
-from collections.abc import Callable
-from typing import Any
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 INTERVAL = 0.01  # seconds between looks
 
 
-def peak_memory(function: Callable[..., object], *arguments: Any) -> float:
-    """MB that a call takes at most beyond what the process has, without files mapped into memory."""
-    process, done = psutil.Process(), threading.Event()
-    peak = start = _own(process)
+def peak_memory(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> float:
+    """MB that a Python program run there takes at most, its libraries included, without files mapped into memory.
 
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(INTERVAL):
-            peak = max(peak, _own(process))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function(*arguments)
-    finally:
-        done.set()
-        watcher.join()
-    return peak - start
-
-
-def _own(process: psutil.Process) -> float:
-    found = process.memory_info()
-    return (found.rss - found.shared) / 1e6
+    Raises:
+        CalledProcessError: it failed.
+    """
+    peak = 0
+    silent = subprocess.DEVNULL
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=folder, env=environment, stdout=silent, stderr=silent
+    ) as program:
+        process = psutil.Process(program.pid)
+        while program.poll() is None:
+            with suppress(psutil.Error):  # it has just ended
+                found = process.memory_info()
+                peak = max(peak, found.rss - found.shared)
+            time.sleep(INTERVAL)
+    if program.returncode:
+        raise subprocess.CalledProcessError(program.returncode, words)
+    return peak / 1e6

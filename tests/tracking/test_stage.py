@@ -22,6 +22,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 SLEEPY = "print('begun', flush=True)\ntime.sleep(600)"
+SWALLOWING = (
+    "try:\n    print('begun', flush=True)\n    time.sleep(600)\nexcept SystemExit:\n"
+    "    print('swallowed', flush=True)\ntime.sleep(600)"
+)
 LIKE_LIGHTNING = "try:\n    print('begun', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    sys.exit(1)"
 
 
@@ -40,6 +44,19 @@ def test_killed_stage_closes_its_run(
     assert process.communicate() == ("", line)
     assert process.returncode == code
     assert [run.info.status for run in recorded(client)] == ["KILLED"]
+
+
+def test_second_sigterm_ends_a_stage_in_which_a_library_swallowed_the_first(
+    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVAE_TRACKING", "off")
+    process = start_stage(SWALLOWING)
+    assert process.stdout is not None
+    for line in ("begun\n", "swallowed\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGTERM)
+    assert process.communicate() == ("", "train: terminated\n")
+    assert process.returncode == 143
 
 
 def test_interrupt_is_recognised_behind_lightnings_exit(

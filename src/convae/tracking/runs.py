@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -86,15 +86,16 @@ class Run:
             reason = self._wait(recorder, status, problem)
         except (KeyboardInterrupt, SystemExit):
             reason = "interrupted"
-        if recorder.poll() is None:
-            recorder.kill()
-            recorder.wait()
-        if recorder.returncode:
-            if recorder.returncode != GAVE_UP:
-                self._warn(reason)
-            self._leave_word(status)
-        self._messages.close()
-        self._signs.close()
+        with _on_sigterm(signal.SIG_IGN):
+            if recorder.poll() is None:
+                recorder.kill()
+                recorder.wait()
+            if recorder.returncode:
+                if recorder.returncode != GAVE_UP:
+                    self._warn(reason)
+                self._leave_word(status)
+            self._messages.close()
+            self._signs.close()
 
     def _wait(self, recorder: "subprocess.Popen[bytes]", status: str, problem: str) -> str:
         """Tell how the stage ended and wait for the recorder's end; gives the reason should it not come in time."""
@@ -137,12 +138,13 @@ def start_run(stage: str, params: Params) -> Iterator[Run]:
     It ends as FINISHED, as FAILED on an exception, or as KILLED on Ctrl-C and SIGTERM, which for the duration
     of the block raises SystemExit with code 143.
     """
-    with _sigterm_raises():
+    with _on_sigterm(_terminate):
         run = Run(stage, params)
         try:
             yield run
         except (KeyboardInterrupt, SystemExit):
-            run.close("KILLED")
+            with _on_sigterm(signal.SIG_IGN):  # a second one must not keep the run from being closed
+                run.close("KILLED")
             raise
         except ConvaeError as error:
             run.close("FAILED", str(error))
@@ -153,16 +155,17 @@ def start_run(stage: str, params: Params) -> Iterator[Run]:
         run.close("FINISHED")
 
 
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not keep the run from being closed
-        raise SystemExit(128 + signum)
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """Raise at each signal: where a library swallows the exception, the next one ends the stage."""
+    raise SystemExit(128 + signum)
 
+
+@contextmanager
+def _on_sigterm(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, terminate)
+    previous = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
