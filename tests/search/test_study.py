@@ -1,14 +1,33 @@
 """What trials have in common: parameters that are varied in one way, and committed code."""
 
+import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from helpers import NO_POSTGRES, postgres
+from optuna.trial import TrialState
 
 from convae.errors import ConvaeError
+from convae.params import load_params
 from convae.search.settings import SearchSettings, Values
 from convae.search.study import open_study
 from convae.search.trial import base_of_workspace
 
+REPOSITORY = Path(__file__).parents[2]
+WORKER = """\
+import json, sys
+from pathlib import Path
+from convae.params import load_params
+from convae.search.settings import SearchSettings
+from convae.search.study import open_study
+settings = SearchSettings.model_validate(json.loads(sys.argv[1]))
+study = open_study(Path("search.yaml"), settings, load_params(Path(sys.argv[2])))
+for _ in range(2):
+    trial = study.ask()
+    study.tell(trial, trial.suggest_categorical("train.batch_size", ["32", "64"]) == "64")
+"""
 SEARCH = {
     "study": "small",
     "storage": None,
@@ -45,6 +64,22 @@ def test_a_storage_that_is_none_is_one_line(search, experiment):
     search.with_name("search.db").write_text("no database at all, but long enough to look like a header of one" * 9)
     with pytest.raises(ConvaeError, match=r"search.yaml: storage: .*file is not a database"):
         open_study(search, SearchSettings.model_validate(SEARCH), experiment())
+
+
+@pytest.mark.skipif(NO_POSTGRES, reason="Debian's package postgresql is missing")
+def test_machines_that_begin_at_once_share_a_study_on_postgresql(search):
+    with postgres() as storage:
+        settings = SEARCH | {"storage": storage}
+        workers = []
+        for name in ("one", "two", "three"):  # each machine has a folder of its own
+            (folder := search.with_name(name)).mkdir()
+            arguments = [json.dumps(settings), str(REPOSITORY / "params.yaml")]
+            workers.append(subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=folder))
+        assert [worker.wait() for worker in workers] == [0, 0, 0]
+        params = load_params(REPOSITORY / "params.yaml")
+        study = open_study(search, SearchSettings.model_validate(settings), params)
+        assert [trial.number for trial in study.trials] == list(range(6))
+        assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
 def test_trials_run_what_is_committed(search, experiment):
