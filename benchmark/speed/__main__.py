@@ -44,8 +44,11 @@ growth tell by what factor the worst task lies above its line (more than 1) or b
 def main() -> None:
     """Measure the groups asked for; the other rows stay as they were."""
     parser = argparse.ArgumentParser(prog="python -m benchmark.speed", description=__doc__)
-    parser.add_argument("groups", nargs="*", choices=[[], *GROUPS], help="what is measured (default: everything)")
+    known = ", ".join(GROUPS)
+    parser.add_argument("groups", nargs="*", metavar="group", help=f"what is measured: {known} (default: everything)")
     groups = parser.parse_args().groups or GROUPS
+    if unknown := ", ".join(sorted(set(groups) - set(GROUPS))):
+        parser.error(f"no group {unknown}; there are {known}")
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"This machine is busy (load {load:.1f}): the ratios will be less certain.", file=sys.stderr)
