@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES
 
 MOST_AT_ONCE = 1000  # a pending picture takes 2 KB beside its pixels
+TASKS_AT_ONCE = 32  # of several files, since threads that are handed each by itself wait for each other
 MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
 
 
@@ -34,6 +36,7 @@ def decode_files(root: Path, files: Sequence[ImageFile], images: np.ndarray | Sh
     """
     refused = {}
     step = min(max(1, CHUNK_BYTES // prod(images.shape[1:])), MOST_AT_ONCE)
+    size = max(1, min(step, len(files)) // TASKS_AT_ONCE)
     with (
         ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool,
         warnings.catch_warnings(),
@@ -41,15 +44,22 @@ def decode_files(root: Path, files: Sequence[ImageFile], images: np.ndarray | Sh
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused
         channels, height, width = images.shape[1:]
-        decode_one = partial(_decode_file, root, shape=(channels, height, width))
+        decode_some = partial(_decode_some, root, shape=(channels, height, width))
         for start in range(0, len(files), step):  # in steps, since the pool takes all it is given at once
-            for row, result in enumerate(pool.map(decode_one, files[start : start + step]), start):
+            tasks = [files[first : first + size] for first in range(start, min(start + step, len(files)), size)]
+            for row, result in enumerate(chain.from_iterable(pool.map(decode_some, tasks)), start):
                 if isinstance(result, UnusableError):
                     refused[row] = str(result)
                 else:
                     images[row] = result
                 progress.update()
     return refused
+
+
+def _decode_some(
+    root: Path, files: Sequence[ImageFile], shape: tuple[int, int, int]
+) -> list[np.ndarray | UnusableError]:
+    return [_decode_file(root, file, shape) for file in files]
 
 
 def _decode_file(root: Path, file: ImageFile, shape: tuple[int, int, int]) -> np.ndarray | UnusableError:
