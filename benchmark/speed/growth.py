@@ -112,14 +112,15 @@ def _memory(stage: str, task: Task) -> float:
     """MB that the stage takes at most."""
     with TemporaryDirectory(dir=SCRATCH) as folder:
         workspace = Path(folder)
-        params = _of_pictures(task, _pictures(task)) if stage == "prepare" else task.params
-        write_json(workspace / "params.yaml", params.model_dump(mode="json"))
         if stage == "prepare":
+            params = _of_pictures(task, _pictures(task))
             download(params.data, workspace / "data/raw/image_folder", workspace)
         else:
+            params = task.params
             for name, target in {"data/prepared": _prepared(task), "models/autoencoder": untrained(params)}.items():
                 (workspace / name).parent.mkdir()
                 (workspace / name).symlink_to(target)
+        write_json(workspace / "params.yaml", params.model_dump(mode="json"))
         environment = os.environ | {"CONVAE_TRACKING": "off", "PYTHONPATH": str(REPOSITORY)}
         return peak_memory(["-m", f"pipeline.{stage}"], workspace, environment)
 

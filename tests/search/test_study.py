@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from helpers import NO_POSTGRES, postgres
@@ -15,7 +14,6 @@ from convae.search.settings import SearchSettings, Values
 from convae.search.study import open_study
 from convae.search.trial import base_of_workspace
 
-REPOSITORY = Path(__file__).parents[2]
 WORKER = """\
 import json, sys
 from pathlib import Path
@@ -67,16 +65,16 @@ def test_a_storage_that_is_none_is_one_line(search, experiment):
 
 
 @pytest.mark.skipif(NO_POSTGRES, reason="Debian's package postgresql is missing")
-def test_machines_that_begin_at_once_share_a_study_on_postgresql(search):
+def test_machines_that_begin_at_once_share_a_study_on_postgresql(search, repository):
     with postgres() as storage:
         settings = SEARCH | {"storage": storage}
         workers = []
         for name in ("one", "two", "three"):  # each machine has a folder of its own
             (folder := search.with_name(name)).mkdir()
-            arguments = [json.dumps(settings), str(REPOSITORY / "params.yaml")]
+            arguments = [json.dumps(settings), str(repository / "params.yaml")]
             workers.append(subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=folder))
         assert [worker.wait() for worker in workers] == [0, 0, 0]
-        params = load_params(REPOSITORY / "params.yaml")
+        params = load_params(repository / "params.yaml")
         study = open_study(search, SearchSettings.model_validate(settings), params)
         assert [trial.number for trial in study.trials] == list(range(6))
         assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}

@@ -46,29 +46,31 @@ def test_killed_stage_closes_its_run(
     assert [run.info.status for run in recorded(client)] == ["KILLED"]
 
 
-def test_second_sigterm_ends_a_stage_in_which_a_library_swallowed_the_first(
-    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("body", "printed", "sent", "code", "line"),
+    [
+        (LIKE_LIGHTNING, ["begun\n"], signal.SIGINT, 130, "train: interrupted\n"),
+        (SWALLOWING, ["begun\n", "swallowed\n"], signal.SIGTERM, 143, "train: terminated\n"),
+    ],
+    ids=["turned into an exit", "first one swallowed"],
+)
+def test_library_that_catches_a_signals_exception_hides_no_signal(
+    body: str,
+    printed: list[str],
+    sent: signal.Signals,
+    code: int,
+    line: str,
+    start_stage: StartStage,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CONVAE_TRACKING", "off")
-    process = start_stage(SWALLOWING)
+    process = start_stage(body)
     assert process.stdout is not None
-    for line in ("begun\n", "swallowed\n"):
-        assert process.stdout.readline() == line
-        process.send_signal(signal.SIGTERM)
-    assert process.communicate() == ("", "train: terminated\n")
-    assert process.returncode == 143
-
-
-def test_interrupt_is_recognised_behind_lightnings_exit(
-    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CONVAE_TRACKING", "off")
-    process = start_stage(LIKE_LIGHTNING)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate() == ("", "train: interrupted\n")
-    assert process.returncode == 130
+    for expected in printed:
+        assert process.stdout.readline() == expected
+        process.send_signal(sent)
+    assert process.communicate() == ("", line)
+    assert process.returncode == code
 
 
 def test_users_mistake_is_told_without_traceback(start_stage: StartStage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from convae.datasets.shards import ShardWriter
 from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES
 
-MOST_AT_ONCE = 1000  # a pending picture takes 2 KB beside its pixels
+MOST_AT_ONCE = 1000  # what Python keeps of a small picture is larger than its pixels
 TASKS_AT_ONCE = 32  # of several files, since threads that are handed each by itself wait for each other
 MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
 
