@@ -27,7 +27,7 @@ from saved_models import CONFIG, save_models
 from convae.datasets.catalogue import CATALOGUE
 from convae.datasets.image_folder import UnusableError, list_images
 from convae.datasets.image_set import ImageSet, write_image_set
-from convae.datasets.listing import read_listing, write_listing
+from convae.datasets.listing import ListedFiles, read_rejected, write_listing
 from convae.datasets.pictures import decode
 from convae.datasets.readers import read, read_idx
 from convae.encoder import load_encoder
@@ -123,9 +123,10 @@ def test_image_folders(files: list[tuple[str, str]]) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(PICTURES["PNG L"])
         with one_line():
-            listing = list_images(root)
-            write_listing(Path(), *listing)
-            assert read_listing(Path()) == listing
+            found, rejected = list_images(root)
+            write_listing(Path(), found, rejected)
+            assert list(ListedFiles(Path(), "train")) == found
+            assert read_rejected(Path()) == rejected
 
 
 @given(EDITS)
@@ -133,9 +134,8 @@ def test_image_folders(files: list[tuple[str, str]]) -> None:
 def test_listings(edits: list[Edit]) -> None:
     good = b'part,class,path,bytes,sha256\ntrain,"a, b","train/a, b/1.png",70,00ff\ntrain,c,train/c/1.png,70,00ff\n'
     Path("files.csv").write_bytes(damaged(good, edits))
-    Path("rejected.csv").write_text("path,reason\n")
     with one_line():
-        read_listing(Path())
+        list(ListedFiles(Path(), "train"))
 
 
 SHIPPED = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text("utf-8"))

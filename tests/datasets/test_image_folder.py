@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from convae.datasets.download import download
-from convae.datasets.image_folder import classes_of, list_images
-from convae.datasets.listing import read_listing, write_listing
+from convae.datasets.image_folder import PARTS, classes_of, list_images
+from convae.datasets.listing import ListedFiles, read_rejected, write_listing
 from convae.errors import ConvaeError
 from convae.files import file_sha256
 from convae.params import DataParams
@@ -180,7 +180,9 @@ def test_download_lists_and_copies_nothing(tmp_path: Path, data_params: Callable
         f"train,c,train/c/1.png,{size},{sha256}",
         f'test,c,"test/c/""quoted"".png",{size},{sha256}',
     ]
-    assert read_listing(tmp_path / "one") == list_images(root)
+    files, rejected = list_images(root)
+    assert [file for part in PARTS for file in ListedFiles(tmp_path / "one", part)] == files
+    assert read_rejected(tmp_path / "one") == rejected
 
 
 def test_a_missing_root_is_an_error_that_shows_the_layout(
@@ -204,4 +206,4 @@ def test_a_damaged_listing_is_an_error(tmp_path: Path) -> None:
     ):
         (tmp_path / "files.csv").write_text(damaged)
         with pytest.raises(ConvaeError, match="not a readable listing"):
-            read_listing(tmp_path)
+            list(ListedFiles(tmp_path, "train"))

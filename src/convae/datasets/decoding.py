@@ -3,18 +3,17 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
-from math import prod
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from convae.datasets.image_folder import ImageFile, UnusableError
+from convae.datasets.image_folder import ImageFile, Rejected, UnusableError, printable
 from convae.datasets.pictures import decode
 from convae.datasets.shards import ShardWriter
 from convae.errors import ConvaeError
@@ -25,34 +24,37 @@ TASKS_AT_ONCE = 32  # of several files, since threads that are handed each by it
 MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
 
 
-def decode_files(root: Path, files: Sequence[ImageFile], images: np.ndarray | ShardWriter) -> dict[int, str]:
+def decode_files(root: Path, files: Iterable[ImageFile], images: np.ndarray | ShardWriter) -> dict[int, Rejected]:
     """Decode `files`, listed under `root`, into `images` (`uint8 [N, C, H, W]`) in their order, in threads.
 
     Returns:
-        The rows that were left empty, with the reason why the file is rejected.
+        The rows that were left empty, with the file that is rejected.
 
     Raises:
         ConvaeError: a file is no longer the one that was listed.
     """
     refused = {}
-    step = min(max(1, CHUNK_BYTES // prod(images.shape[1:])), MOST_AT_ONCE)
-    size = max(1, min(step, len(files)) // TASKS_AT_ONCE)
+    total, channels, height, width = images.shape
+    step = min(max(1, CHUNK_BYTES // (channels * height * width)), MOST_AT_ONCE)
+    files, start = iter(files), 0
     with (
         ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool,
         warnings.catch_warnings(),
-        tqdm(total=len(files), desc="decode", unit="image") as progress,
+        tqdm(total=total, desc="decode", unit="image") as progress,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused
-        channels, height, width = images.shape[1:]
         decode_some = partial(_decode_some, root, shape=(channels, height, width))
-        for start in range(0, len(files), step):  # in steps, since the pool takes all it is given at once
-            tasks = [files[first : first + size] for first in range(start, min(start + step, len(files)), size)]
-            for row, result in enumerate(chain.from_iterable(pool.map(decode_some, tasks)), start):
+        while some := list(islice(files, step)):  # in steps, since the pool takes all it is given at once
+            size = max(1, len(some) // TASKS_AT_ONCE)
+            tasks = [some[first : first + size] for first in range(0, len(some), size)]
+            results = chain.from_iterable(pool.map(decode_some, tasks))
+            for row, (file, result) in enumerate(zip(some, results, strict=True), start):
                 if isinstance(result, UnusableError):
-                    refused[row] = str(result)
+                    refused[row] = Rejected(printable(file.path), str(result))
                 else:
                     images[row] = result
                 progress.update()
+            start += len(some)
     return refused
 
 

@@ -11,7 +11,7 @@ ignored.
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
     return files, [file for _, file in rejected]
 
 
-def classes_of(files: Sequence[ImageFile]) -> tuple[str, ...]:
+def classes_of(files: Iterable[ImageFile]) -> tuple[str, ...]:
     """Class names of the training part, sorted bytewise; none where there are no labels."""
     return tuple(sorted({file.label for file in files if file.part == "train" and file.label}))
 

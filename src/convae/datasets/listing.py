@@ -2,9 +2,9 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from sys import intern
 
 from convae.datasets.image_folder import ImageFile, Rejected
 from convae.errors import ConvaeError
@@ -20,20 +20,32 @@ def write_listing(folder: Path, files: Sequence[ImageFile], rejected: Sequence[R
     _write(folder, *_REJECTED, map(astuple, rejected))
 
 
-def read_listing(folder: Path) -> tuple[list[ImageFile], list[Rejected]]:
-    """Read what `write_listing` wrote.
+@dataclass(frozen=True)
+class ListedFiles:
+    """The pictures of one part in a listing; read anew each time they are gone through, since there may be millions.
 
     Raises:
-        ConvaeError: it is not there, or not whole.
+        ConvaeError: while they are gone through: the listing is not there, or not whole.
     """
-    try:
-        files = [
-            ImageFile(intern(part), intern(label), path, int(size), sha256)
-            for part, label, path, size, sha256 in _read(folder, *_FILES)
-        ]
-        return files, [Rejected(path, reason) for path, reason in _read(folder, *_REJECTED)]
-    except (OSError, ValueError, csv.Error) as error:
-        raise ConvaeError(f"{folder}: not a readable listing ({error}); rerun `dvc repro --force download`") from None
+
+    folder: Path
+    part: str
+
+    def __iter__(self) -> Iterator[ImageFile]:
+        with _one_line_errors(self.folder):
+            for part, label, path, size, sha256 in _read(self.folder, *_FILES):
+                if part == self.part:
+                    yield ImageFile(part, label, path, int(size), sha256)
+
+
+def read_rejected(folder: Path) -> list[Rejected]:
+    """The files that `write_listing` wrote down as rejected.
+
+    Raises:
+        ConvaeError: the listing is not there, or not whole.
+    """
+    with _one_line_errors(folder):
+        return [Rejected(path, reason) for path, reason in _read(folder, *_REJECTED)]
 
 
 def _write(folder: Path, name: str, header: list[str], rows: Iterable[tuple[object, ...]]) -> None:
@@ -47,3 +59,11 @@ def _read(folder: Path, name: str, header: list[str]) -> Iterator[list[str]]:
         if (found := next(rows, [])) != header:
             raise ValueError(f"{name} has the columns {found}, expected {header}")
         yield from rows
+
+
+@contextmanager
+def _one_line_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConvaeError(f"{folder}: not a readable listing ({error}); rerun `dvc repro --force download`") from None

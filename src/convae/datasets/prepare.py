@@ -1,8 +1,9 @@
 """The second stage: raw images become image sets for training, validation and test."""
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 from convae.datasets.catalogue import CATALOGUE, image_shape
 from convae.datasets.decoding import decode_files
 from convae.datasets.duplicates import find_duplicates
-from convae.datasets.image_folder import PARTS, ImageFile, Rejected, classes_of, printable
+from convae.datasets.image_folder import PARTS, ImageFile, Rejected, classes_of
 from convae.datasets.image_set import ImageSet, write_image_set, write_sharded_image_set
-from convae.datasets.listing import FILES, read_listing
+from convae.datasets.listing import FILES, ListedFiles, read_rejected
 from convae.datasets.shards import ShardedImages, ShardWriter, create_shards, open_shards, pieces_of, write_shards
 from convae.datasets.splits import Part, hold_out
 from convae.errors import ConvaeError
@@ -100,44 +101,45 @@ def _from_arrays(data: DataParams, raw: Path) -> dict[str, Part]:
 
 def _from_folder(data: DataParams, raw: Path, scratch: Path) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected]]:
     """Decode what `raw` lists into arrays in `scratch`, or the training part into `data.shards`."""
-    files, rejected = read_listing(raw)
-    classes = classes_of(files)
+    rejected = read_rejected(raw)
+    classes = classes_of(ListedFiles(raw, "train"))
+    numbers = {label: number for number, label in enumerate(classes or [""])}
     scratch.mkdir(exist_ok=True)
     parts = {}
     for name in PARTS:
-        chosen = [file for file in files if file.part == name]
-        if not chosen:
+        files = ListedFiles(raw, name)
+        labels = np.fromiter((numbers[file.label] for file in files), np.int64)
+        if not len(labels):
             continue
-        shape = (len(chosen), *image_shape(data))
+        shape = (len(labels), *image_shape(data))
         if data.shards and name in SHARDED:
             # Other files have another place: object stores can't put a whole array in another one's place.
             key = content_sha256({"shape": shape}, (raw / FILES).read_bytes())[:20]
-            images, share, mine = _decode_into_shards(data, chosen, f"{data.shards}/{key}/{name}", shape)
+            images, share, mine = _decode_into_shards(data, files, f"{data.shards}/{key}/{name}", shape)
         else:
             images = shared_array(scratch / f"{name}.npy", np.uint8, shape)
-            share = share_of(len(chosen))
-            mine = decode_files(Path(data.root), chosen[share], images[share])
-        refused = {start + row: reason for start, rows in collect((share.start, mine)) for row, reason in rows.items()}
-        rejected += [Rejected(printable(chosen[row].path), reason) for row, reason in refused.items()]
-        labels = np.array([classes.index(file.label) for file in chosen]) if classes else None
-        index = np.setdiff1d(np.arange(len(chosen)), list(refused))
-        parts[name] = Part(images, labels, index, [file.path for file in chosen])
+            share = share_of(len(labels))
+            mine = decode_files(Path(data.root), islice(files, share.start, share.stop), images[share])
+        refused = {start + row: file for start, rows in collect((share.start, mine)) for row, file in rows.items()}
+        rejected += refused.values()
+        index = np.setdiff1d(np.arange(len(labels)), list(refused))
+        parts[name] = Part(images, labels if classes else None, index, files)
     if not rank():
         _check_folder(data, parts, classes, rejected)
     return parts, classes, rejected
 
 
 def _decode_into_shards(
-    data: DataParams, files: Sequence[ImageFile], address: str, shape: tuple[int, int, int, int]
-) -> tuple[np.ndarray, slice, dict[int, str]]:
-    """The images, and of the rows that this process decoded: which, and those that were left empty, with the reason."""
+    data: DataParams, files: Iterable[ImageFile], address: str, shape: tuple[int, int, int, int]
+) -> tuple[np.ndarray, slice, dict[int, Rejected]]:
+    """The images, and of the rows that this process decoded: which, and those that were left empty, with the file."""
     if not rank():
         create_shards(address, shape)
     collect(None)
     writer = ShardWriter(address, share_of(pieces_of(shape)))
-    refused = decode_files(Path(data.root), files[writer.rows], writer)
+    refused = decode_files(Path(data.root), islice(files, writer.rows.start, writer.rows.stop), writer)
     hashes = [one for part in collect(writer.close()) for one in part]
-    return open_shards(address, np.arange(len(files)), hashes), writer.rows, refused
+    return open_shards(address, np.arange(shape[0]), hashes), writer.rows, refused
 
 
 def _check_folder(
@@ -178,9 +180,10 @@ def _write_part(folder: Path, part: Part, classes: Sequence[str]) -> dict[str, A
         description = write_sharded_image_set(folder, images, labels, names)
     else:
         description = write_image_set(folder, shape, _chunks(part), labels, names)
-    if part.paths:
-        lines = "".join(f"{part.paths[row]}\n" for row in part.index)
-        (folder / "paths.txt").write_text(lines, "utf-8", newline="\n")
+    if part.files:
+        chosen = np.isin(np.arange(len(part.images)), part.index)
+        with (folder / "paths.txt").open("w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(f"{file.path}\n" for file in compress(part.files, chosen))
     return description
 
 

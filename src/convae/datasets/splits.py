@@ -1,11 +1,12 @@
 """Holding out a part of the images: stratified where there are labels, drawn by seed, order kept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from convae.datasets.image_folder import ImageFile
 from convae.errors import ConvaeError
 
 
@@ -16,13 +17,13 @@ class Part:
     Attributes:
         images, labels: `uint8 [N, C, H, W]` and, where known, `int64 [N]`: all of the array.
         index: `int64`, ascending: which of them the part has.
-        paths: of all of them, where they were files.
+        files: all of them, where they were files.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     index: np.ndarray
-    paths: Sequence[str] = ()
+    files: Iterable[ImageFile] = ()
 
 
 def hold_out(part: Part, classes: Sequence[str], size: float | int, seed: int, key: str) -> tuple[Part, Part]:
