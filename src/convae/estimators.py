@@ -206,7 +206,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             ConvaeError: X holds no images of one size, or no kernels of this size fit.
         """
         from convae.datasets.image_set import ImageSet
-        from convae.features.extract import standardize
+        from convae.features.extract import fit_readout
         from convae.files import array_sha256
         from convae.training.train import train_encoder
 
@@ -225,8 +225,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             )
         encoder.config["readout"] = params.features.model_dump(mode="json")
         encoder.readout = Readout(**encoder.config["readout"])
-        features = encoder.features(images)
-        standardize(encoder.readout, features)
+        fit_readout(encoder.readout, encoder.features(images))
         self.encoder_ = encoder
         return self
 

@@ -15,6 +15,8 @@ from convae.files import CHUNK_BYTES, row_chunks, save_array, write_json
 from convae.params import Params
 from convae.processes import collect, rank, share_of, shared_array, shared_folder
 
+CACHED_BYTES = 1 << 21  # of features that are looked at several times while they are in a processor's cache
+
 
 def extract_features(params: Params, trained: Path, prepared: Path, output: Path) -> Encoder:
     """Give a trained encoder its readout and write the features of all labelled parts.
@@ -47,7 +49,8 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
             features = _extract(encoder, image_set, scratch / f"{part}.npy")
             if part == "train":
                 if not rank():
-                    _fit(encoder.readout, features, scratch / "train.npy")
+                    fit_readout(encoder.readout, features)
+                    _apply_fitted(encoder.readout, features, scratch / "train.npy")
                 encoder.readout.load_fitted(collect(encoder.readout.state_dict())[0])
                 encoder.to(encoder.device)
             if image_set.labels is not None and not rank():
@@ -59,7 +62,7 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
     return encoder
 
 
-def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.ndarray:
+def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.memmap:
     dimension = encoder.features(np.zeros_like(image_set.images[:1])).shape[1]
     features = shared_array(output, np.float32, (len(image_set), dimension))
     # Whole batches: in others the last bits would differ.
@@ -74,7 +77,7 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.ndarray:
         for batch in encoder.feature_batches(image_set.images[first : min(first + some, end)])
     )
     with (
-        output.open("r+b") as stream,  # writing into the map is slower: it is given page by page
+        output.open("r+b") as stream,  # writing into the map is slower: each page is asked for by a fault
         tqdm(total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=rank() > 0) as progress,
     ):
         stream.seek(features.offset + start * features.strides[0])
@@ -85,50 +88,46 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.ndarray:
     return features
 
 
-def _fit(readout: Readout, features: np.ndarray, output: Path) -> None:
-    """Fit principal components and standardisation to features `float32 [N, D]`, and write what they make of them."""
-    if readout.pca is None:
-        if readout.standardize:
-            standardize(readout, features)
+def fit_readout(readout: Readout, features: np.ndarray) -> None:
+    """Fit principal components and standardisation, where the readout has them, to `features`, `float32 [N, D]`.
+
+    Raises:
+        ConvaeError: there are fewer principal components than asked for.
+    """
+    if readout.pca is None and not readout.standardize:
         return
     mean = _mean(features)
-    components = _principal_components(features, mean, readout.pca)
-    readout.mean, readout.components = torch.from_numpy(mean), torch.from_numpy(components)
-    reduced = np.concatenate([(features[rows] - mean) @ components.T for rows in row_chunks(features)])
+    if readout.pca is not None:
+        readout.components = torch.from_numpy(_principal_components(features, mean, readout.pca))
+    readout.mean = torch.from_numpy(mean)
     if readout.standardize:
-        squares = torch.zeros(reduced.shape[1], dtype=torch.float64)
-        for rows in row_chunks(reduced):
-            squares += _sum_of_squares(torch.from_numpy(reduced[rows]))
-        _divide_by_deviation(readout, reduced, squares)
-    save_array(output, reduced)
+        squares = torch.zeros(readout.pca or features.shape[1], dtype=torch.float64)
+        for rows in row_chunks(features, CACHED_BYTES):
+            centered = readout.apply_fitted(torch.from_numpy(features[rows]))
+            squares += centered.square_().sum(0, dtype=torch.float64)
+        deviation = (squares / len(features)).sqrt().float()
+        readout.scale = torch.where(deviation > 1e-6, deviation, 1)
 
 
-def standardize(readout: Readout, features: np.ndarray) -> None:
-    """Give `features`, `float32 [N, D]`, a mean of zero and a standard deviation of one, in place; constant ones zero.
-
-    From now on those that come out of `readout` are standardised by the same numbers.
-    """
-    readout.mean = torch.from_numpy(_mean(features))
-    squares = torch.zeros(features.shape[1], dtype=torch.float64)
-    for rows in row_chunks(features):
-        squares += _sum_of_squares(torch.from_numpy(features[rows]).sub_(readout.mean))  # NumPy has one thread
-    _divide_by_deviation(readout, features, squares)
-
-
-def _sum_of_squares(rows: torch.Tensor) -> torch.Tensor:
-    return rows.square().sum(0, dtype=torch.float64)
-
-
-def _divide_by_deviation(readout: Readout, features: np.ndarray, squares: torch.Tensor) -> None:
-    deviation = (squares / len(features)).sqrt().float()
-    readout.scale = torch.where(deviation > 1e-6, deviation, 1)
-    for rows in row_chunks(features):
-        torch.from_numpy(features[rows]).div_(readout.scale)
+def _apply_fitted(readout: Readout, features: np.memmap, file: Path) -> None:
+    """Replace the features in `file`, `float32 [N, D]`, by what the fitted readout makes of them."""
+    if not len(readout.mean):
+        return
+    chunks = (
+        readout.apply_fitted(torch.from_numpy(features[rows])).numpy() for rows in row_chunks(features, CACHED_BYTES)
+    )
+    if readout.pca is None:
+        with file.open("r+b") as stream:  # not through the map, see `_extract`
+            stream.seek(features.offset)
+            for chunk in chunks:
+                stream.write(chunk.data)
+    else:
+        save_array(file, np.concatenate(list(chunks)))
 
 
 def _mean(features: np.ndarray) -> np.ndarray:
     total = torch.zeros(features.shape[1], dtype=torch.float64)
-    for rows in row_chunks(features):
+    for rows in row_chunks(features, CACHED_BYTES):
         total += torch.from_numpy(features[rows]).sum(0, dtype=torch.float64)
     mean: np.ndarray = (total / len(features)).float().numpy()
     return mean

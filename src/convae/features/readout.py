@@ -70,7 +70,10 @@ class Readout(nn.Module):
         if self.power != 1:
             magnitudes = features.abs().pow_(self.power)
             features = magnitudes if self.rectification != "none" else magnitudes.copysign_(features)
-        features = features.float()
+        return self.apply_fitted(features.float())
+
+    def apply_fitted(self, features: Tensor) -> Tensor:
+        """Pooled features, `float32 [N, D]`, less their mean, projected and scaled, as far as these are fitted."""
         if len(self.mean):
             features = features - self.mean
         if len(self.components):
