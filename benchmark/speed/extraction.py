@@ -23,7 +23,7 @@ def rows() -> Iterator[Row]:
     """Images a second."""
     fashion_mnist()
     in_new_process(check)
-    seconds = alternate({kind.__name__: kind for kind in (ours, usual, limit)}, 3)
+    seconds = alternate({kind.__name__: kind for kind in (ours, usual, limit)}, 5)
     rate = {kind: IMAGES / value for kind, value in seconds.items()}
     ratio = rate["ours"] / rate["limit"]
     yield at_least("extraction with readout, to disk, images/s, to the forward passes", 0.9, ratio, **rate)

@@ -173,10 +173,10 @@ class Encoder:
         """`function` of one batch of images after the other, on the encoder's device, without gradients."""
         channels = self.config["channels"]
         none = torch.zeros((0, channels, *self.config["image_size"]), dtype=torch.uint8)
-        batches = image_batches(images, channels, self.batch_size, size)
+        batches, device = image_batches(images, channels, self.batch_size, size), self.device
         for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode():
-                result = function(batch.to(self.device))
+                result = function(batch.to(device))
             yield result  # outside: whoever reads it may want gradients
 
     def batch_size(self, size: Size) -> int:
