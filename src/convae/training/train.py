@@ -242,6 +242,8 @@ def _fit(
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of filters over one channel: alike
     # Else `deterministic` fills every new tensor with NaN first; nothing here reads what was not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if not torch.cuda.is_available():  # Lightning's setting has Adam look for NVIDIA's library at each step
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     train = params.train
     # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
     best = ModelCheckpoint(
