@@ -14,9 +14,9 @@ from saved_models import change, sha256, weights, write
 from convae.files import content_sha256
 
 COMMANDS = {
-    "features": ["features", "picture.png", "-o", "features.npy"],
+    "features": ["features", "picture.png", "-o", "features.npy", "--force"],
     "info": ["info"],
-    "reconstruct": ["reconstruct", "picture.png", "-o", "made"],
+    "reconstruct": ["reconstruct", "picture.png", "-o", "made", "--force"],
     "export": ["export", "--onnx", "encoder.onnx"],
     "classify": ["classify", "picture.png"],
 }
@@ -35,10 +35,16 @@ ENCODERS: dict[str, tuple[Callable[[], object], str]] = {
     "config is no JSON": (write("encoder/config.json", b"{"), "not an encoder"),
     "config is no text": (write("encoder/config.json", b"\xff\xfe"), "not an encoder"),
     "config is deep": (write("encoder/config.json", b"[" * 100_000), "not an encoder"),
-    "config is a list": (write("encoder/config.json", b"[]"), "format None; this version of convae reads format 3"),
-    "config is a number": (write("encoder/config.json", b"3"), "format None; this version of convae reads format 3"),
-    "later format": (change(99, "format"), "format 99; this version of convae reads format 3"),
-    "format in words": (change("3", "format"), "format '3'; this version of convae reads format 3"),
+    "config is a list": (
+        write("encoder/config.json", b"[]"),
+        "format None; this version of convae reads",
+    ),
+    "config is a number": (
+        write("encoder/config.json", b"3"),
+        "format None; this version of convae reads",
+    ),
+    "later format": (change(99, "format"), "format 99; this version of convae reads formats 3 and 4"),
+    "format in words": (change("3", "format"), "format '3'; this version of convae reads formats 3 and 4"),
     "weights cut": (write("encoder/model.safetensors", b"\x10"), "damaged"),
     "pickled weights": (write("encoder/model.safetensors", pickle.dumps({})), "damaged"),
     "weights of another shape": (

@@ -8,6 +8,8 @@ import urllib.request
 import psutil
 import pytest
 
+from convae import __version__
+
 
 def convae(*arguments, cwd, input="", **environment):
     command = [sys.executable, "-m", "convae.cli", *arguments]
@@ -22,6 +24,27 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path):
     assert "examples:" in done.stdout
     code = "import sys, convae.cli; print({'torch', 'mlflow', 'pydantic'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [("clasify", "did you mean 'classify'?"), ("feature", "did you mean 'features'?"), ("xyz", "there are features, ")],
+)
+def test_a_mistyped_command_is_told_the_nearest(tmp_path, typed, advice):
+    done = convae(typed, "photo.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"convae: error: no command '{typed}'; {advice}" in done.stderr
+
+
+def test_the_version_and_the_module(tmp_path):
+    assert convae("--version", cwd=tmp_path).stdout == f"convae {__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "convae", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"convae {__version__}\n"
+
+
+def test_completion_finds_what_is_loaded_late():
+    code = "import convae, sys; print(sorted(set(convae.__all__) - set(dir(convae))), 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[] False\n"
 
 
 @pytest.mark.parametrize("command", [("ui", "--port", "0"), ("sync",)], ids=["ui", "sync"])

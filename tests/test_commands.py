@@ -69,7 +69,7 @@ def test_files_folders_patterns_and_standard_input_name_pictures(here):
         (["-"], "pictures/a/4.png\n\npictures/b/5.png\n", ["pictures/a/4.png", "pictures/b/5.png"]),
         (["pictures/notes.txt"], "", ["pictures/notes.txt"]),  # named, it is taken for what it is
     ):
-        assert here("features", *arguments, "-o", "f.npy", text=text).split() == expected
+        assert here("features", *arguments, "-o", "f.npy", "--force", text=text).split() == expected
         images = [np.asarray(Image.open(file)) for file in expected]
         np.testing.assert_allclose(
             np.load("f.npy"), load_encoder("models/encoder").features(images), rtol=1e-5, atol=1e-5
@@ -98,12 +98,14 @@ def test_a_bad_picture_is_reported_and_left_out(models):
 
 
 def test_a_picture_that_is_too_large_is_left_out_as_well(models, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["convae", "features", "pictures", "-o", "f.npy"])
+    monkeypatch.setattr(sys, "argv", ["convae", "features", "pictures", "--original-size", "-o", "f.npy"])
     monkeypatch.setattr(convae_encoder, "MOST_MAP_BYTES", 4 * 4 * 100 * 100)
     Image.new("L", (200, 200)).save("pictures/large.png")
     with pytest.raises(SystemExit, match="1 of 11 pictures were left out"):
         main()
-    assert "convae: pictures/large.png: images of 200×200 pixels are too large" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "convae: pictures/large.png: images of 200×200 pixels are too large" in said
+    assert "leave out --original-size" in said
     assert len(np.load("f.npy")) == 10
 
 
@@ -123,21 +125,58 @@ def test_names_from_standard_input_need_not_be_text(models):
 def test_no_pictures_are_told(models):
     Path("empty").mkdir()
     done = convae("features", "empty", "-o", "f.npy", cwd=models)
-    assert (done.returncode, done.stderr) == (1, "convae: 0 of 0 pictures were left out\n")
+    nothing = "empty: no PNG, JPEG, WebP, BMP or TIFF file below it, and"
+    assert (done.returncode, done.stderr) == (1, f"convae: {nothing} no others\n")
+    Image.new("L", (8, 8)).save("empty/a.gif")
+    done = convae("features", "empty", "-o", "f.npy", cwd=models)
+    assert (done.returncode, done.stderr) == (1, f"convae: {nothing} 1 of another suffix, such as a.gif\n")
+    done = convae("features", "-", "-o", "f.npy", cwd=models)
+    assert (done.returncode, done.stderr) == (1, "convae: no pictures: nothing came from standard input\n")
 
 
-def test_pictures_are_as_large_as_they_are_or_resized_as_the_pipeline_does(here):
+def test_files_of_another_suffix_are_counted(models):
+    Path("pictures/a/more.gif").write_bytes(b"GIF89a")
+    done = convae("classify", "pictures", cwd=models)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 10)
+    assert done.stderr == "convae: pictures: 10 files are read, and 1 of another suffix, such as more.gif\n"
+
+
+def test_pictures_are_resized_as_the_pipeline_does_or_stay_as_large_as_they_are(here):
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
     large.save("large.png")
     encoder = load_encoder("models/encoder")
-    here("features", "large.png", "-o", "native.npy")
-    np.testing.assert_allclose(np.load("native.npy"), encoder.features(large), rtol=1e-5, atol=1e-5)
-    here("features", "large.png", "--resize", "-o", "resized.npy")
+    here("features", "large.png", "--original-size", "-o", "native.npy")
+    native = encoder.features(np.asarray(large.convert("L"))[None], resize=False)
+    np.testing.assert_allclose(np.load("native.npy"), native, rtol=1e-5, atol=1e-5)
+    here("features", "large.png", "-o", "resized.npy")
     cropped = ImageOps.fit(large.convert("L"), (8, 8), Image.Resampling.BILINEAR)
-    np.testing.assert_allclose(np.load("resized.npy"), encoder.features(cropped), rtol=1e-5, atol=1e-5)
+    resized = encoder.features(np.asarray(cropped)[None])
+    np.testing.assert_allclose(np.load("resized.npy"), resized, rtol=1e-5, atol=1e-5)
+    assert np.abs(resized - native).max() > 0.1
     label = here("classify", "large.png").split()[0]
     cropped.save("cropped.png")
     assert here("classify", "cropped.png").split()[0] == label
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_any_encoding_of_the_terminal_is_survived(models, encoding):
+    estimator, about = load_classifier(Path("models/classifier"))
+    about = {name: value for name, value in about.items() if name not in ("format", "sha256")}
+    classes = [f"シャツ {index}" for index in range(10)]
+    save_classifier(Path("models/classifier"), estimator, about | {"classes": classes})
+    shutil.copy("pictures/a/0.png", "日本.png")
+    for command in (
+        ["info"],
+        ["classify", "日本.png"],
+        ["features", "日本.png", "-o", "f.npy"],
+        ["reconstruct", "日本.png", "-o", "日本"],
+        ["classify", "無い.png"],
+        ["--help"],
+    ):
+        done = convae(*command, cwd=models, PYTHONIOENCODING=encoding)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == ("無い.png" in command)
+    assert "\\u30b7" in convae("classify", "日本.png", cwd=models, PYTHONIOENCODING=encoding).stdout
 
 
 def test_classes_and_probabilities(here):
@@ -170,6 +209,41 @@ def test_reconstructions_lie_beside_what_the_encoder_sees(here):
     assert Image.open("made/0.png").size == (16, 8)
 
 
+@pytest.mark.parametrize(
+    ("command", "taken"),
+    [
+        (["features", "pictures", "-o", "f.npy"], "f.npy"),
+        (["features", "pictures", "-o", "f.npy"], "f.npy.partial"),
+        (["features", "pictures", "-o", "f.parquet"], "f.parquet"),
+        (["reconstruct", "pictures/a/0.png", "pictures/a", "-o", "pictures/a"], "pictures/a/0.png"),
+        (["reconstruct", "pictures/b/1.png", "pictures/a/0.png", "-o", "made"], "made/0.png"),
+        (["export", "--onnx", "e.onnx"], "e.onnx"),
+    ],
+)
+def test_a_file_that_exists_is_overwritten_only_by_force(models, command, taken):
+    Path("made").mkdir()
+    if not Path(taken).exists():
+        Path(taken).write_bytes(b"precious")
+    before = Path(taken).read_bytes()
+    done = convae(*command, cwd=models)
+    advice = "exists; name another file, or overwrite it with --force"
+    assert (done.returncode, done.stderr) == (1, f"convae: {taken}: {advice}\n")
+    assert Path(taken).read_bytes() == before
+    assert list(Path("made").iterdir()) == [Path("made/0.png")] * taken.startswith("made")
+    assert convae(*command, "--force", cwd=models).returncode == 0
+    assert not Path(taken).exists() or Path(taken).read_bytes() != before
+
+
+def test_what_is_a_link_to_a_folder_takes_reconstructions(models):
+    Path("elsewhere").mkdir()
+    Path("made").symlink_to("elsewhere")
+    Path("lost").symlink_to("nowhere")
+    assert convae("reconstruct", "pictures/a", "-o", "made", cwd=models).returncode == 0
+    assert len(list(Path("elsewhere").iterdir())) == 5
+    done = convae("reconstruct", "pictures/a", "-o", "lost", cwd=models)
+    assert (done.returncode, done.stderr) == (1, "convae: lost: File exists\n")
+
+
 def test_what_reads_a_part_of_the_output_ends_it_quietly(models):
     command = f"{sys.executable} -m convae.cli classify {'pictures ' * 200} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=models)
@@ -200,7 +274,7 @@ def test_mistakes_are_one_line(models, arguments, message):
 
 
 def test_every_command_is_there_and_has_help(repository):
-    (commands,) = (action for action in _parser()._actions if isinstance(action.choices, dict))
+    (commands,) = (action for action in _parser()[0]._actions if isinstance(action.choices, dict))
     assert sorted(commands.choices) == sorted(
         [
             "features",

@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from layers import layer
+from PIL import Image
 
+from convae.datasets.reading import Reading
 from convae.encoder import Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
@@ -143,7 +146,7 @@ def test_whoever_reads_batches_keeps_gradients(encoder, images):
 
 
 def test_images_whose_maps_fill_the_memory_are_refused(encoder):
-    with pytest.raises(ConvaeError, match=r"images of 20000×20000 pixels are too large: .* take [0-9.]+ GB; make them"):
+    with pytest.raises(ConvaeError, match=r"images of 20000×20000 pixels are too large: .* GB; resize them, to 12×14"):
         encoder.features(np.broadcast_to(np.uint8(0), (1, 3, 20000, 20000)))
 
 
@@ -175,8 +178,8 @@ def forge(folder: Path, **changes) -> None:
         (lambda folder: (folder / "config.json").unlink(), "not an encoder"),
         (lambda folder: (folder / "model.safetensors").unlink(), "not an encoder"),
         (lambda folder: (folder / "config.json").write_text("{"), "not an encoder"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "reads format 3"),
-        (lambda folder: rewrite(folder, format=4), "format 4; this version of convae reads format 3"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "reads formats 3 and 4"),
+        (lambda folder: rewrite(folder, format=5), "format 5; this version of convae reads formats 3 and 4"),
         (lambda folder: rewrite(folder, readout=READOUT | {"power": 1.0}), "damaged"),
         (lambda folder: rewrite(folder, trained_on={}), "damaged"),
         (lambda folder: truncate(folder / "model.safetensors"), "damaged"),
@@ -250,3 +253,96 @@ def test_a_deeply_nested_description_is_refused(encoder, tmp_path):
     with pytest.raises(ConvaeError, match="not an encoder") as refusal:
         load_encoder(tmp_path / "e")
     assert "\n" not in str(refusal.value)
+
+
+def test_files_are_read_as_those_that_it_learned_from(encoder, tmp_path):
+    photo = np.random.default_rng(0).integers(0, 256, (60, 120, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    deep = np.random.default_rng(0).integers(0, 4096, (12, 14), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    encoder.config["pictures"] = {"fit": "stretch", "white_level": 4095}
+    encoder.save(tmp_path / "encoder")
+    loaded = load_encoder(tmp_path / "encoder")
+    resized = np.asarray(Image.fromarray(photo).resize((14, 12), Image.Resampling.BILINEAR))
+    expected = loaded.features(resized[None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for image in (tmp_path / "photo.png", Image.fromarray(photo), [str(tmp_path / "photo.png")]):
+            np.testing.assert_array_equal(loaded.features(image), expected)
+        np.testing.assert_array_equal(loaded.reconstruct(tmp_path / "photo.png"), loaded.reconstruct(resized[None]))
+        np.testing.assert_array_equal(loaded.preprocess(tmp_path / "photo.png"), loaded.preprocess(resized[None]))
+        native = loaded.features(tmp_path / "photo.png", resize=False)
+        np.testing.assert_array_equal(native, loaded.features(photo[None], resize=False))
+        levels = np.floor(deep / 4095 * 255 + 0.5).astype(np.uint8)
+        seen = loaded.features(np.repeat(levels[None, None], 3, axis=1))
+        np.testing.assert_array_equal(loaded.features(tmp_path / "deep.png"), seen)
+    assert np.abs(native - expected).max() > 0.1
+
+
+def test_arrays_of_another_size_give_one_warning(encoder):
+    images = np.zeros((300, 3, 24, 28), np.uint8)
+    with pytest.warns(
+        UserWarning, match="images of 24×28 pixels; the encoder learned from 12×14, and features"
+    ) as said:
+        encoder.features(images)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.features(images[:1], resize=False)
+        encoder.features(images[:, :, :12, :14])
+        encoder.activation_maps(images[:1])  # these mean the same whatever the size
+
+
+def test_an_encoder_of_the_format_before_crops_as_it_did(encoder, tmp_path):
+    encoder.save(tmp_path)
+    forge(tmp_path, format=3)
+    assert load_encoder(tmp_path).reading() == Reading(3, (12, 14), "crop", None)
+
+
+@pytest.mark.parametrize("pictures", [{"fit": "zoom", "white_level": None}, {"fit": "pad", "white_level": -1}, {}, 3])
+def test_a_reading_that_there_is_not_is_refused(encoder, tmp_path, pictures):
+    encoder.save(tmp_path)
+    forge(tmp_path, pictures=pictures)
+    if pictures == {}:
+        assert load_encoder(tmp_path).reading().fit == "crop"
+        return
+    with pytest.raises(ConvaeError, match=r"config\.json and model\.safetensors do not belong together"):
+        load_encoder(tmp_path)
+
+
+def test_saving_leaves_what_else_is_in_the_folder(encoder, images, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "photos").mkdir(parents=True)
+    (folder / "photos/a.png").write_bytes(b"precious")
+    (folder / "README.md").write_text("precious")
+    encoder.save(str(folder))
+    encoder.autoencoder.layers[0].convolution.bias += 1
+    encoder.save(folder)  # in place of the other
+    np.testing.assert_array_equal(load_encoder(folder).features(images), encoder.features(images))
+    names = ["README.md", "config.json", "model.safetensors", "photos", "photos/a.png"]
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == names
+    (tmp_path / "link").symlink_to(folder)
+    encoder.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_saving_over_somebody_else_s_model_is_refused(encoder, tmp_path, name):
+    (tmp_path / name).write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(ConvaeError, match=f"{name}: exists, and is no encoder's; name another folder"):
+        encoder.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_encoder_shows_itself_in_a_line(encoder):
+    layers = "6 filters 3×5, 4 filters 3×5"
+    assert repr(encoder) == f"Encoder(3×12×14 images, {layers}, 24 features, on cpu)"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "gpu", "mps"])
+def test_a_device_that_is_not_there_is_told_in_a_line(encoder, device):
+    with pytest.raises(ConvaeError, match=f"device {device}: not available") as refusal:
+        encoder.to(device)
+    assert "\n" not in str(refusal.value)
+    assert encoder.device.type == "cpu"

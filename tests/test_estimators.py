@@ -173,3 +173,17 @@ def test_neither_dvc_nor_mlflow_is_needed_to_train():
 
 def test_all_public_names_are_there():
     assert all(getattr(convae, name) for name in convae.__all__)
+
+
+def test_numbers_that_fit_knew_nothing_of_are_refused():
+    own = ConvolutionalAutoencoderFeatures(**SMALL).fit(IMAGES[:100])
+    with pytest.raises(ConvaeError, match=r"X is float64, and fit saw uint8 only; value_range=\(black, white\) says"):
+        own.transform(IMAGES[:5] / 255)
+    own = ConvolutionalAutoencoderFeatures(**SMALL, value_range=(0, 255)).fit(IMAGES[:100])
+    np.testing.assert_allclose(own.transform(IMAGES[:5].astype(float)), own.transform(IMAGES[:5]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [IMAGES[:100, ..., None][0], IMAGES[:100, :, :3], IMAGES[:100, :, :4]])
+def test_fit_takes_no_single_image_for_many(images):
+    with pytest.raises(ConvaeError, match="of a single image, give images"):
+        ConvolutionalAutoencoderFeatures(**SMALL).fit(images)

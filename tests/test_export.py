@@ -5,9 +5,11 @@ import onnxruntime
 import pytest
 import torch
 from layers import layer
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from convae import load_encoder
 from convae.encoder import Encoder, build_autoencoder
+from convae.errors import ConvaeError
 from convae.export import export_onnx
 from convae.features.readout import Readout
 
@@ -65,11 +67,20 @@ def test_onnxruntime_gives_the_features(kind, tmp_path):
     readout.scale = torch.rand(dimension) + 0.5
     encoder.save(tmp_path / "encoder")
 
-    export_onnx(str(tmp_path / "encoder"), tmp_path / "e.onnx")
-    session, loaded = onnxruntime.InferenceSession(tmp_path / "e.onnx"), load_encoder(tmp_path / "encoder")
-    sizes = [(12, 14)] if readout.pooling == "max" else [(12, 14), (9, 31)]
-    for number, (height, width) in enumerate(sizes, start=1):
-        images = np.random.default_rng(number).integers(0, 256, (number, 3, height, width), np.uint8)
-        expected = loaded.features(images)
-        (found,) = session.run(None, {"images": images})
-        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    loaded = load_encoder(tmp_path / "encoder")
+    for any_size in (False, True):
+        sizes = [(12, 14), (9, 31)] if any_size else [(12, 14)]
+        if any_size and readout.pooling == "max":
+            with pytest.raises(ConvaeError, match="--any-size: ONNX takes maxima over windows of one size"):
+                export_onnx(str(tmp_path / "encoder"), tmp_path / "e.onnx", any_size, force=True)
+            return
+        export_onnx(str(tmp_path / "encoder"), tmp_path / "e.onnx", any_size, force=True)
+        session = onnxruntime.InferenceSession(tmp_path / "e.onnx")
+        for number, (height, width) in enumerate(sizes, start=1):
+            images = np.random.default_rng(number).integers(0, 256, (number, 3, height, width), np.uint8)
+            expected = loaded.features(images, resize=False)
+            (found,) = session.run(None, {"images": images})
+            assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+        if not any_size:
+            with pytest.raises(InvalidArgument, match="Got: 9 Expected: 12"):
+                session.run(None, {"images": np.zeros((1, 3, 9, 31), np.uint8)})

@@ -30,6 +30,7 @@ from convae.datasets.image_set import ImageSet, write_image_set
 from convae.datasets.listing import ListedFiles, read_rejected, write_listing
 from convae.datasets.pictures import decode
 from convae.datasets.readers import read, read_idx
+from convae.datasets.reading import Reading
 from convae.encoder import load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.saving import load_classifier
@@ -109,7 +110,7 @@ PICTURES = pictures()
 def test_pictures(content: bytes, edits: list[Edit], channels: int) -> None:
     with warnings.catch_warnings(), one_line(UnusableError):
         warnings.simplefilter("ignore")
-        assert decode(damaged(content, edits), channels, (5, 4)).shape == (channels, 5, 4)
+        assert decode(damaged(content, edits), Reading(channels, (5, 4))).pixels.shape == (channels, 5, 4)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["", "train", "test", "a", "b", "é\n"]), st.text(max_size=6)), max_size=6))

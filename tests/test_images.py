@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
 from convae.images import image_batches
 
@@ -16,7 +17,7 @@ GREY = COLOUR[:, :1]
 
 
 def batches(images, channels=3, size=100):
-    return list(image_batches(images, channels, lambda _: size))
+    return list(image_batches(images, Reading(channels), lambda _: size))
 
 
 def whole(images, channels=3):
@@ -65,6 +66,37 @@ def test_grey_images_need_no_axis_for_the_channel():
     np.testing.assert_array_equal(whole(list(GREY[:, 0]), 1), GREY)
 
 
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_a_single_image_is_not_taken_for_many(width):
+    """`[H, W, 1]`, or grey images that are so wide."""
+    images = np.arange(6 * 5 * width, dtype=np.uint8).reshape(6, 5, width)
+    with pytest.raises(ConvaeError, match=rf"give images\[None\]; of grey images {width} pixels wide, "):
+        batches(images, 1)
+    with pytest.raises(ConvaeError, match=r"give images\[:, None\]|images\[:, None\]$"):
+        batches(torch.from_numpy(images), 1)
+    np.testing.assert_array_equal(whole(images[:, None], 1), images[:, None])
+    np.testing.assert_array_equal(whole(list(images), 1), images[:, None])
+    if width == 1:
+        np.testing.assert_array_equal(whole(images[None], 1), images[None].transpose(0, 3, 1, 2))
+
+
+def test_where_both_orders_fit_channels_come_first():
+    images = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
+    np.testing.assert_array_equal(whole(images), images)
+    np.testing.assert_array_equal(whole(list(images)), images)
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (7,), (), (1, 2, 3, 6, 7)])
+def test_other_numbers_of_axes_are_refused(shape):
+    with pytest.raises(ConvaeError, match=r"images have the shape \["):
+        batches(np.zeros(shape, np.uint8), 1)
+
+
+def test_a_mask_is_not_dropped():
+    with pytest.raises(ConvaeError, match="images are a masked array"):
+        batches(np.ma.masked_array(COLOUR, COLOUR > 9))
+
+
 def test_pictures_become_grey_or_coloured_as_the_encoder_needs(tmp_path):
     luma = np.einsum("nchw,c->nhw", COLOUR, [0.299, 0.587, 0.114])
     np.testing.assert_allclose(whole(pictures(tmp_path, COLOUR), 1)[:, 0], luma, atol=1)
@@ -110,7 +142,7 @@ SHAPES = r"with 3 channel\(s\) it is \[N, 3, H, W\] or \[N, H, W, 3\]"
     ("images", "channels", "message"),
     [
         (COLOUR[:, :2], 3, rf"the shape \[5, 2, 6, 7\]; {SHAPES}"),
-        (COLOUR[0], 3, rf"the shape \[3, 6, 7\]; {SHAPES}$"),
+        (COLOUR[0], 3, rf"the shape \[3, 6, 7\]; {SHAPES}; of a single image, give images\[None\]$"),
         ([COLOUR[0, 0]], 3, rf"the shape \[1, 6, 7\]; {SHAPES}"),
         (COLOUR, 1, r"it is \[N, 1, H, W\] or \[N, H, W, 1\] or \[N, H, W\]"),
         (COLOUR.astype(np.int64), 3, "images are int64; uint8 from 0 to 255 or floating-point numbers from 0 to 1"),
@@ -121,7 +153,7 @@ SHAPES = r"with 3 channel\(s\) it is \[N, 3, H, W\] or \[N, H, W, 3\]"
         (np.where(COLOUR > 250, np.nan, COLOUR / 255), 3, "values from nan to nan"),
         ("missing.png", 3, "missing.png: No such file or directory"),
         ("zero\0byte.png", 3, "zero\0byte.png: embedded null byte"),
-        ([Image.new("F", (4, 4))], 3, "a Pillow image: 32 bits a channel"),
+        ([Image.new("F", (4, 4))], 3, "a Pillow image: floating-point numbers of 32 bits"),
         (["picture.png"], 2, "a picture has 1 or 3 channels; this encoder needs arrays with 2"),
         ([object()], 3, "an image is a object; arrays, files and Pillow images are possible"),
         ([None], 1, "an image is a NoneType"),

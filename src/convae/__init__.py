@@ -31,3 +31,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(f"convae.{_ELSEWHERE.get(name, 'encoder')}"), name)
     raise AttributeError(f"module 'convae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

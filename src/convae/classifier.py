@@ -47,7 +47,7 @@ class ImageClassifier:
 
         Args:
             images: arrays, tensors, files or Pillow images, see `convae.images.Images`. Files and Pillow images are
-                resized and cropped as those that the classifier learned from.
+                read and resized as those that the classifier learned from.
 
         Raises:
             ConvaeError: the images do not suit the encoder, or a file can't be read.
@@ -57,8 +57,7 @@ class ImageClassifier:
     def score_batches(self, images: Images) -> Iterator[np.ndarray]:
         """The rows of `scores`, a batch at a time, so that memory stays flat in N."""
         none = np.zeros((0, len(self.classes)))
-        height, width = self.encoder.config["image_size"]
-        for features in self.encoder.feature_batches(images, (height, width)):
+        for features in self.encoder.feature_batches(images):
             check_finite(features, "given")
             yield class_scores(self.estimator, features, len(self.classes)) if len(features) else none
 

@@ -1,11 +1,14 @@
 """`convae …`, for those who look at results or use an encoder."""
 
 import argparse
+import io
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
+from convae import __version__
 from convae.errors import ConvaeError
 
 EXAMPLES = """examples:
@@ -22,7 +25,7 @@ EXAMPLES = """examples:
 """
 IMAGES = """IMAGES are files, folders (every PNG, JPEG, WebP, BMP or TIFF below them), patterns such as
 'scans/**/*.png', or - for names from standard input, one a line. A picture that can't be read is reported and left out,
-and the exit code is 1.
+and the exit code is 1. They are brought to the size of those that the encoder learned from, and read as these were.
 """
 DETAILS = {
     "features": f"""{IMAGES}
@@ -31,11 +34,9 @@ pictures go to standard output in the order of its rows.
 
 examples:
   convae features pictures/ -o features.parquet
-  find . -name '*.png' | convae features - --resize -o features.npy > files.txt
+  find . -name '*.png' | convae features - -o features.npy > files.txt
 """,
     "classify": f"""{IMAGES}
-Pictures are resized and cropped to the size of those that the classifier learned from.
-
 examples:
   convae classify photo.jpg
   convae classify pictures/ --json --model models:/convae-classifier@champion
@@ -47,8 +48,9 @@ squared error between them.
 example:
   convae reconstruct pictures/ -o reconstructions/
 """,
-    "export": """The model maps images, uint8 [N, C, H, W], to features, float32 [N, D], for any N and, where the
-readout takes means, any H and W. The file is checked against the encoder before it is kept.
+    "export": """The model maps images, uint8 [N, C, H, W], to features, float32 [N, D], for any N. H and W are those of
+the images that the encoder learned from, since features of images of another size mean something else. The file is
+checked against the encoder before it is kept.
 
 example:
   convae export --onnx encoder.onnx
@@ -95,7 +97,13 @@ example:
 
 def main() -> None:
     """Parse the command line and run one command; a user's mistake is one line and exit code 1."""
-    arguments = _parser().parse_args()
+    survive_any_encoding()
+    parser, names = _parser()
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1] not in names:
+        nearest = get_close_matches(sys.argv[1], names, n=1)
+        advice = f"did you mean '{nearest[0]}'?" if nearest else f"there are {', '.join(names)}"
+        parser.error(f"no command '{sys.argv[1]}'; {advice}")
+    arguments = parser.parse_args()
     module, _, function = vars(arguments).pop("command").partition(":")
     try:
         # Imported here alone, so that help is there at once.
@@ -103,6 +111,9 @@ def main() -> None:
         sys.stdout.flush()
     except ConvaeError as error:
         sys.exit(f"convae: {error}")
+    except KeyboardInterrupt:
+        print("convae: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -112,13 +123,22 @@ def main() -> None:
         sys.exit(f"convae: {error.filename}: {error.strerror}" if error.filename else f"convae: {error}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def survive_any_encoding() -> None:
+    """Have characters that a terminal can't show written as their codes, instead of ending the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of the commands."""
     parser = argparse.ArgumentParser(
         prog="convae",
         description="Convolutional autoencoders: features learned without labels.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"convae {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
 
     def add(name: str, command: str, text: str) -> argparse.ArgumentParser:
@@ -135,8 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     features = add("features", "commands:write_features", "read the features of pictures")
     _add_images(features)
     _add_encoder(features)
-    _add_resize(features)
+    _add_original_size(features)
     features.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".parquet or .npy")
+    _add_force(features)
     classify = add("classify", "commands:classify", "say what pictures show")
     _add_images(classify)
     text = "with encoder/ and classifier/ in it, or a models:/ address (default: %(default)s)"
@@ -147,11 +168,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_images(reconstruct)
     _add_encoder(reconstruct)
-    _add_resize(reconstruct)
+    _add_original_size(reconstruct)
     reconstruct.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="takes the pictures")
+    _add_force(reconstruct)
     export = add("export", "export:export_onnx", "write an encoder with its readout as ONNX")
     _add_encoder(export)
     export.add_argument("--onnx", type=Path, required=True, metavar="FILE", dest="output", help="takes the model")
+    text = "allow for images of any size; a readout that takes maxima can't"
+    export.add_argument("--any-size", action="store_true", help=text)
+    _add_force(export)
     info = add("info", "commands:print_info", "say what an encoder is, how good, and from where")
     info.add_argument("source", nargs="?", default="models/encoder", metavar="ENCODER", help="(default: %(default)s)")
     publish = add("publish", "tracking.registry:publish", "put encoder and classifier into MLflow's model registry")
@@ -167,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("verify", "tracking.verify:verify", "run the pipeline anew elsewhere, and compare every result with dvc.lock")
     lineage = add("lineage", "tracking.ui:print_lineage", "say where something that a stage wrote is from")
     lineage.add_argument("path", type=Path, help="a file or folder such as models/encoder, here or copied elsewhere")
-    return parser
+    return parser, list(commands.choices)
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -183,11 +208,13 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_resize(parser: argparse.ArgumentParser) -> None:
-    text = (
-        "resize and crop to the size that the encoder was trained on, as the pipeline does; else as large as they are"
-    )
-    parser.add_argument("--resize", action="store_true", help=text)
+def _add_original_size(parser: argparse.ArgumentParser) -> None:
+    text = "leave the pictures as large as they are: features mean something else than at the size learned from"
+    parser.add_argument("--original-size", action="store_false", dest="resize", help=text)
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
 if __name__ == "__main__":

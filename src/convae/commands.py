@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from glob import glob, has_magic
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,11 +22,8 @@ from convae.datasets.pictures import read_picture
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.saving import load_classifier
-from convae.files import new_file
+from convae.files import check_free, new_file
 from convae.models.geometry import show
-
-if TYPE_CHECKING:
-    from convae.models.geometry import Size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ROW_GROUP = 1024  # rows of a Parquet file that belong together: each group describes every column
@@ -43,57 +40,79 @@ class Pictures:
         resize: to the size that the encoder was trained on.
 
     Attributes:
+        files: names of all of them.
         used: names of the pictures given so far.
+        place: of the one given last, among `files`.
+
+    Raises:
+        ConvaeError: there is no picture.
     """
 
     def __init__(self, arguments: list[str], encoder: Encoder, resize: bool) -> None:
         self.used: list[str] = []
-        self._files = [file for argument in arguments for file in _named(argument)]
-        self._channels: int = encoder.config["channels"]
-        height, width = encoder.config["image_size"]
-        self._size: Size | None = (height, width) if resize else None
+        self.place = 0
+        self.files = [file for argument in arguments for file in _named(argument)]
+        if not self.files:
+            raise ConvaeError("no pictures: nothing came from standard input")
+        self._reading = encoder.reading(resize)
         self._check_size = encoder.batch_size
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Pixels `uint8 [C, H, W]` of one picture after the other."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are refused
-            with tqdm(total=len(self._files), unit=" images", disable=None) as progress:
-                for start in range(0, len(self._files), AHEAD):
-                    files = self._files[start : start + AHEAD]
-                    for file, pixels in zip(files, pool.map(self._read, files), strict=True):
+            with tqdm(total=len(self.files), unit=" images", disable=None) as progress:
+                for start in range(0, len(self.files), AHEAD):
+                    files = self.files[start : start + AHEAD]
+                    for place, (file, pixels) in enumerate(zip(files, pool.map(self._read, files), strict=True), start):
                         progress.update()
                         if isinstance(pixels, UnusableError):
                             progress.write(f"convae: {printable(file)}: {pixels}", file=sys.stderr)
                         else:
                             self.used.append(printable(file))
+                            self.place = place
                             yield pixels
 
     def finish(self) -> None:
         """Say whether pictures were left out.
 
         Raises:
-            ConvaeError: some were, or there were none.
+            ConvaeError: some were.
         """
-        missing = len(self._files) - len(self.used)
-        if missing or not self._files:
-            raise ConvaeError(f"{missing} of {len(self._files)} pictures were left out")
+        missing = len(self.files) - len(self.used)
+        if missing:
+            raise ConvaeError(f"{missing} of {len(self.files)} pictures were left out")
 
     def _read(self, file: str) -> np.ndarray | UnusableError:
         try:
-            pixels = read_picture(file, self._channels, self._size)
+            pixels = read_picture(file, self._reading)
             self._check_size((pixels.shape[1], pixels.shape[2]))
-        except (UnusableError, ConvaeError) as error:
-            return UnusableError(str(error))
+        except UnusableError as error:
+            return error
+        except ConvaeError as error:
+            return UnusableError(f"{error} (leave out --original-size)")
         return pixels
 
 
 def _named(argument: str) -> list[str]:
+    """The pictures that an argument stands for.
+
+    Raises:
+        ConvaeError: it is a folder without any.
+    """
     if argument == "-":
         return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
     if Path(argument).is_dir():
-        files = [path for path in Path(argument).rglob("*") if path.suffix.lower() in SUFFIXES]
-        return [str(path) for path in sorted(files) if not _is_hidden(path.relative_to(argument))]
+        found = sorted(path for path in Path(argument).rglob("*") if not _is_hidden(path.relative_to(argument)))
+        files = [path for path in found if not path.is_dir()]
+        pictures = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
+        others = [path for path in files if path.suffix.lower() not in SUFFIXES]
+        left_out = f"{len(others)} of another suffix, such as {printable(others[0].name)}" if others else "no others"
+        if not pictures:
+            raise ConvaeError(f"{argument}: no PNG, JPEG, WebP, BMP or TIFF file below it, and {left_out}")
+        if others:
+            print(f"convae: {printable(argument)}: {len(pictures)} files are read, and {left_out}", file=sys.stderr)
+        return pictures
     if has_magic(argument) and not Path(argument).exists():
         return sorted(glob(argument, recursive=True)) or [argument]  # noqa: PTH207, pathlib's are relative
     return [argument]
@@ -103,22 +122,22 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def write_features(images: list[str], encoder: str, resize: bool, output: Path) -> None:
+def write_features(images: list[str], encoder: str, resize: bool, output: Path, force: bool) -> None:
     """`convae features`: a table of features as Parquet or `.npy`.
 
     Raises:
-        ConvaeError: pictures were left out, which is told once all others are done; or nothing can be read or written.
+        ConvaeError: pictures were left out, which is told once all others are done; nothing can be read or written; or
+            `output` exists and is not to be overwritten.
     """
     writers = {".npy": _npy_writer, ".parquet": _parquet_writer}
     if output.suffix not in writers:
         raise ConvaeError(f"{output}: features are written as .parquet or .npy")
-    if output.is_dir():
-        raise ConvaeError(f"{output}: a folder; name a file")
+    check_free(output, force)
     loaded = load_encoder(encoder)
     pictures = Pictures(images, loaded, resize)
     with new_file(output) as scratch, writers[output.suffix](scratch, loaded.features([]).shape[1]) as append:
         done = 0
-        for features in loaded.feature_batches(pictures):
+        for features in loaded.feature_batches(pictures, resize):
             append(features, pictures.used[done : done + len(features)])
             done += len(features)
     pictures.finish()
@@ -139,7 +158,7 @@ def _npy_writer(path: Path, dimension: int) -> Iterator[Append]:
             nonlocal rows
             stream.write(features.astype("<f4").tobytes())
             rows += len(features)
-            print("\n".join(files))
+            tqdm.write("\n".join(files))
 
         write_header()
         yield append
@@ -192,34 +211,42 @@ def classify(images: list[str], model: str, as_json: bool) -> None:
             found.append({"file": file, "label": classes[best], "probability": probability, number: numbers})
             if not as_json:
                 shown = "" if probability is None else f"{probability:7.2%}  "
-                print(f"{printable(classes[best]):{width}}  {shown}{file}")
+                tqdm.write(f"{printable(classes[best]):{width}}  {shown}{file}")
     if as_json:
         print(json.dumps(found, indent=2))
     pictures.finish()
 
 
-def reconstruct(images: list[str], encoder: str, resize: bool, output: Path) -> None:
+def reconstruct(images: list[str], encoder: str, resize: bool, output: Path, force: bool) -> None:
     """`convae reconstruct`: a PNG for each picture, what the encoder sees on the left, its reconstruction on the right.
 
     Raises:
-        ConvaeError: pictures were left out, which is told once all others are done; or there is no decoder.
+        ConvaeError: pictures were left out, which is told once all others are done; there is no decoder; or a file
+            exists that is not to be overwritten.
     """
     loaded = load_encoder(encoder)
+    loaded.reconstruct([])  # tells that there is no decoder, before anything is written
     pictures = Pictures(images, loaded, resize)
+    paths = _free_names(output, [Path(file).stem for file in pictures.files])
+    for path in paths:
+        check_free(path, force)
     output.mkdir(parents=True, exist_ok=True)
-    written: set[Path] = set()
     for pixels in pictures:
         seen, made = loaded.preprocess(pixels[None])[0], loaded.reconstruct(pixels[None])[0]
-        path = _free_name(output, Path(pictures.used[-1]).stem, written)
-        Image.fromarray(_side_by_side(seen, made)).save(path)
-        written.add(path)
-        print(f"{float(np.mean((seen - made) ** 2)):.6f}  {path}  {pictures.used[-1]}")
+        path = paths[pictures.place]
+        with new_file(path) as scratch:
+            Image.fromarray(_side_by_side(seen, made)).save(scratch, "PNG")
+        tqdm.write(f"{float(np.mean((seen - made) ** 2)):.6f}  {printable(str(path))}  {pictures.used[-1]}")
     pictures.finish()
 
 
-def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    names = (folder / f"{stem}{'' if index == 1 else f'-{index}'}.png" for index in count(1))
-    return next(name for name in names if name not in taken)
+def _free_names(folder: Path, stems: list[str]) -> list[Path]:
+    """A name for each: the second `a` is `a-2.png`."""
+    taken: dict[Path, None] = {}
+    for stem in stems:
+        names = (folder / f"{stem}{'' if index == 1 else f'-{index}'}.png" for index in count(1))
+        taken[next(name for name in names if name not in taken)] = None
+    return list(taken)
 
 
 def _side_by_side(seen: np.ndarray, made: np.ndarray) -> np.ndarray:

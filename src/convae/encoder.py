@@ -5,6 +5,7 @@ Needs torch, NumPy and safetensors alone; Pillow to read pictures, MLflow to fet
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,14 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convae.addresses import fetched, is_address
+from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.files import content_sha256, new_folder, write_json
+from convae.files import content_sha256, new_file, read_json, write_json
 from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
 from convae.models.geometry import GeometryError, Size, layer_sizes, show
 
-FORMAT = 3
+FORMAT = 4
+PICTURES = {"fit": "crop", "white_level": None}  # what encoders of format 3, which do not say it, learned from
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAP_BYTES = 1 << 23  # what fits into caches; twice as fast as 1 << 26
 MOST_MAP_BYTES = 1 << 30  # of one image
@@ -42,8 +45,8 @@ class Encoder:
         readout: how activation maps become features, or None.
         config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
             `sparsity` build the network, `readout` its readout; `decoder` says whether the decoder was trained,
-            `image_size`, `trained_on` and `initialized_from` on what, `versions` with what, and `value_range` which
-            values images have.
+            `image_size`, `trained_on` and `initialized_from` on what, `versions` with what, `value_range` which
+            values images have, and `pictures` how files become such images: `fit` and `white_level` of `Reading`.
         sha256: of configuration and weights as they lie in the folder it was loaded from.
     """
 
@@ -55,6 +58,14 @@ class Encoder:
         self.readout = readout
         self.config = config
         self.sha256 = sha256
+
+    def __repr__(self) -> str:
+        """What comes in and what goes out, in one line."""
+        config = self.config
+        layers = ", ".join(f"{layer['filters']} filters {show(layer['kernel'])}" for layer in config["layers"])
+        features = f"{self.features([]).shape[1]} features" if self.readout else "no readout"
+        images = "×".join(map(str, (config["channels"], *config["image_size"])))
+        return f"Encoder({images} images, {layers or 'no layers'}, {features}, on {self.device})"
 
     @property
     def has_decoder(self) -> bool:
@@ -113,51 +124,84 @@ class Encoder:
         return height, next(side for side in itertools.count(1) if fits((LARGE, side)))
 
     def to(self, device: str | torch.device) -> "Encoder":
-        """Move to `device`; returns self."""
+        """Move to `device`; returns self.
+
+        Raises:
+            ConvaeError: this machine has no such device.
+        """
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConvaeError(f"device {device}: not available ({reason}); cpu always is") from None
         self.autoencoder.to(device)
         if self.readout:
             self.readout.to(device)
         return self
 
-    def preprocess(self, images: Images) -> np.ndarray:
-        """What the first layer sees: `float32 [N, C, H, W]`; see `activation_maps`."""
-        return _join([_to_numpy(batch) for batch in self._map(self.autoencoder.preprocessing, images)])
+    def reading(self, resize: bool = True) -> Reading:
+        """How files and Pillow images are read: as those that it learned from, or else as large as they are."""
+        height, width = self.config["image_size"]
+        return Reading(
+            self.config["channels"], (height, width) if resize else None, **self.config.get("pictures", PICTURES)
+        )
 
-    def activation_maps(self, images: Images) -> list[np.ndarray]:
+    def preprocess(self, images: Images, resize: bool = True) -> np.ndarray:
+        """What the first layer sees: `float32 [N, C, H, W]`; see `activation_maps`."""
+        return _join([_to_numpy(batch) for batch in self._map(self.autoencoder.preprocessing, images, resize)])
+
+    def activation_maps(self, images: Images, resize: bool = True) -> list[np.ndarray]:
         """Each layer's activation maps, `float32 [N, n, H', W']`.
 
         Args:
-            images: arrays, tensors, files or Pillow images, see `convae.images.Images`, all of one size, `minimum_size`
-                or larger.
+            images: arrays, tensors, files or Pillow images, see `convae.images.Images`. Arrays stay as large as they
+                are, all of one size, `minimum_size` or larger.
+            resize: whether files and Pillow images are brought to the size of those that the encoder learned from.
 
         Raises:
             ConvaeError: the images do not suit the encoder, a file can't be read, or they differ in size.
         """
-        batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images)]
+        batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images, resize)]
         return [_join(layer) for layer in zip(*batches, strict=True)]
 
-    def features(self, images: Images) -> np.ndarray:
+    def features(self, images: Images, resize: bool = True) -> np.ndarray:
         """Features `float32 [N, D]`, as many for images of any size.
+
+        They are comparable among images of the size that the encoder learned from alone: of other sizes its filters
+        see other things. Arrays of another size give a warning, unless `resize` is false.
 
         Args:
             images: as in `activation_maps`, but they may differ in size.
+            resize: as in `activation_maps`.
 
         Raises:
             ConvaeError: the encoder was saved without a readout, the images do not suit it, or a file can't be read.
         """
-        return np.concatenate(list(self.feature_batches(images)))
+        return np.concatenate(list(self.feature_batches(images, resize)))
 
-    def feature_batches(self, images: Images, size: Size | None = None) -> Iterator[np.ndarray]:
-        """The rows of `features`, a batch at a time, so that memory stays flat in N.
-
-        Files and Pillow images are resized and cropped to `size`, height and width, where it is given.
-        """
+    def feature_batches(self, images: Images, resize: bool = True) -> Iterator[np.ndarray]:
+        """The rows of `features`, a batch at a time, so that memory stays flat in N."""
         readout = self.readout
         if readout is None:
             raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
-        return (_to_numpy(batch) for batch in self._map(lambda batch: readout(self._encode(batch)), images, size))
+        trained_on = tuple(self.config["image_size"]) if resize else None
 
-    def reconstruct(self, images: Images) -> np.ndarray:
+        def read_out(batch: Tensor) -> Tensor:
+            nonlocal trained_on
+            if trained_on and batch.shape[2:] != trained_on:
+                warnings.warn(
+                    f"images of {show((batch.shape[2], batch.shape[3]))} pixels; the encoder learned from "
+                    f"{show(trained_on)}, and features of other sizes are not comparable with those "
+                    "(resize=False says that this is meant)",
+                    stacklevel=2,
+                )
+                trained_on = None  # once is enough
+            features: Tensor = readout(self._encode(batch))
+            return features
+
+        return (_to_numpy(batch) for batch in self._map(read_out, images, resize))
+
+    def reconstruct(self, images: Images, resize: bool = True) -> np.ndarray:
         """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images; see `activation_maps`.
 
         Raises:
@@ -166,14 +210,13 @@ class Encoder:
         if not self.has_decoder:
             raise ConvaeError("this encoder has no trained decoder, so it can't reconstruct images")
         autoencoder = self.autoencoder
-        batches = self._map(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images)
+        batches = self._map(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images, resize)
         return _join([_to_numpy(batch) for batch in batches])
 
-    def _map(self, function: Callable[[Tensor], Result], images: Images, size: Size | None = None) -> Iterator[Result]:
+    def _map(self, function: Callable[[Tensor], Result], images: Images, resize: bool) -> Iterator[Result]:
         """`function` of one batch of images after the other, on the encoder's device, without gradients."""
-        channels = self.config["channels"]
-        none = torch.zeros((0, channels, *self.config["image_size"]), dtype=torch.uint8)
-        batches, device = image_batches(images, channels, self.batch_size, size), self.device
+        none = torch.zeros((0, self.config["channels"], *self.config["image_size"]), dtype=torch.uint8)
+        batches, device = image_batches(images, self.reading(resize), self.batch_size), self.device
         for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode():
                 result = function(batch.to(device))
@@ -200,7 +243,7 @@ class Encoder:
         if 4 * largest > MOST_MAP_BYTES:
             raise ConvaeError(
                 f"images of {show(size)} pixels are too large: their activation maps take {4 * largest / 1e9:.1f} GB; "
-                "make them smaller"
+                f"resize them, to {show(tuple(self.config['image_size']))} as those that it learned from"
             )
         return max(1, min(256, MAP_BYTES // (4 * largest)))
 
@@ -210,12 +253,22 @@ class Encoder:
     def _encode(self, batch: Tensor) -> list[Tensor]:
         return self.autoencoder.encode(self.autoencoder.preprocessing(batch))
 
-    def save(self, folder: Path) -> None:
-        """Write `config.json` and `model.safetensors`; the same encoder gives the same bytes."""
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`; the same encoder gives the same bytes.
+
+        What else is in the folder stays, and another encoder in it is replaced.
+
+        Raises:
+            ConvaeError: files of these names are there that are no encoder's.
+        """
+        folder = Path(folder)
         config, weights = self.serialize()
-        with new_folder(folder) as scratch:
-            (scratch / WEIGHTS).write_bytes(weights)
-            write_json(scratch / CONFIG, config)
+        for name in (CONFIG, WEIGHTS):
+            if (folder / name).exists() and not _is_encoder(folder):
+                raise ConvaeError(f"{folder / name}: exists, and is no encoder's; name another folder")
+        with new_file(folder / WEIGHTS) as scratch:
+            scratch.write_bytes(weights)
+        write_json(folder / CONFIG, config)
 
     def serialize(self) -> tuple[dict[str, Any], bytes]:
         """What the two files hold: the configuration, with the SHA-256 over both, and the weights."""
@@ -229,6 +282,14 @@ class Encoder:
         config = {"format": FORMAT, **self.config}
         config["sha256"] = content_sha256(config, weights)
         return config, weights
+
+
+def _is_encoder(folder: Path) -> bool:
+    try:
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and {"format", "sha256", "image_size", "layers"} <= config.keys()
 
 
 def _join(batches: Sequence[np.ndarray]) -> np.ndarray:
@@ -267,8 +328,8 @@ def load_encoder(source: str | Path) -> Encoder:
     except (OSError, ValueError, RecursionError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None
     found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise ConvaeError(f"{folder}/{CONFIG}: format {found!r}; this version of convae reads format {FORMAT}")
+    if found not in (3, FORMAT):
+        raise ConvaeError(f"{folder}/{CONFIG}: format {found!r}; this version of convae reads formats 3 and {FORMAT}")
     sha256 = config.pop("sha256", None)
     if content_sha256(config, weights) != sha256:
         raise ConvaeError(f"{folder}: damaged: {CONFIG} and {WEIGHTS} are not as they were saved")
@@ -307,8 +368,9 @@ def _check_memory(config: dict[str, Any], available: int) -> None:
 
 def _try(encoder: Encoder) -> None:
     """Encode and reconstruct an image: what does not belong together shows here."""
-    height, width = encoder.config["image_size"]
-    image = np.broadcast_to(np.uint8(0), (1, encoder.config["channels"], height, width))
+    reading = encoder.reading()
+    assert reading.size
+    image = np.broadcast_to(np.uint8(0), (1, reading.channels, *reading.size))
     if encoder.readout:
         encoder.features(image)
     if encoder.has_decoder:

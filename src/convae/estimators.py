@@ -18,7 +18,7 @@ from torch import Tensor
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.images import Images
+from convae.images import Images, channels_first
 
 if TYPE_CHECKING:
     from convae.params import Params
@@ -55,7 +55,10 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     image_shape: Shape | None
 
     def transform(self, X: Images) -> np.ndarray:
-        """Features `float32 [N, D]` of images, which need not be of the size seen by `fit`.
+        """Features `float32 [N, D]` of images.
+
+        Files and Pillow images are resized to those that the encoder learned from. Arrays of another size give a
+        warning: their features mean something else.
 
         Raises:
             ConvaeError: the images do not suit the encoder, or a file can't be read.
@@ -171,7 +174,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
 
     Attributes:
         encoder_: the trained encoder, which `encoder_.save` writes for others to load.
-        value_range_: black and white in arrays that are not `uint8`.
+        value_range_: black and white in arrays that are not `uint8`; None where `fit` saw `uint8` and no `value_range`
+            is given: such arrays are then refused.
     """
 
     def __init__(
@@ -205,13 +209,16 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         Raises:
             ConvaeError: X holds no images of one size, or no kernels of this size fit.
         """
-        from convae.datasets.image_set import ImageSet
-        from convae.features.extract import fit_readout
-        from convae.files import array_sha256
-        from convae.training.train import train_encoder
-
+        try:
+            from convae.datasets.image_set import ImageSet
+            from convae.features.extract import fit_readout
+            from convae.files import array_sha256
+            from convae.training.train import train_encoder
+        except ModuleNotFoundError as error:
+            raise ConvaeError(f"{error}; install convae[train]") from None
         if _holds_pictures(X):
             raise ConvaeError(f"X is a {type(X).__name__} of pictures; arrays are needed to learn from")
+        self.value_range_ = self.value_range
         images = _quantized(self._pixels(X, None, reset=True))
         generator = check_random_state(self.random_state)
         seed, order = int(generator.randint(2**31)), generator.permutation(len(images))
@@ -233,6 +240,10 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         if reset:
             low, high = self.value_range or (float(X.min()), float(X.max()))
             self.value_range_ = (low, high if high > low else low + 1)
+        if self.value_range_ is None:
+            raise ConvaeError(
+                f"X is {X.dtype}, and fit saw uint8 only; value_range=(black, white) says what these numbers mean"
+            )
         low, high = self.value_range_
         scaled: np.ndarray = (np.clip(X, low, high) - low) / (high - low)
         return scaled
@@ -279,7 +290,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         readout = READOUT | {"layers": list(range(len(layers))), "grid": self.grid}
         return sections.Params.model_construct(
             seed=seed,
-            data=sections.DataParams.model_construct(dataset="arrays"),
+            data=sections.DataParams.model_construct(dataset="arrays", fit="crop", white_level=None),
             preprocessing=sections.PreprocessingParams.model_validate(PREPROCESSING),
             model=sections.ModelParams.model_validate(model),
             objective=sections.ObjectiveParams.model_validate(OBJECTIVE),
@@ -304,12 +315,8 @@ def _as_deterministic_as_before() -> Iterator[None]:
 
 def _quantized(images: np.ndarray) -> np.ndarray:
     """Arrays in the kind that is learned from: `uint8 [N, C, H, W]`."""
-    if images.ndim == 3:
-        images = images[:, None]
-    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
-        images = images.transpose(0, 3, 1, 2)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ConvaeError(f"X has the shape {list(images.shape)}; [N, H, W], [N, H, W, C] or [N, C, H, W] is needed")
+    is_colour = images.ndim == 4 and (images.shape[1] == 3 or (images.shape[1] != 1 and images.shape[3] == 3))
+    images = np.asarray(channels_first(images, 3 if is_colour else 1))
     if images.dtype != np.uint8:
         images = np.rint(images * 255).astype(np.uint8)
     return np.ascontiguousarray(images)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.files import new_file
+from convae.files import check_free, new_file
 
 OPSET = 18
 TOLERANCE = 1e-4  # of the features' largest magnitude
@@ -47,12 +47,12 @@ def _cells(side: int, cells: int) -> Tensor:
     return ((pixel >= start) & (pixel < end)) / (end - start)
 
 
-def export_onnx(encoder: str, output: Path) -> None:
+def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None:
     """`convae export --onnx`: write the encoder, and check that onnxruntime gives its features.
 
     Raises:
-        ConvaeError: the encoder has no readout, `output` is a folder, onnx or onnxruntime are missing, or the features
-            differ.
+        ConvaeError: the encoder has no readout, or one that can't have images of `any_size`; `output` is a folder, or
+            exists and is not to be overwritten; onnx or onnxruntime are missing; or the features differ.
     """
     try:
         import onnx  # noqa: F401, torch needs it
@@ -60,15 +60,16 @@ def export_onnx(encoder: str, output: Path) -> None:
         import onnxscript  # noqa: F401, torch needs it
     except ImportError as error:
         raise ConvaeError(f"{error}; install convae[onnx]") from None
-    if output.is_dir():
-        raise ConvaeError(f"{output}: a folder; name a file")
+    check_free(output, force)
     loaded = load_encoder(encoder)
     height, width = loaded.config["image_size"]
     images = np.random.default_rng(0).integers(0, 256, (3, loaded.config["channels"], height, width), np.uint8)
     expected = loaded.features(images)  # tells as well that there is no readout
+    if any_size and loaded.config["readout"]["pooling"] == "max":
+        raise ConvaeError("--any-size: ONNX takes maxima over windows of one size; leave it out")
     with new_file(output) as scratch:
         try:
-            _export(loaded, images, scratch)
+            _export(loaded, images, scratch, any_size)
         except torch.onnx.OnnxExporterError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConvaeError(f"{output}: not written, torch can't export this encoder: {reason}") from None
@@ -80,16 +81,17 @@ def export_onnx(encoder: str, output: Path) -> None:
     print(f"{output}: features of onnxruntime and torch differ by {deviation:.1e} of the largest")
 
 
-def _export(encoder: Encoder, images: np.ndarray, path: Path) -> None:
-    any_number = {0: torch.export.Dim("N")}
-    any_size = {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
+def _export(encoder: Encoder, images: np.ndarray, path: Path, any_size: bool) -> None:
+    dynamic = {0: torch.export.Dim("N")}
+    if any_size:
+        dynamic |= {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     torch.onnx.export(
         _FeatureModel(encoder).eval(),
         (torch.from_numpy(images),),
         path,
         input_names=["images"],
         output_names=["features"],
-        dynamic_shapes={"images": any_number | (any_size if encoder.config["readout"]["pooling"] == "mean" else {})},
+        dynamic_shapes={"images": dynamic},
         opset_version=OPSET,
         dynamo=True,
         external_data=False,

@@ -13,12 +13,18 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike
 
+from convae.errors import ConvaeError
+
 CHUNK_BYTES = 1 << 24
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty scratch folder that takes the place of `path` when the block ends without an error."""
+    """Yield an empty scratch folder that takes the place of `path` when the block ends without an error.
+
+    Where `path` is a link, the folder that it leads to is replaced.
+    """
+    path = path.resolve()
     scratch = path.with_name(path.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -43,6 +49,19 @@ def new_file(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
         raise
     scratch.rename(path)
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Whether a file can be written without overwriting another one.
+
+    Raises:
+        ConvaeError: there is one, and `force` is not given; or a folder.
+    """
+    if path.is_dir():
+        raise ConvaeError(f"{path}: a folder; name a file")
+    for taken in (path, path.with_name(f"{path.name}.partial")):
+        if os.path.lexists(taken) and not force:
+            raise ConvaeError(f"{taken}: exists; name another file, or overwrite it with --force")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
 from convae.models.geometry import Size
 
@@ -22,34 +23,29 @@ Array: TypeAlias = np.ndarray | Tensor
 File: TypeAlias = str | os.PathLike[str]
 Single: TypeAlias = "Array | File | Image"
 Images: TypeAlias = "Single | Iterable[Single]"
-"""An array `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, `uint8` or floating-point numbers from 0 to 1; or a file or
-Pillow image; or some of them, also of different sizes, and then arrays of single images, without N."""
-
+"""An array `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` (this one where both fit), `uint8` or floating-point numbers
+from 0 to 1; or a file or Pillow image; or some of them, also of different sizes, and then arrays of single images,
+without N. An array `[N, H, W]` has a W other than 1, 3 and 4, which would make it a single image `[H, W, C]`."""
 
 ROUNDING = 1e-4  # by which numbers may lie beyond 0 and 1
 
 
-def image_batches(
-    images: Images, channels: int, batch_size: Callable[[Size], int], size: Size | None = None
-) -> Iterator[Tensor]:
+def image_batches(images: Images, reading: Reading, batch_size: Callable[[Size], int]) -> Iterator[Tensor]:
     """Batches `[n, C, H, W]` of `uint8` or, from 0 to 1, `float32`; each is of one size, and they come in order.
-
-    Files and Pillow images are brought to the number of channels as the pipeline does it; arrays must have it.
 
     Args:
         images: an array without images gives one batch without images, other kinds give none.
-        channels: C, 1 or 3 unless the images are arrays.
+        reading: what becomes of files and Pillow images; arrays must have its number of channels.
         batch_size: the most images of a size to be held at once.
-        size: height and width to which files and Pillow images are resized and cropped; None leaves them as they are.
 
     Raises:
         ConvaeError: a file can't be read, or an array has another shape, type or range of values.
     """
     if isinstance(images, (np.ndarray, Tensor)) and not _holds_names(images):
-        yield from _slices(_channels_first(images, channels), batch_size)
+        yield from _slices(channels_first(images, reading.channels), batch_size)
         return
     one = isinstance(images, (str, os.PathLike)) or _is_pillow(images)
-    pixels = (_single(image, channels, size) for image in (cast("Iterable[Single]", [images] if one else images)))
+    pixels = (_single(image, reading) for image in (cast("Iterable[Single]", [images] if one else images)))
     for (shape, _), alike in groupby(pixels, lambda image: (image.shape, image.dtype)):
         while batch := list(islice(alike, batch_size((shape[1], shape[2])))):
             yield torch.stack(batch)
@@ -61,40 +57,52 @@ def _slices(images: Array, batch_size: Callable[[Size], int]) -> Iterator[Tensor
         yield _checked(images[start : start + size])
 
 
-def _single(image: Single, channels: int, size: Size | None) -> Tensor:
+def _single(image: Single, reading: Reading) -> Tensor:
     """One image as `[C, H, W]`."""
     if isinstance(image, (np.ndarray, Tensor)):
-        return _checked(_channels_first(image[None], channels))[0]
+        some = image[None, None] if image.ndim == 2 and reading.channels == 1 else image[None]
+        return _checked(channels_first(some, reading.channels))[0]
     from convae.datasets.image_folder import UnusableError
-    from convae.datasets.pictures import read_picture, to_pixels
+    from convae.datasets.pictures import from_pillow, read_picture
 
-    if channels not in (1, 3):
-        raise ConvaeError(f"a picture has 1 or 3 channels; this encoder needs arrays with {channels}")
+    if reading.channels not in (1, 3):
+        raise ConvaeError(f"a picture has 1 or 3 channels; this encoder needs arrays with {reading.channels}")
     try:
         if isinstance(image, (str, os.PathLike)):
-            return torch.tensor(read_picture(image, channels, size))
+            return torch.tensor(read_picture(image, reading))
         if _is_pillow(image):
-            return torch.tensor(to_pixels(image, channels, size))
+            return torch.tensor(from_pillow(image, reading).pixels)
     except UnusableError as error:
         raise ConvaeError(f"{'a Pillow image' if _is_pillow(image) else image}: {error}") from None
     raise ConvaeError(f"an image is a {type(image).__name__}; arrays, files and Pillow images are possible")
 
 
-def _channels_first(images: Array, channels: int) -> Array:
-    """`[N, C, H, W]`, without copying."""
+def channels_first(images: Array, channels: int) -> Array:
+    """`[N, C, H, W]`, without copying; see `Images`.
+
+    Raises:
+        ConvaeError: another shape, or one that could be a single image's.
+    """
     shape = list(images.shape)
-    if len(shape) == 3 and channels == 1 and shape[2] not in (3, 4):  # that would be one coloured image
+    if len(shape) == 3 and channels == 1 and shape[2] not in (1, 3, 4):
         return images[:, None]
     if len(shape) == 4 and shape[1] == channels:
         return images
     if len(shape) == 4 and shape[3] == channels:
         return images.permute(0, 3, 1, 2) if isinstance(images, Tensor) else images.transpose(0, 3, 1, 2)
     allowed = f"[N, {channels}, H, W] or [N, H, W, {channels}]" + (" or [N, H, W]" if channels == 1 else "")
-    raise ConvaeError(f"images have the shape {shape}; with {channels} channel(s) it is {allowed}")
+    hint = ""
+    if len(shape) == 2 or (len(shape) == 3 and (channels > 1 or shape[2] in (1, 3, 4))):
+        hint = "; of a single image, give images[None]"
+    if len(shape) == 3 and channels == 1:
+        hint += f"; of grey images {shape[2]} pixels wide, images[:, None]"
+    raise ConvaeError(f"images have the shape {shape}; with {channels} channel(s) it is {allowed}{hint}")
 
 
 def _checked(images: Array) -> Tensor:
     """A contiguous tensor of `uint8` or of `float32` from 0 to 1."""
+    if isinstance(images, np.ma.MaskedArray):
+        raise ConvaeError("images are a masked array, and an encoder knows no mask; fill it (images.filled(0))")
     fractions = images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"
     kind = str(images.dtype).removeprefix("torch.")
     if not fractions and kind != "uint8":

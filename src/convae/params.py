@@ -86,6 +86,8 @@ class DataParams(Section):
     root: Name
     image_size: Pair | None
     color: Literal["rgb", "grey"]
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    white_level: int | None = Field(default=None, gt=0, lt=2**16)
     validation_size: Share
     test_size: Share
     max_rejected: int = Field(ge=0)

@@ -9,30 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from picture_files import chunk, pair, png
 from PIL import Image
 
+from convae.datasets import pictures
 from convae.datasets.image_folder import UnusableError
-from convae.datasets.pictures import decode, read_picture, to_pixels
+from convae.datasets.pictures import from_pillow, read_picture
+from convae.datasets.reading import Reading
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(width: int, height: int, depth: int, color: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG of these raw rows, each with a filter byte; color 0 grey, 2 RGB, 3 palette, 4 grey and 6 RGB + alpha."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def decode(content: bytes, *shape: Any, **reading: Any) -> np.ndarray:
+    return pictures.decode(content, Reading(*shape, **reading)).pixels
 
 
 def encoded(mode: str, color: Any, kind: str = "TIFF", **options: Any) -> bytes:
     stream = io.BytesIO()
     Image.new(mode, (1, 1), color).save(stream, kind, **options)
     return stream.getvalue()
-
-
-def pair(*values: int) -> bytes:
-    return struct.pack(f">{len(values)}H", *values)
 
 
 def exif(kind: int, value: bytes) -> bytes:
@@ -45,15 +38,23 @@ PIXEL = png(1, 1, 8, 2, b"\0\1\2\3")
 
 CONVERTED = {
     # the bytes, and the pixels [C, H, W] as lists
-    "16 bits": (png(1, 1, 16, 2, b"\0" + pair(0x1234, 0xFFFF, 0x00FF)), [[[0x12]], [[0xFF]], [[0]]]),
-    "16 bits and alpha": (png(1, 1, 16, 6, b"\0" + pair(0x1234, 0xFFFF, 0xFF, 0xFFFF)), [[[0x12]], [[0xFF]], [[0]]]),
+    "16 bits": (png(1, 1, 16, 2, b"\0" + pair(0x1212, 0xFFFF, 0x00FF)), [[[0x12]], [[0xFF]], [[1]]]),
+    "16 bits and alpha": (png(1, 1, 16, 6, b"\0" + pair(0x1212, 0xFFFF, 0xFF, 0xFFFF)), [[[0x12]], [[0xFF]], [[1]]]),
     "16 bits, clear": (png(1, 1, 16, 6, b"\0" + pair(0x1234, 0xFFFF, 0xFF, 0)), [[[255]]] * 3),
-    "16 bits of grey": (png(2, 1, 16, 0, b"\0" + pair(0x12FF, 0x8000)), [[[0x12, 0x80]]]),
+    "16 bits of grey": (png(2, 1, 16, 0, b"\0" + pair(0x12FF, 0x8000)), [[[0x13, 0x80]]]),
     "16 bits of grey, one clear": (
         png(2, 1, 16, 0, b"\0" + pair(0x1234, 0x8000), chunk(b"tRNS", pair(0x1234))),
         [[[255, 0x80]]],
     ),
     "16 bits of grey and alpha": (png(2, 1, 16, 4, b"\0" + pair(0x1234, 0xFFFF, 0x1234, 0)), [[[0x12, 255]]]),
+    "16 bits, one colour clear": (
+        png(2, 1, 16, 2, b"\0" + pair(1, 2, 3, 1, 2, 4), chunk(b"tRNS", pair(1, 2, 4))),
+        [[[0, 255]]] * 3,
+    ),
+    "2 bits, one grey clear": (
+        png(4, 1, 2, 0, b"\0" + bytes([0b00011011]), chunk(b"tRNS", pair(1))),
+        [[[0, 255, 170, 255]]],
+    ),
     "2 bits": (png(4, 1, 2, 0, b"\0" + bytes([0b00011011])), [[[0, 85, 170, 255]]]),
     "palette": (png(2, 1, 8, 3, b"\0\0\1", PALETTE), [[[10, 40]], [[20, 50]], [[30, 60]]]),
     "palette with alpha": (
@@ -93,7 +94,7 @@ def test_pixels(case: str) -> None:
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.JPEG", "photo.tif", "photo", "photo.txt", "photo.png.bmp"])
 def test_the_content_counts_and_not_the_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(PIXEL)
-    assert read_picture(tmp_path / name, 3).ravel().tolist() == [1, 2, 3]
+    assert read_picture(tmp_path / name, Reading(3)).ravel().tolist() == [1, 2, 3]
 
 
 BOMB = zlib.compress(bytes(1 << 26))
@@ -115,8 +116,8 @@ REFUSED = {
     "compressed words": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB)), "Decompressed data too"),
     "compressed profile": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"iCCP", b"a\0\0" + BOMB)), "Decompressed data"),
     "EXIF of no kind": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"eXIf", b"garbage!")), "not a TIFF file"),
-    "32 bits": (encoded("I", 7), "32 bits a channel; 8 or 16 are allowed"),
-    "floats": (encoded("F", 0.5), "32 bits a channel; 8 or 16 are allowed"),
+    "32 bits": (encoded("I", 7), "signed numbers of 32 bits"),
+    "floats": (encoded("F", 0.5), "floating-point numbers of 32 bits"),
 }  # fmt: skip
 
 
@@ -146,10 +147,10 @@ def test_what_was_cut_off_anywhere_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LA", "PA", "RGBX", "I;16B"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_is_converted(mode: str, channels: int) -> None:
-    assert to_pixels(Image.new(mode, (3, 2)), channels, (2, 2)).shape == (channels, 2, 2)
+    assert from_pillow(Image.new(mode, (3, 2)), Reading(channels, (2, 2))).pixels.shape == (channels, 2, 2)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("I", 1), ("F", 3), ("LAB", 1), ("La", 1), ("La", 3)])
 def test_modes_without_a_way_to_grey_or_colour_are_refused(mode: str, channels: int) -> None:
     with pytest.raises(UnusableError):
-        to_pixels(Image.new(mode, (3, 2)), channels)
+        from_pillow(Image.new(mode, (3, 2)), Reading(channels))

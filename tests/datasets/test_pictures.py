@@ -10,12 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from convae.datasets import pictures
 from convae.datasets.image_folder import UnusableError
-from convae.datasets.pictures import decode
+from convae.datasets.reading import Reading
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (12, 8, 3), np.uint8)
 SHAPE = (3, 12, 8)
+
+
+def decode(content: bytes, *shape: Any, **reading: Any) -> np.ndarray:
+    return pictures.decode(content, Reading(*shape, **reading)).pixels
 
 
 def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
@@ -100,14 +105,14 @@ def test_cmyk_has_the_right_sense(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_keep_the_upper_eight(kind: str) -> None:
-    values = np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)
-    assert decode(encoded(values, kind), 1, (2, 3)).tolist() == [[[0, 0, 1], [128, 255, 255]]]
+def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    values = np.array([[0, 128, 129], [257 * 77, 65406, 65535]], np.uint16)
+    assert decode(encoded(values, kind), 1).tolist() == [[[0, 0, 1], [77, 254, 255]]]
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_thirty_two_bits_are_refused(dtype: type) -> None:
-    with pytest.raises(UnusableError, match="32 bits a channel; 8 or 16 are allowed"):
+@pytest.mark.parametrize(("dtype", "numbers"), [(np.int32, "signed"), (np.float32, "floating-point")])
+def test_thirty_two_bits_are_refused(dtype: type, numbers: str) -> None:
+    with pytest.raises(UnusableError, match=f"{numbers} numbers of 32 bits; save whole numbers from 0, of 8 or 16"):
         decode(encoded(np.zeros((2, 2), dtype), "TIFF"), 1, (2, 2))
 
 
@@ -117,11 +122,19 @@ def test_one_bit() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_the_first_frame_of_several(kind: str) -> None:
+def test_several_frames_are_refused(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    assert decode(content, 3, (1, 1)).ravel().tolist() == [255, 0, 0]
+    with pytest.raises(UnusableError, match="2 frames or pages; save each as a file of its own"):
+        decode(content, 3)
+
+
+def test_of_a_phone_s_jpeg_with_previews_the_photo_is_read() -> None:
+    photo, preview = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
+    red, green, blue = decode(encoded(photo, "MPO", save_all=True, append_images=[preview]), 3).mean(axis=(1, 2))
+    assert red > 250
+    assert max(green, blue) < 5
 
 
 def test_the_largest_centred_part_is_taken() -> None:

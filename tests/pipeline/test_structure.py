@@ -45,6 +45,7 @@ ORDER = [
     {"tracking", "reporting"},
     {"search"},
     {"cli"},
+    {"__main__"},
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from convae.datasets.image_folder import ImageFile, Rejected, UnusableError, printable
-from convae.datasets.pictures import decode
+from convae.datasets.pictures import Picture, decode
+from convae.datasets.reading import Reading
 from convae.datasets.shards import ShardWriter
 from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES
@@ -24,18 +26,21 @@ TASKS_AT_ONCE = 32  # of several files, since threads that are handed each by it
 MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
 
 
-def decode_files(root: Path, files: Iterable[ImageFile], images: np.ndarray | ShardWriter) -> dict[int, Rejected]:
+def decode_files(
+    root: Path, files: Iterable[ImageFile], images: np.ndarray | ShardWriter, reading: Reading
+) -> tuple[dict[int, Rejected], np.ndarray]:
     """Decode `files`, listed under `root`, into `images` (`uint8 [N, C, H, W]`) in their order, in threads.
 
     Returns:
-        The rows that were left empty, with the file that is rejected.
+        The rows that were left empty, with the file that is rejected; and the part of each picture's area that was
+        cropped away, `float32 [N]`.
 
     Raises:
         ConvaeError: a file is no longer the one that was listed.
     """
-    refused = {}
-    total, channels, height, width = images.shape
-    step = min(max(1, CHUNK_BYTES // (channels * height * width)), MOST_AT_ONCE)
+    total = images.shape[0]
+    refused, cropped = {}, np.zeros(total, np.float32)
+    step = min(max(1, CHUNK_BYTES // prod(images.shape[1:])), MOST_AT_ONCE)
     files, start = iter(files), 0
     with (
         ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool,
@@ -43,7 +48,7 @@ def decode_files(root: Path, files: Iterable[ImageFile], images: np.ndarray | Sh
         tqdm(total=total, desc="decode", unit="image") as progress,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused
-        decode_some = partial(_decode_some, root, shape=(channels, height, width))
+        decode_some = partial(_decode_some, root, reading)
         while some := list(islice(files, step)):  # in steps, since the pool takes all it is given at once
             size = max(1, len(some) // TASKS_AT_ONCE)
             tasks = [some[first : first + size] for first in range(0, len(some), size)]
@@ -52,19 +57,17 @@ def decode_files(root: Path, files: Iterable[ImageFile], images: np.ndarray | Sh
                 if isinstance(result, UnusableError):
                     refused[row] = Rejected(printable(file.path), str(result))
                 else:
-                    images[row] = result
+                    images[row], cropped[row] = result
                 progress.update()
             start += len(some)
-    return refused
+    return refused, cropped
 
 
-def _decode_some(
-    root: Path, files: Sequence[ImageFile], shape: tuple[int, int, int]
-) -> list[np.ndarray | UnusableError]:
-    return [_decode_file(root, file, shape) for file in files]
+def _decode_some(root: Path, reading: Reading, files: Sequence[ImageFile]) -> list[Picture | UnusableError]:
+    return [_decode_file(root, reading, file) for file in files]
 
 
-def _decode_file(root: Path, file: ImageFile, shape: tuple[int, int, int]) -> np.ndarray | UnusableError:
+def _decode_file(root: Path, reading: Reading, file: ImageFile) -> Picture | UnusableError:
     try:
         content = (root / file.path).read_bytes()
     except OSError as error:
@@ -72,6 +75,6 @@ def _decode_file(root: Path, file: ImageFile, shape: tuple[int, int, int]) -> np
     if len(content) != file.bytes or hashlib.sha256(content).hexdigest() != file.sha256:
         raise ConvaeError(f"{root / file.path}: changed since download; rerun `dvc repro --force download`")
     try:
-        return decode(content, shape[0], shape[1:])
+        return decode(content, reading)
     except UnusableError as error:
         return error

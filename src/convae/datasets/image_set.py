@@ -73,8 +73,9 @@ def write_image_set(
     """Write `chunks` of images (`uint8 [n, C, H, W]`, in all `shape`) one by one; memory stays flat in N.
 
     Returns:
-        The description: shape, classes, images per class, mean and standard deviation per channel in [0, 1],
-        SHA-256 of images and labels, and one over both.
+        The description: shape, classes, images per class, mean and standard deviation per channel in [0, 1], the
+        `levels` from 0 to 255 between which all but a thousandth of the pixels on either side lie, SHA-256 of images
+        and labels, and one over both.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = new_array(folder / "images.npy", np.uint8, shape)
@@ -119,10 +120,12 @@ def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[st
     for rows in row_chunks(images, 1 << 20):
         for channel, values in enumerate(images[rows].swapaxes(0, 1)):
             histogram[channel] += np.bincount(values.ravel(), minlength=256)
-    levels = np.arange(256) / 255
+    brightness = np.arange(256) / 255
     pixels = max(1, images.size // images.shape[1])
-    mean = histogram @ levels / pixels
-    deviation = np.sqrt(np.maximum(histogram @ levels**2 / pixels - mean**2, 0))
+    mean = histogram @ brightness / pixels
+    deviation = np.sqrt(np.maximum(histogram @ brightness**2 / pixels - mean**2, 0))
+    below = histogram.sum(0).cumsum()
+    levels = np.searchsorted(below, [0.001 * below[-1], 0.999 * below[-1]]).tolist()
     hashes = {"images": array_sha256(images)}
     counts = None
     if labels is not None:
@@ -134,6 +137,7 @@ def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[st
         "images_per_class": counts,
         "mean": [round(float(value), 6) for value in mean],
         "standard_deviation": [round(float(value), 6) for value in deviation],
+        "levels": levels,
         "hashes": hashes,
         "sha256": array_sha256(np.frombuffer("".join(hashes.values()).encode(), np.uint8)),
     }

@@ -1,20 +1,54 @@
-"""A picture decoded to an array, for the pipeline and for whoever uses an encoder alike."""
+"""A picture decoded to an array, for the pipeline and for whoever uses an encoder alike.
+
+Only what is plainly one picture, grey or in colour, is read. Everything else is refused in words.
+"""
 
 import io
 import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from convae.datasets.image_folder import UnusableError, printable
+from convae.datasets.reading import Reading
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MOST_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 
+# TIFF's tags, and how many channels its pictures have by their PhotometricInterpretation: white is zero, black is zero,
+# RGB, palette, CMYK, YCbCr.
+BITS, PHOTOMETRIC, PLANAR, SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 262, 284, 330, 338, 339
+WHITE_IS_ZERO = 0
+CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
+TRANSPARENCY = ((1,), (2,))  # the extra samples that are one
+NUMBERS = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
 
-def read_picture(path: str | os.PathLike[str], channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The pixels of a file, see `decode`.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Picture(NamedTuple):
+    """Pixels `uint8 [C, H, W]`, and the part of the picture's area that was cropped away."""
+
+    pixels: np.ndarray
+    cropped: float
+
+
+def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
+    """The pixels of a file, `uint8 [C, H, W]`; see `decode`.
 
     Raises:
         UnusableError: also where there is no such file.
@@ -23,76 +57,205 @@ def read_picture(path: str | os.PathLike[str], channels: int, size: tuple[int, i
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         raise UnusableError(getattr(error, "strerror", None) or str(error)) from None
-    return decode(content, channels, size)
+    return decode(content, reading).pixels
 
 
-def decode(content: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a PNG, JPEG, WebP, BMP or TIFF picture: first frame, then as `to_pixels`.
+def decode(content: bytes, reading: Reading) -> Picture:
+    """Decode a PNG, JPEG, WebP, BMP or TIFF picture, upright by its EXIF orientation.
+
+    What is transparent is laid on white. Channels of more than 8 bits are scaled so that `reading.white_level` becomes
+    255. CMYK becomes RGB without a profile, and colour profiles are not applied. Of the pictures in a JPEG file (MPO)
+    the first is read, which is the photo; the others are previews and depth maps of it.
 
     Args:
         content: the bytes of the file.
-        channels: 1 or 3.
-        size: height and width; None leaves them as they are.
-
-    Returns:
-        `uint8 [C, H, W]`.
+        reading: what becomes of the picture.
 
     Raises:
-        UnusableError: damaged, of another format, too large, or of 32 bits a channel.
+        UnusableError: damaged, of another format, too large, or not plainly one picture: several frames or pages, bands
+            beside grey, colour and transparency, signed or floating-point numbers, more than 16 bits a channel, or
+            values above `reading.white_level`.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with _one_line_errors():
+        try:
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        except UnidentifiedImageError:  # its message has an address in memory
+            _check_tiff(_tiff_tags(content))
+            raise UnusableError("not a readable PNG, JPEG, WebP, BMP or TIFF image") from None
+        with opened as image:
             if image.width * image.height > MOST_PIXELS:
                 raise UnusableError(f"{image.width}×{image.height} pixels; at most {MOST_PIXELS} are decoded")
-            image.load()
-            return to_pixels(image, channels, size)
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise UnusableError(f"{frames} frames or pages; save each as a file of its own")
+            _check_tiff(getattr(image, "tag_v2", {}))
+            if _has_deep_colours(image):
+                flat = _flat_from_deep(image, content, reading.white_level)
+            else:
+                flat = _flat(image, reading.white_level)
+            return _finish(flat, _turn(image), reading)
+
+
+def from_pillow(image: Image.Image, reading: Reading) -> Picture:
+    """A picture that Pillow holds, of several frames the one it stands at; see `decode`.
+
+    Raises:
+        UnusableError: as `decode`, or a mode that Pillow can't convert.
+    """
+    with _one_line_errors():
+        _check_tiff(getattr(image, "tag_v2", {}))
+        if _has_deep_colours(image):
+            raise UnusableError("16 bits a channel, of which Pillow keeps 8; give the file instead")
+        return _finish(_flat(image, reading.white_level), _turn(image), reading)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
     except UnusableError:
         raise
-    except UnidentifiedImageError:  # its message has an address in memory
-        raise UnusableError("not a readable PNG, JPEG, WebP, BMP or TIFF image") from None
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
         raise UnusableError(printable(f"{type(error).__name__}: {error}")) from None
 
 
-def to_pixels(image: Image.Image, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Pixels of a picture, upright by its EXIF orientation.
-
-    What is transparent is laid on white, 16 bits a channel are cut to the upper 8, and colour profiles are not applied.
-
-    Args:
-        image: in any mode of 8 or 16 bits a channel.
-        channels: 1 is grey (ITU-R 601-2 luma), 3 are RGB.
-        size: height and width, to which the largest centred part with their ratio is scaled by bilinear
-            interpolation, antialiased; None leaves the picture as large as it is.
-
-    Returns:
-        `uint8 [C, H, W]`.
-
-    Raises:
-        UnusableError: 32 bits a channel, or a mode that Pillow can't convert.
-    """
-    try:
-        # Each step only where it is needed: Pillow copies a picture also if there is nothing to do.
-        upright = ImageOps.exif_transpose(image) if ExifTags.Base.Orientation in image.getexif() else image
-        flat = _flatten(upright)
-        if flat.mode != (mode := "L" if channels == 1 else "RGB"):
-            flat = flat.convert(mode)
-    except ValueError as error:
-        raise UnusableError(str(error)) from None
-    if size:
-        flat = ImageOps.fit(flat, (size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(flat).reshape(flat.height, flat.width, channels).transpose(2, 0, 1)
+def _tiff_tags(content: bytes) -> Mapping[int, Any]:
+    """The first page's tags of a TIFF that Pillow can't open."""
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return {}
+    tags = ImageFileDirectory_v2(content[:16] if b"+" in content[:4] else content[:8])
+    stream = io.BytesIO(content)
+    stream.seek(tags.next)
+    tags.load(stream)
+    return tags
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """An image of 8 bits a channel without transparency."""
-    if image.mode in ("I", "F"):  # no agreed brightness
-        raise UnusableError("32 bits a channel; 8 or 16 are allowed")
+def _check_tiff(tags: Mapping[int, Any]) -> None:
+    """Refuse bands and numbers that Pillow drops, takes for transparency, or turns into other ones."""
+    if PHOTOMETRIC not in tags:
+        return
+    photometric, bits = tags[PHOTOMETRIC], tags.get(BITS, (1,))
+    if SUB_IFDS in tags:
+        raise UnusableError("a TIFF with further pictures in it, as camera raw files are; save the one that is meant")
+    if photometric not in CHANNELS:
+        raise UnusableError(f"a TIFF of photometric interpretation {photometric}; save it as grey or RGB")
+    for kind in tags.get(SAMPLE_FORMAT, ()):
+        if kind in NUMBERS:
+            raise UnusableError(f"{NUMBERS[kind]} of {max(bits)} bits; save whole numbers from 0, of 8 or 16 bits")
+    if len(bits) != CHANNELS[photometric] + (tags.get(EXTRA_SAMPLES) in TRANSPARENCY):
+        raise UnusableError(f"{len(bits)} bands; save one as grey or three as RGB")
+    if max(bits) > 16:
+        raise UnusableError(f"{max(bits)} bits a channel; 8 or 16 are allowed")
+    if max(bits) > 8 and len(bits) > 1 and tags.get(PLANAR) == 2:
+        raise UnusableError(f"{max(bits)} bits a channel and one band after the other; save the bands interleaved")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How numbers lie in the file, by Pillow's name for it; empty once they are decoded."""
+    tiles: Any = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _has_deep_colours(image: Image.Image) -> bool:
+    """Whether there are several channels of 16 bits, of which Pillow keeps the upper 8."""
+    return ";16" in _raw_mode(image) and not image.mode.startswith("I")
+
+
+def _flat_from_deep(image: Image.Image, content: bytes, white_level: int | None) -> Image.Image:
+    """Several channels of 16 bits scaled to 8, without transparency."""
+    raw_mode = _raw_mode(image)
+    kind = raw_mode.partition(";")[0]
+    if kind == "LA":  # two numbers of two bytes each, read as if they were four channels
+        levels = _decoded_as(content, "RGBA").view(">u2")
+    elif kind in ("RGB", "RGBA"):
+        # Pillow keeps the upper byte of each number. With the order of bytes reversed that is the lower one.
+        is_little = raw_mode.endswith("L") or (raw_mode.endswith("N") and sys.byteorder == "little")
+        upper = _decoded_as(content, raw_mode).astype(np.uint16)
+        levels = upper << 8 | _decoded_as(content, f"{kind};16{'B' if is_little else 'L'}")
+    else:
+        raise UnusableError(f"16 bits a channel of {kind}; save it as RGB")
+    clear = (levels == image.info.get("transparency", -1)).all(axis=2)
+    if kind == "RGB":
+        flat, alpha = Image.fromarray(_scaled(levels, 16, white_level)), np.where(clear, 0, 255).astype(np.uint8)
+    elif kind == "RGBA":
+        flat, alpha = Image.fromarray(_scaled(levels[..., :3], 16, white_level)), _scaled(levels[..., 3], 16, None)
+    else:
+        flat, alpha = Image.fromarray(_scaled(levels[..., 0], 16, white_level)), _scaled(levels[..., 1], 16, None)
+    flat.putalpha(Image.fromarray(alpha))
+    return _on_white(flat)
+
+
+def _decoded_as(content: bytes, raw_mode: str) -> np.ndarray:
+    """Pixels `uint8 [H, W, C]`, the numbers in the file taken as they lie by another name of Pillow's."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        tiles: Any = image.tile
+        image.tile = [
+            tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
+            for tile in tiles
+        ]
+        return np.array(image)
+
+
+def _flat(image: Image.Image, white_level: int | None) -> Image.Image:
+    """A picture of 8 bits a channel without transparency."""
+    clear = image.info.get("transparency", -1)
+    if image.mode in ("I", "F"):
+        numbers = "whole" if image.mode == "I" else "floating-point"
+        raise UnusableError(f"{numbers} numbers of 32 bits; 8 or 16 bits a channel are allowed")
     if image.mode.startswith("I;16"):
-        pixels = np.asarray(image)
-        transparent = pixels == image.info.get("transparency", -1)
-        return Image.fromarray(np.where(transparent, 255, pixels >> 8).astype(np.uint8))
+        bits = 12 if ";12" in _raw_mode(image) else 16
+        levels = np.asarray(image)
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            pixels = 255 - _scaled(levels, bits, white_level)
+        else:
+            pixels = _scaled(levels, bits, white_level)
+        return Image.fromarray(np.where(levels == clear, 255, pixels).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if (raw_mode := _raw_mode(image)) in ("L;2", "L;4"):  # Pillow scales the pixels, but not this value
+            image.info["transparency"] = clear * (85 if raw_mode == "L;2" else 17)
+        return _on_white(image)
     return image
+
+
+def _scaled(levels: np.ndarray, bits: int, white_level: int | None) -> np.ndarray:
+    """Numbers of `bits` bits as `uint8`, so that white becomes 255."""
+    white = white_level or 2**bits - 1
+    if white_level and levels.size and levels.max() > white:
+        raise UnusableError(f"a value of {levels.max()}, above data.white_level = {white}")
+    return ((levels.astype(np.uint32) * 510 + white) // (2 * white)).astype(np.uint8)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def _finish(flat: Image.Image, turn: Image.Transpose | None, reading: Reading) -> Picture:
+    """The picture with the channels and the size that are asked for."""
+    # Each step only where it is needed: Pillow copies a picture also if there is nothing to do.
+    if flat.mode != (mode := "L" if reading.channels == 1 else "RGB"):
+        flat = flat.convert(mode)
+    if turn is not None:
+        flat = flat.transpose(turn)
+    cropped = 0.0
+    if reading.size:
+        height, width = reading.size
+        ratio = flat.width * height / (flat.height * width)
+        if reading.fit == "crop":
+            cropped = 1 - min(ratio, 1 / ratio)
+            flat = ImageOps.fit(flat, (width, height), Image.Resampling.BILINEAR)
+        elif reading.fit == "stretch":
+            flat = flat.resize((width, height), Image.Resampling.BILINEAR)
+        else:
+            inner = max(1, round(width * min(ratio, 1))), max(1, round(height / max(ratio, 1)))
+            black = Image.new(mode, (width, height))
+            black.paste(
+                flat.resize(inner, Image.Resampling.BILINEAR), ((width - inner[0]) // 2, (height - inner[1]) // 2)
+            )
+            flat = black
+    return Picture(np.asarray(flat).reshape(flat.height, flat.width, reading.channels).transpose(2, 0, 1), cropped)

@@ -15,6 +15,7 @@ from convae.datasets.duplicates import find_duplicates
 from convae.datasets.image_folder import PARTS, ImageFile, Rejected, classes_of
 from convae.datasets.image_set import ImageSet, write_image_set, write_sharded_image_set
 from convae.datasets.listing import FILES, ListedFiles, read_rejected
+from convae.datasets.reading import Reading
 from convae.datasets.shards import ShardedImages, ShardWriter, create_shards, open_shards, pieces_of, write_shards
 from convae.datasets.splits import Part, hold_out
 from convae.errors import ConvaeError
@@ -48,8 +49,9 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
     """
     with shared_folder(output) as folder:
         rejected: list[Rejected] = []
+        cropped = 0.0
         if data.dataset == "image_folder":
-            given, classes, rejected = _from_folder(data, raw, folder / "decoded")
+            given, classes, rejected, cropped = _from_folder(data, raw, folder / "decoded")
         else:
             given, classes = _from_arrays(data, raw), CATALOGUE[data.dataset].classes
         if rank():  # the others have done their part
@@ -64,6 +66,7 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
             "classes": list(classes),
             "parts": _summary(descriptions, given),
             "rejected": [asdict(file) for file in rejected],
+            "cropped": cropped,
             "duplicates": find_duplicates(images.pop("test"), images),
         }
         write_json(folder / "description.json", summary)
@@ -72,7 +75,7 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
 
 def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[str]) -> dict[str, Any]:
     """Of each part: number of images, whether it was given, and the essentials of its description."""
-    kept = ("images_per_class", "mean", "standard_deviation", "sha256")
+    kept = ("images_per_class", "mean", "standard_deviation", "levels", "sha256")
     return {
         name: {
             "images": description["shape"][0],
@@ -99,13 +102,22 @@ def _from_arrays(data: DataParams, raw: Path) -> dict[str, Part]:
     return parts
 
 
-def _from_folder(data: DataParams, raw: Path, scratch: Path) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected]]:
-    """Decode what `raw` lists into arrays in `scratch`, or the training part into `data.shards`."""
+def _from_folder(
+    data: DataParams, raw: Path, scratch: Path
+) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected], float]:
+    """Decode what `raw` lists into arrays in `scratch`, or the training part into `data.shards`.
+
+    Returns:
+        The parts, the classes, the files that are rejected, and the part of its area that the median picture lost by
+        cropping.
+    """
     rejected = read_rejected(raw)
     classes = classes_of(ListedFiles(raw, "train"))
     numbers = {label: number for number, label in enumerate(classes or [""])}
+    channels, *size = image_shape(data)
+    reading = Reading(channels, (size[0], size[1]), data.fit, data.white_level)
     scratch.mkdir(exist_ok=True)
-    parts = {}
+    parts, lost = {}, []
     for name in PARTS:
         files = ListedFiles(raw, name)
         labels = np.fromiter((numbers[file.label] for file in files), np.int64)
@@ -115,31 +127,33 @@ def _from_folder(data: DataParams, raw: Path, scratch: Path) -> tuple[dict[str, 
         if data.shards and name in SHARDED:
             # Other files have another place: object stores can't put a whole array in another one's place.
             key = content_sha256({"shape": shape}, (raw / FILES).read_bytes())[:20]
-            images, share, mine = _decode_into_shards(data, files, f"{data.shards}/{key}/{name}", shape)
+            images, share, mine = _decode_into_shards(data, files, f"{data.shards}/{key}/{name}", shape, reading)
         else:
             images = shared_array(scratch / f"{name}.npy", np.uint8, shape)
             share = share_of(len(labels))
-            mine = decode_files(Path(data.root), islice(files, share.start, share.stop), images[share])
-        refused = {start + row: file for start, rows in collect((share.start, mine)) for row, file in rows.items()}
+            mine = decode_files(Path(data.root), islice(files, share.start, share.stop), images[share], reading)
+        done = collect((share.start, *mine))
+        refused = {start + row: file for start, rows, _ in done for row, file in rows.items()}
+        lost += [np.delete(cropped, list(rows)) for _, rows, cropped in done]
         rejected += refused.values()
         index = np.setdiff1d(np.arange(len(labels)), list(refused))
         parts[name] = Part(images, labels if classes else None, index, files)
     if not rank():
         _check_folder(data, parts, classes, rejected)
-    return parts, classes, rejected
+    return parts, classes, rejected, round(float(np.median(np.concatenate(lost))), 6)
 
 
 def _decode_into_shards(
-    data: DataParams, files: Iterable[ImageFile], address: str, shape: tuple[int, int, int, int]
-) -> tuple[np.ndarray, slice, dict[int, Rejected]]:
-    """The images, and of the rows that this process decoded: which, and those that were left empty, with the file."""
+    data: DataParams, files: Iterable[ImageFile], address: str, shape: tuple[int, int, int, int], reading: Reading
+) -> tuple[np.ndarray, slice, tuple[dict[int, Rejected], np.ndarray]]:
+    """The images, and of the rows that this process decoded: which, and what `decode_files` says of them."""
     if not rank():
         create_shards(address, shape)
     collect(None)
     writer = ShardWriter(address, share_of(pieces_of(shape)))
-    refused = decode_files(Path(data.root), islice(files, writer.rows.start, writer.rows.stop), writer)
+    result = decode_files(Path(data.root), islice(files, writer.rows.start, writer.rows.stop), writer, reading)
     hashes = [one for part in collect(writer.close()) for one in part]
-    return open_shards(address, np.arange(shape[0]), hashes), writer.rows, refused
+    return open_shards(address, np.arange(shape[0]), hashes), writer.rows, result
 
 
 def _check_folder(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convae.classifier import ImageClassifier, load_image_classifier
 from convae.datasets.image_set import ImageSet
+from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
 from convae.models.geometry import show
 from convae.params import PARAMS_FILE, TrackingParams, load_params
@@ -130,8 +131,9 @@ def _signature(classifier: ImageClassifier, name: str) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
 
-    channels = classifier.encoder.config["channels"]
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, channels, -1, -1))])
+    config = classifier.encoder.config
+    # MLflow refuses images of another size, of which the features would mean something else.
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, config["channels"], *config["image_size"]))])
     if name == ENCODER:
         dimension = classifier.description["dimension"]
         return ModelSignature(images, Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))]))
@@ -189,6 +191,11 @@ def _move_champion(client: "MlflowClient", versions: Mapping[str, Published], ta
     return f"{CHAMPION} is version {versions[CLASSIFIER].version}: models:/{CLASSIFIER}@{CHAMPION}"
 
 
+def _reading(reading: Reading) -> str:
+    white = f", {reading.white_level} white where there are more than 8 bits" if reading.white_level else ""
+    return f"fit by {reading.fit}{white}"
+
+
 def _card(classifier: ImageClassifier, place: Place) -> str:
     """A model card in Markdown."""
     about, config = classifier.description, classifier.encoder.config
@@ -209,6 +216,7 @@ def _card(classifier: ImageClassifier, place: Place) -> str:
 
 {back} Images are `uint8 [N, C, H, W]`. Classes: {code(json.dumps(about["classes"], ensure_ascii=False))}.
 
-Learned from images of this kind and size alone: what it says of others is not measured, and it has no class for what
-belongs to none.
+Learned from images of this kind and of {show(tuple(config["image_size"]))} pixels alone. Features of images of another
+size mean something else: bring them to this one first ({_reading(classifier.encoder.reading())}). What it says of
+images of another kind is not measured, and it has no class for what belongs to none.
 """

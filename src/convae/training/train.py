@@ -50,6 +50,7 @@ from convae.training.objectives import (
 
 CHECKPOINTS = Path(".convae/checkpoints")
 LAST = "last.ckpt"
+LIGHTNING = (2, 6)  # the first whose checkpoints are read without unpickling
 UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # a training is taken up whatever they are
 
 
@@ -100,6 +101,10 @@ def train_encoder(
     Raises:
         ConvaeError: the loss is not finite, the accelerator asked for is not there, or there are no labels to learn.
     """
+    installed = version("pytorch-lightning")
+    if tuple(map(int, installed.split(".")[:2])) < LIGHTNING:
+        needed = ".".join(map(str, LIGHTNING))
+        raise ConvaeError(f"pytorch-lightning {installed}: {needed} or newer is needed; install convae[train] again")
     if params.objective.kind == "classify" and training.labels is None:
         raise ConvaeError("objective.kind = classify: the training images have no labels; reconstruct needs none")
     torch.set_num_threads(params.train.threads)
@@ -171,6 +176,7 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
         "channels": channels,
         "value_range": {"uint8": [0, 255], "float32": [0.0, 1.0]},
         "image_size": [height, width],
+        "pictures": {"fit": params.data.fit, "white_level": params.data.white_level},
         "preprocessing": params.preprocessing.model_dump(mode="json"),
         "layers": resolve_kernels((height, width), layers, params.model.stacked_on),
         "tied_weights": params.model.tied_weights,

@@ -1,0 +1,5 @@
+"""`python -m convae` is `convae`."""
+
+from convae.cli import main
+
+main()

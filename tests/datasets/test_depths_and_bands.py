@@ -1,0 +1,185 @@
+"""What is not plainly 8 bits of grey or colour in a single frame: the right pixels, or one line that says why not."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from picture_files import pair, png, tiff
+from PIL import Image
+
+from convae.datasets.image_folder import UnusableError
+from convae.datasets.pictures import decode, from_pillow
+from convae.datasets.reading import Reading
+
+RANDOM = np.random.default_rng(0)
+DEEP = RANDOM.integers(0, 4096, (5, 7, 3)).astype(np.uint16)
+
+
+def scaled(levels: np.ndarray, white: int) -> np.ndarray:
+    return np.floor(levels / white * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1)
+
+
+def rows(levels: np.ndarray) -> bytes:
+    return b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+
+
+def interlaced(levels: np.ndarray) -> bytes:
+    """The PNG's data in the seven passes of Adam7."""
+    passes = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)]
+    return b"".join(rows(part) for y, dy, x, dx in passes if (part := levels[y::dy, x::dx]).size)
+
+
+COLOURS = {
+    "PNG": png(7, 5, 16, 2, rows(DEEP)),
+    "PNG, interlaced": png(7, 5, 16, 2, interlaced(DEEP)).replace(
+        *(struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, way) for way in (0, 1))
+    ),
+    "TIFF": tiff(DEEP),
+    "TIFF, the other order of bytes": tiff(DEEP, order=">"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COLOURS)
+@pytest.mark.parametrize("white", [None, 4095])
+@pytest.mark.filterwarnings("ignore")
+def test_colours_of_16_bits_are_scaled_by_their_white(kind: str, white: int | None) -> None:
+    content = COLOURS[kind]
+    if "interlaced" in kind:  # the checksum of the header that was changed
+        content = content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
+    np.testing.assert_array_equal(decode(content, Reading(3, white_level=white)).pixels, scaled(DEEP, white or 65535))
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_compressed_colours_of_16_bits(order: str) -> None:
+    raw = zlib.compress(DEEP.astype(f"{order}u2").tobytes())
+    found = decode(tiff(DEEP, order=order, compression=8, raw=raw), Reading(3, white_level=4095)).pixels
+    np.testing.assert_array_equal(found, scaled(DEEP, 4095))
+
+
+def test_grey_of_12_bits_reaches_white_by_its_own_depth() -> None:
+    levels = np.array([[[0], [2048]], [[4095], [1]]], np.uint16)
+    packed = bytes([0x00, 0x08, 0x00, 0xFF, 0xF0, 0x01])
+    assert decode(tiff(levels, 1, bits=12, raw=packed), Reading(1)).pixels.tolist() == [[[0, 128], [255, 0]]]
+
+
+def test_grey_of_16_bits_of_which_12_are_used() -> None:
+    content = png(2, 1, 16, 0, b"\0" + pair(4095, 2048))
+    assert decode(content, Reading(1)).pixels.tolist() == [[[16, 8]]]
+    assert decode(content, Reading(1, white_level=4095)).pixels.tolist() == [[[255, 128]]]
+    with pytest.raises(UnusableError, match=r"a value of 4095, above data\.white_level = 4000"):
+        decode(content, Reading(1, white_level=4000))
+
+
+def test_pictures_of_8_bits_do_not_care_for_the_white_of_deeper_ones() -> None:
+    content = png(2, 1, 8, 0, b"\0" + bytes([7, 200]))
+    assert decode(content, Reading(1, white_level=4095)).pixels.tolist() == [[[7, 200]]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_white_is_zero_the_picture_is_inverted(dtype: type) -> None:
+    top = np.iinfo(dtype).max
+    levels = np.array([[[0], [top], [top // 255 * 100]]], dtype)
+    assert decode(tiff(levels, 0), Reading(1)).pixels.tolist() == [[[255, 0, 155]]]
+    assert decode(tiff(levels, 1), Reading(1)).pixels.tolist() == [[[0, 255, 100]]]
+
+
+def test_alpha_of_16_bits_is_laid_on_white_whatever_white_is() -> None:
+    clear = pair(4095, 0, 0, 65535, 4095, 0, 0, 0)
+    assert decode(png(2, 1, 16, 6, b"\0" + clear), Reading(3, white_level=4095)).pixels.tolist() == [
+        [[255, 255]],
+        [[0, 255]],
+        [[0, 255]],
+    ]
+
+
+EIGHT = RANDOM.integers(0, 256, (5, 7, 6)).astype(np.uint8)
+REFUSED = {
+    "four bands": (tiff(EIGHT[..., :4]), "^4 bands; save one as grey or three as RGB$"),
+    "four bands of 16 bits": (tiff(EIGHT[..., :4].astype(np.uint16)), "^4 bands"),
+    "four bands, the last of no meaning": (tiff(EIGHT[..., :4], extra=[0]), "^4 bands"),
+    "five bands": (tiff(EIGHT[..., :5], extra=[0, 0]), "^5 bands"),
+    "five bands, one of them transparency": (tiff(EIGHT[..., :5], extra=[2, 0]), "^5 bands"),
+    "six bands": (tiff(EIGHT, extra=[0, 0, 0]), "^6 bands"),
+    "seven bands": (tiff(np.repeat(EIGHT[..., :1], 7, 2), extra=[0] * 4), "^7 bands"),
+    "two bands": (tiff(EIGHT[..., :2], 1, extra=[0]), "^2 bands"),
+    "two bands that nothing is said of": (tiff(EIGHT[..., :2], 1), "^2 bands"),
+    "three bands of grey": (tiff(EIGHT[..., :3], 1, extra=[0, 0]), "^3 bands"),
+    "signed": (tiff(EIGHT[..., :1].astype(np.int8), 1), "^signed numbers of 8 bits"),
+    "signed, 16 bits": (tiff(EIGHT[..., :1].astype(np.int16), 1), "^signed numbers of 16 bits; save whole numbers"),
+    "32 bits": (tiff(EIGHT[..., :1].astype("u4"), 1), "^32 bits a channel; 8 or 16 are allowed"),
+    "a mask": (tiff(EIGHT[..., :1], 4), "^a TIFF of photometric interpretation 4; save it as grey or RGB$"),
+    "CIELAB": (tiff(EIGHT[..., :3], 8), "^a TIFF of photometric interpretation 8"),
+    "a filter over a sensor": (tiff(EIGHT[..., :1], 32803), "^a TIFF of photometric interpretation 32803"),
+    "one band after the other": (tiff(DEEP, planar=2), "^16 bits a channel and one band after the other"),
+    "pictures inside": (tiff(EIGHT[..., :3], sub_ifds=True), "^a TIFF with further pictures in it"),
+    "CMYK of 16 bits": (tiff(EIGHT[..., :4].astype(np.uint16), 5), "^16 bits a channel of CMYK; save it as RGB"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.filterwarnings("ignore")
+def test_bands_and_numbers_of_another_kind_are_refused(case: str, channels: int) -> None:
+    content, message = REFUSED[case]
+    with pytest.raises(UnusableError, match=message):
+        decode(content, Reading(channels))
+
+
+@pytest.mark.parametrize("case", ["four bands", "five bands", "signed, 16 bits", "32 bits"])
+def test_they_are_refused_from_pillow_too(case: str) -> None:
+    content, message = REFUSED[case]
+    with Image.open(io.BytesIO(content)) as image, pytest.raises(UnusableError, match=message):
+        from_pillow(image, Reading(3))
+
+
+def test_a_picture_that_pillow_would_cut_is_refused_from_pillow() -> None:
+    with Image.open(io.BytesIO(COLOURS["PNG"])) as image, pytest.raises(UnusableError, match="give the file instead"):
+        from_pillow(image, Reading(3))
+
+
+@pytest.mark.parametrize("extra", [[1], [2]])
+def test_what_is_said_to_be_transparency_is(extra: list[int]) -> None:
+    pixels = np.array([[[10, 20, 30, 255], [0, 0, 0, 0]]], np.uint8)
+    assert decode(tiff(pixels, extra=extra), Reading(3)).pixels.tolist() == [[[10, 255]], [[20, 255]], [[30, 255]]]
+
+
+def test_bands_of_8_bits_one_after_the_other() -> None:
+    found = decode(tiff(EIGHT[..., :3], planar=2), Reading(3)).pixels
+    np.testing.assert_array_equal(found, EIGHT[..., :3].transpose(2, 0, 1))
+
+
+WIDE = np.repeat(np.array([[10, 10, 10, 200, 200, 90, 90, 90]], np.uint8), 4, axis=0)
+WIDE_PNG = png(8, 4, 8, 0, b"".join(b"\0" + row.tobytes() for row in WIDE))
+
+
+@pytest.mark.parametrize(
+    ("fit", "expected", "cropped"),
+    [
+        ("crop", [[10, 200, 200, 90]] * 4, 0.5),
+        ("stretch", None, 0.0),
+        ("pad", None, 0.0),
+    ],
+)
+def test_a_picture_is_fit_as_asked(fit: Any, expected: list[list[int]] | None, cropped: float) -> None:
+    pixels, lost = decode(WIDE_PNG, Reading(1, (4, 4), fit))
+    picture = Image.fromarray(WIDE)
+    if fit == "stretch":
+        expected = np.asarray(picture.resize((4, 4), Image.Resampling.BILINEAR)).tolist()
+    elif fit == "pad":
+        inner = np.asarray(picture.resize((4, 2), Image.Resampling.BILINEAR)).tolist()
+        expected = [[0] * 4, *inner, [0] * 4]
+    assert pixels.tolist() == [expected]
+    assert lost == cropped
+
+
+@pytest.mark.parametrize("size", [(1000, 1), (1, 1000)])
+def test_the_thinnest_picture_can_be_padded(size: tuple[int, int]) -> None:
+    pixels = np.full((size[1], size[0]), 255, np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    found = decode(stream.getvalue(), Reading(1, (4, 4), "pad")).pixels
+    assert sorted(np.unique(found).tolist()) == [0, 255]
+    assert (found == 255).sum() == 4
