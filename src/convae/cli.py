@@ -1,7 +1,6 @@
 """`convae …`, for those who look at results or use an encoder."""
 
 import argparse
-import io
 import os
 import sys
 from difflib import get_close_matches
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from convae import __version__
 from convae.errors import ConvaeError
+from convae.terminal import finish_bars, survive_any_encoding
 
 EXAMPLES = """examples:
   convae classify photo.jpg pictures/          labels and probabilities
@@ -109,25 +109,24 @@ def main() -> None:
         # Imported here alone, so that help is there at once.
         getattr(import_module(f"convae.{module}"), function)(**vars(arguments))
         sys.stdout.flush()
-    except ConvaeError as error:
-        sys.exit(f"convae: {error}")
-    except KeyboardInterrupt:
-        print("convae: interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except ModuleNotFoundError as error:  # the pipeline's packages are an extra
-        sys.exit(f"convae: {error}; install convae[pipeline]")
-    except OSError as error:  # an output that can't be written
-        sys.exit(f"convae: {error.filename}: {error.strerror}" if error.filename else f"convae: {error}")
+    except (ConvaeError, ModuleNotFoundError, OSError, KeyboardInterrupt) as error:
+        finish_bars()
+        if isinstance(error, KeyboardInterrupt):
+            print("convae: interrupted", file=sys.stderr)
+            sys.exit(130)
+        sys.exit(f"convae: {_line(error)}")
 
 
-def survive_any_encoding() -> None:
-    """Have characters that a terminal can't show written as their codes, instead of ending the process."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+def _line(error: Exception) -> str:
+    """What a user is told of an error."""
+    if isinstance(error, ModuleNotFoundError):  # the pipeline's packages are an extra
+        return f"{error}; install convae[pipeline]"
+    if isinstance(error, OSError) and error.filename:  # an output that can't be written
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:

@@ -24,6 +24,7 @@ from convae.errors import ConvaeError
 from convae.evaluation.saving import load_classifier
 from convae.files import check_free, new_file
 from convae.models.geometry import show
+from convae.terminal import warn_beside_bars
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ROW_GROUP = 1024  # rows of a Parquet file that belong together: each group describes every column
@@ -61,6 +62,7 @@ class Pictures:
         """Pixels `uint8 [C, H, W]` of one picture after the other."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are refused
+            warnings.showwarning = warn_beside_bars
             with tqdm(total=len(self.files), unit=" images", disable=None) as progress:
                 for start in range(0, len(self.files), AHEAD):
                     files = self.files[start : start + AHEAD]

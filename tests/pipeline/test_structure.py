@@ -36,7 +36,7 @@ def test_a_framework_is_known_in_one_place(repository, package, home):
 
 
 ORDER = [
-    {"errors", "environment", "files", "names", "processes"},
+    {"errors", "environment", "files", "names", "processes", "terminal"},
     {"deviation", "params"},
     {"models", "datasets", "experiment", "images", "addresses"},
     {"features", "encoder", "training", "evaluation"},

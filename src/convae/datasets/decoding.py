@@ -20,6 +20,7 @@ from convae.datasets.reading import Reading
 from convae.datasets.shards import ShardWriter
 from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES
+from convae.terminal import warn_beside_bars
 
 MOST_AT_ONCE = 1000  # what Python keeps of a small picture is larger than its pixels
 TASKS_AT_ONCE = 32  # of several files, since threads that are handed each by itself wait for each other
@@ -48,6 +49,7 @@ def decode_files(
         tqdm(total=total, desc="decode", unit="image") as progress,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused
+        warnings.showwarning = warn_beside_bars
         decode_some = partial(_decode_some, root, reading)
         while some := list(islice(files, step)):  # in steps, since the pool takes all it is given at once
             size = max(1, len(some) // TASKS_AT_ONCE)
