@@ -122,25 +122,6 @@ def test_names_from_standard_input_need_not_be_text(models):
     assert len(np.load("f.npy")) == 1
 
 
-def test_no_pictures_are_told(models):
-    Path("empty").mkdir()
-    done = convae("features", "empty", "-o", "f.npy", cwd=models)
-    nothing = "empty: no PNG, JPEG, WebP, BMP or TIFF file below it, and"
-    assert (done.returncode, done.stderr) == (1, f"convae: {nothing} no others\n")
-    Image.new("L", (8, 8)).save("empty/a.gif")
-    done = convae("features", "empty", "-o", "f.npy", cwd=models)
-    assert (done.returncode, done.stderr) == (1, f"convae: {nothing} 1 of another suffix, such as a.gif\n")
-    done = convae("features", "-", "-o", "f.npy", cwd=models)
-    assert (done.returncode, done.stderr) == (1, "convae: no pictures: nothing came from standard input\n")
-
-
-def test_files_of_another_suffix_are_counted(models):
-    Path("pictures/a/more.gif").write_bytes(b"GIF89a")
-    done = convae("classify", "pictures", cwd=models)
-    assert (done.returncode, done.stdout.count("\n")) == (0, 10)
-    assert done.stderr == "convae: pictures: 10 files are read, and 1 of another suffix, such as more.gif\n"
-
-
 def test_pictures_are_resized_as_the_pipeline_does_or_stay_as_large_as_they_are(here):
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
     large.save("large.png")
@@ -156,27 +137,6 @@ def test_pictures_are_resized_as_the_pipeline_does_or_stay_as_large_as_they_are(
     label = here("classify", "large.png").split()[0]
     cropped.save("cropped.png")
     assert here("classify", "cropped.png").split()[0] == label
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_any_encoding_of_the_terminal_is_survived(models, encoding):
-    estimator, about = load_classifier(Path("models/classifier"))
-    about = {name: value for name, value in about.items() if name not in ("format", "sha256")}
-    classes = [f"シャツ {index}" for index in range(10)]
-    save_classifier(Path("models/classifier"), estimator, about | {"classes": classes})
-    shutil.copy("pictures/a/0.png", "日本.png")
-    for command in (
-        ["info"],
-        ["classify", "日本.png"],
-        ["features", "日本.png", "-o", "f.npy"],
-        ["reconstruct", "日本.png", "-o", "日本"],
-        ["classify", "無い.png"],
-        ["--help"],
-    ):
-        done = convae(*command, cwd=models, PYTHONIOENCODING=encoding)
-        assert "Traceback" not in done.stderr
-        assert done.returncode == ("無い.png" in command)
-    assert "\\u30b7" in convae("classify", "日本.png", cwd=models, PYTHONIOENCODING=encoding).stdout
 
 
 def test_classes_and_probabilities(here):
@@ -207,41 +167,6 @@ def test_reconstructions_lie_beside_what_the_encoder_sees(here):
     error = np.mean((encoder.preprocess(image) - encoder.reconstruct(image)) ** 2)
     assert float(printed.split()[0]) == pytest.approx(error, abs=1e-6)
     assert Image.open("made/0.png").size == (16, 8)
-
-
-@pytest.mark.parametrize(
-    ("command", "taken"),
-    [
-        (["features", "pictures", "-o", "f.npy"], "f.npy"),
-        (["features", "pictures", "-o", "f.npy"], "f.npy.partial"),
-        (["features", "pictures", "-o", "f.parquet"], "f.parquet"),
-        (["reconstruct", "pictures/a/0.png", "pictures/a", "-o", "pictures/a"], "pictures/a/0.png"),
-        (["reconstruct", "pictures/b/1.png", "pictures/a/0.png", "-o", "made"], "made/0.png"),
-        (["export", "--onnx", "e.onnx"], "e.onnx"),
-    ],
-)
-def test_a_file_that_exists_is_overwritten_only_by_force(models, command, taken):
-    Path("made").mkdir()
-    if not Path(taken).exists():
-        Path(taken).write_bytes(b"precious")
-    before = Path(taken).read_bytes()
-    done = convae(*command, cwd=models)
-    advice = "exists; name another file, or overwrite it with --force"
-    assert (done.returncode, done.stderr) == (1, f"convae: {taken}: {advice}\n")
-    assert Path(taken).read_bytes() == before
-    assert list(Path("made").iterdir()) == [Path("made/0.png")] * taken.startswith("made")
-    assert convae(*command, "--force", cwd=models).returncode == 0
-    assert not Path(taken).exists() or Path(taken).read_bytes() != before
-
-
-def test_what_is_a_link_to_a_folder_takes_reconstructions(models):
-    Path("elsewhere").mkdir()
-    Path("made").symlink_to("elsewhere")
-    Path("lost").symlink_to("nowhere")
-    assert convae("reconstruct", "pictures/a", "-o", "made", cwd=models).returncode == 0
-    assert len(list(Path("elsewhere").iterdir())) == 5
-    done = convae("reconstruct", "pictures/a", "-o", "lost", cwd=models)
-    assert (done.returncode, done.stderr) == (1, "convae: lost: File exists\n")
 
 
 def test_what_reads_a_part_of_the_output_ends_it_quietly(models):

@@ -326,10 +326,8 @@ def load_encoder(source: str | Path) -> Encoder:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         weights = (folder / WEIGHTS).read_bytes()
     except FileNotFoundError as error:
-        advice = "`make run` trains one in models/encoder; elsewhere, name the folder or models:/ address of yours"
-        raise ConvaeError(
-            f"{folder}: not an encoder: there is no {Path(error.filename).name} in it; {advice}"
-        ) from None
+        lack = f"{folder}: not an encoder: there is no {Path(error.filename).name} in it"
+        raise ConvaeError(f"{lack}; `make run` trains models/encoder, and other folders can be named") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None
     found = config.get("format") if isinstance(config, dict) else None

@@ -1,0 +1,119 @@
+"""What commands write and say: no file of anybody else's is touched, and every terminal takes the words."""
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from saved_models import ABOUT, fitted, sha256
+
+from convae.evaluation.saving import save_classifier
+
+Convae = Callable[..., str]
+
+
+@pytest.fixture
+def pictures(convae: Convae) -> Convae:
+    for name in ("pictures/0.png", "pictures/1.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy("picture.png", name)
+    return convae
+
+
+@pytest.mark.parametrize(
+    ("command", "taken"),
+    [
+        (["features", "pictures", "-o", "f.npy"], "f.npy"),
+        (["features", "pictures", "-o", "f.npy"], "f.npy.partial"),
+        (["features", "pictures", "-o", "f.parquet"], "f.parquet"),
+        (["reconstruct", "pictures", "-o", "pictures"], "pictures/0.png"),
+        (["reconstruct", "pictures/1.png", "pictures/0.png", "-o", "made"], "made/0.png"),
+        (["reconstruct", "pictures/0.png", "pictures/0.png", "-o", "made"], "made/0-2.png"),
+        (["export", "--onnx", "e.onnx"], "e.onnx"),
+    ],
+)
+def test_a_file_that_exists_is_overwritten_only_by_force(pictures: Convae, command: list[str], taken: str) -> None:
+    Path("made").mkdir()
+    if not Path(taken).exists():
+        Path(taken).write_bytes(b"precious")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    advice = "exists; name another file, or overwrite it with --force"
+    assert pictures(*command) == f"convae: {taken}: {advice}"
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert pictures(*command, "--force") == ""
+    assert not Path(taken).exists() or Path(taken).read_bytes() != before[Path(taken)]
+
+
+def test_a_link_to_a_folder_takes_reconstructions(pictures: Convae) -> None:
+    Path("elsewhere").mkdir()
+    Path("made").symlink_to("elsewhere")
+    Path("lost").symlink_to("nowhere")
+    assert pictures("reconstruct", "pictures", "-o", "made") == ""
+    assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["0.png", "1.png"]
+    assert pictures("reconstruct", "pictures", "-o", "lost") == "convae: lost: File exists"
+    assert pictures("reconstruct", "pictures", "-o", "picture.png") == "convae: picture.png: File exists"
+
+
+def test_where_there_are_no_pictures_it_is_said_what_lies_there(
+    pictures: Convae, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("empty").mkdir()
+    nothing = "convae: empty: no PNG, JPEG, WebP, BMP or TIFF file below it, and"
+    assert pictures("classify", "empty") == f"{nothing} no others"
+    Image.new("L", (8, 8)).save("empty/a.gif")
+    assert pictures("classify", "empty") == f"{nothing} 1 of another suffix, such as a.gif"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    assert pictures("classify", "-") == "convae: no pictures: nothing came from standard input"
+
+
+def test_files_of_another_suffix_are_counted(pictures: Convae, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pictures/more.gif").write_bytes(b"GIF89a")
+    assert pictures("classify", "pictures") == ""
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 2
+    assert said.err == "convae: pictures: 2 files are read, and 1 of another suffix, such as more.gif\n"
+
+
+@pytest.mark.parametrize("command", ["features", "classify", "reconstruct", "info", "export"])
+def test_without_a_run_it_is_said_how_to_have_an_encoder(convae: Convae, command: str) -> None:
+    shutil.rmtree("models")
+    arguments = {
+        "features": ["picture.png", "-o", "f.npy"],
+        "classify": ["picture.png"],
+        "reconstruct": ["picture.png", "-o", "made"],
+        "export": ["--onnx", "e.onnx"],
+    }
+    said = convae(command, *arguments.get(command, []))
+    lack = "convae: models/encoder: not an encoder: there is no config.json in it; `make run` trains models/encoder"
+    assert said.startswith(lack)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_any_encoding_of_the_terminal_is_survived(
+    convae: Convae, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    classes = ["シャツ", "パンツ", "靴"]
+    save_classifier(Path("models/classifier"), fitted(), ABOUT | {"classes": classes, "encoder": sha256()})
+    shutil.copy("picture.png", "日本.png")
+    terminal = io.BytesIO()
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(terminal, encoding, write_through=True))
+    for command in (
+        ["info"],
+        ["classify", "日本.png"],
+        ["classify", "日本.png", "--json"],
+        ["features", "日本.png", "-o", "f.npy"],
+        ["reconstruct", "日本.png", "-o", "日本"],
+    ):
+        assert convae(*command) == ""
+    assert "無い.png" not in convae("classify", "無い.png", "日本.png")
+    said = terminal.getvalue().decode(encoding)
+    assert "\\u30b7\\u30e3\\u30c4" in said
+    assert "convae: \\u7121\\u3044.png: No such file or directory" in said
+    assert json.loads(said[said.index("[") : said.rindex("]") + 1])[0]["file"] == "日本.png"
+    assert np.load("f.npy").shape == (1, 16)
