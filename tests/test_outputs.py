@@ -115,5 +115,5 @@ def test_any_encoding_of_the_terminal_is_survived(
     said = terminal.getvalue().decode(encoding)
     assert "\\u30b7\\u30e3\\u30c4" in said
     assert "convae: \\u7121\\u3044.png: No such file or directory" in said
-    assert json.loads(said[said.index("[") : said.rindex("]") + 1])[0]["file"] == "日本.png"
+    assert json.loads(said[said.index("[\n") : said.index("\n]") + 2])[0]["file"] == "日本.png"
     assert np.load("f.npy").shape == (1, 16)
