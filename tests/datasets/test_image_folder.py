@@ -69,9 +69,13 @@ def test_names_are_sorted_bytewise_and_may_be_unicode_with_spaces(tmp_path: Path
     assert paths == expected
 
 
-def test_hidden_entries_are_ignored(tmp_path: Path) -> None:
+def test_hidden_entries_and_litter_are_ignored(tmp_path: Path) -> None:
     root = build(tmp_path, "train/a/1.png", "train/b/1.png", "train/.hidden/1.png", "train/a/.thumb.png")
-    (root / "train/.DS_Store").write_bytes(b"x")
+    for folder in (root, root / "train", root / "train/a"):
+        for name in (".DS_Store", "._1.png", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "Icon\r"):
+            (folder / name).write_bytes(b"x")
+        for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"):
+            picture(folder / name / "train/a/1.png")
     files, rejected = list_images(root)
     assert [file.path for file in files] == ["train/a/1.png", "train/b/1.png"]
     assert rejected == []
@@ -84,14 +88,11 @@ def test_what_is_no_picture_is_rejected_with_its_reason(tmp_path: Path) -> None:
     (folder / "README.txt").write_text("about these pictures")
     (folder / "text.png").write_text("text")
     (folder / "empty.png").write_bytes(b"")
-    (folder / "nested").mkdir()
     os.mkfifo(folder / "pipe.png")
     (folder / "escape.png").symlink_to(outside)
     (folder / "dotted.png").symlink_to("../../../outside.png")
     (folder / "broken.png").symlink_to("nothing")
     (folder / "circle.png").symlink_to("circle.png")
-    (folder / "folder").symlink_to(root / "train/b")
-    (root / "train/linked class").symlink_to(root / "train/b")
     picture(folder / "new\nline.png")
     Path(os.fsdecode(os.fsencode(folder) + b"/latin\xe9.png")).write_bytes(outside.read_bytes())
     _, rejected = list_images(root)
@@ -100,15 +101,12 @@ def test_what_is_no_picture_is_rejected_with_its_reason(tmp_path: Path) -> None:
         "train/a/broken.png": "cannot be read: No such file or directory",
         "train/a/circle.png": "cannot be read: a symbolic link in a circle",
         "train/a/dotted.png": "a symbolic link that leads out of data.root",
-        "train/a/empty.png": "empty file",
+        "train/a/empty.png": "empty file; get it again",
         "train/a/escape.png": "a symbolic link that leads out of data.root",
-        "train/a/folder": "a link to a folder, not followed",
         "train/a/latin\\udce9.png": "the name is not UTF-8 or holds control characters",
-        "train/a/nested": "a folder inside a class folder",
         "train/a/new\\nline.png": "the name is not UTF-8 or holds control characters",
         "train/a/pipe.png": "not a regular file",
         "train/a/text.png": "not a PNG, JPEG, WebP, BMP or TIFF image",
-        "train/linked class": "a link to a folder, not followed",
     }
     assert len({file.path for file in rejected}) == len(rejected)
 

@@ -73,6 +73,11 @@ def test_odd_names_are_kept_to_the_letter(tmp_path: Path, data_params: Params, n
     assert sum(line.startswith(f"train/{name}/") for line in lines) == 6
 
 
+def gif(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (6, 4)).save(path)
+
+
 def dangling(path: Path) -> None:
     path.symlink_to("nowhere")
 
@@ -97,17 +102,30 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
     "class without pictures": (lambda root: (root / "train/c").mkdir(), "class folder 'c' of the train part has no"),
     "class of an empty picture": (
         lambda root: [(root / "train/c").mkdir(), (root / "train/c/1.png").touch()],
-        "class folder 'c' of the train part has no image in it that can be read: train/c/1.png (empty file)",
+        "class folder 'c' of the train part has no image in it that can be read: train/c/1.png (empty file; get",
     ),
     "test of an empty picture": (
         lambda root: [(root / "test/a").mkdir(parents=True), (root / "test/a/1.png").touch()],
-        "no image in the test part that can be read: test/a/1.png (empty file)",
+        "no image in the test part that can be read: test/a/1.png (empty file; get",
     ),
     "class of text": (lambda root: (root / "train/c").write_text("hello"), "train/c (not a PNG, JPEG"),
-    "class that leads nowhere": (lambda root: dangling(root / "train/c"), "train/c (cannot be read: No such file"),
-    "class in a circle": (lambda root: circle(root / "train/c"), "train/c (cannot be read: a symbolic link in a"),
-    "class that is all classes": (lambda root: (root / "train/c").symlink_to("."), "train/c (a link to a folder, not"),
-    "class in a class": (lambda root: picture(root / "train/a/b/1.png"), "train/a/b (a folder inside a class folder)"),
+    "class that leads nowhere": (lambda root: dangling(root / "train/c"), "train/c: a link that leads nowhere"),
+    "class in a circle": (lambda root: circle(root / "train/c"), "train/c: a link that leads nowhere"),
+    "class that is all classes": (lambda root: (root / "train/c").symlink_to("."), "train/c: links to folders are not"),
+    "class in a class": (lambda root: picture(root / "train/a/b/1.png"), "train/a/b: a folder inside a class folder;"),
+    "one image": (
+        lambda root: [shutil.rmtree(root / "train"), picture(root / "train/1.png")],
+        "data.test_size = 2: 1 image(s) cannot be divided, at least 2 are needed",
+    ),
+    "class of GIFs": (
+        lambda root: [gif(root / f"train/c/{index}.gif") for index in range(3)] + [(root / "train/c/3.gif").touch()],
+        "class folder 'c' of the train part has no image in it that can be read: train/c/0.gif (a GIF; save it as PNG, "
+        "as are 2 of the 3 other files)",
+    ),
+    "GIFs alone": (
+        lambda root: [shutil.rmtree(root / "train"), gif(root / "train/1.gif")],
+        "no image in the train part that can be read: train/1.gif (a GIF; save it as PNG)",
+    ),
     "class of one picture": (lambda root: picture(root / "train/c/1.png"), "class 'c' has one image to divide"),
     "pipe": (lambda root: os.mkfifo(root / "train/a/1"), "train/a/1 (not a regular file)"),
     "device": (lambda root: (root / "train/a/1").symlink_to("/dev/zero"), "train/a/1 (a symbolic link that leads out"),
@@ -129,6 +147,41 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, data_params: Params, case: 
     assert str(mistake.value).isprintable()
     assert (tmp_path / "prepared/description.json").read_text() == "earlier"
     assert not list(tmp_path.glob("*.partial"))
+
+
+def linked(root: Path, target: Path) -> None:
+    classes(target, "c")
+    (root / "train/c").symlink_to(target / "train/c")
+
+
+LEFT_OUT: dict[str, Damage] = {
+    "class linked from inside": lambda root: (root / "train/c").symlink_to("a"),
+    "class linked from outside": lambda root: linked(root, root.parent / "elsewhere"),
+    "class that leads nowhere": lambda root: dangling(root / "train/c"),
+    "part linked": lambda root: (root / "test").symlink_to("train"),
+    "folder in a class": lambda root: (root / "train/a/more").mkdir(),
+    "folder linked in a class": lambda root: (root / "train/a/more").symlink_to(root / "train/b"),
+    "folder in a class of a part": lambda root: picture(root / "test/a/more/1.png"),
+    "class of a part linked": lambda root: [picture(root / "test/a/1.png"), (root / "test/b").symlink_to("a")],
+    "parts in capitals": lambda root: (root / "train").rename(root / "Train"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_a_folder_is_never_a_rejected_file(tmp_path: Path, data_params: Params, case: str) -> None:
+    """However many files may be rejected: with a folder there would go a whole class."""
+    LEFT_OUT[case](classes(tmp_path / "local", "a", "b"))
+    with pytest.raises(ConvaeError, match=r"links? (that leads|to folders)|a folder inside a class folder") as refusal:
+        run(data_params(**FOLDER, max_rejected=100), tmp_path)
+    assert str(refusal.value).isprintable()
+
+
+def test_links_to_nowhere_beside_pictures_without_labels_are_rejected_files(tmp_path: Path) -> None:
+    for index in range(3):
+        picture(tmp_path / f"train/{index}.png")
+    dangling(tmp_path / "train/4.png")
+    files, rejected = list_images(tmp_path)
+    assert (len(files), [file.path for file in rejected]) == (3, ["train/4.png"])
 
 
 @pytest.mark.parametrize("root", ["/dev/null", "a" * 300, "train/a/0.png"])

@@ -183,8 +183,8 @@ def test_a_picture_of_too_many_pixels_is_refused() -> None:
         (b"\x89PNG\r\n\x1a\n", "not a readable PNG|SyntaxError|EOFError|OSError"),
         (encoded(RGB)[:-40], "truncated|broken"),
         (encoded(RGB, "JPEG")[:-40], "truncated"),
-        (encoded(RGB, "GIF"), "not a readable PNG"),
-        (encoded(RGB, "PPM"), "not a readable PNG"),
+        (encoded(RGB, "GIF"), "a GIF; save it as PNG"),
+        (encoded(RGB, "PPM"), "a PNM image; save it as PNG"),
     ],
 )
 def test_damage_and_foreign_formats_are_refused(content: bytes, reason: str) -> None:

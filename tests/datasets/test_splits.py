@@ -67,7 +67,7 @@ def test_halves_are_disjoint_complete_and_of_the_right_size(counts: list[int], s
         ([0, 0, 0, 1, 1, 2], 3, "class 'c' has one image to divide; at least 2 are needed"),
         ([0, 0, 1, 1, 2, 2], 2, "2 and 4 images cannot each hold 3 classes"),
         ([0, 0, 1, 1, 2, 2], 4, "4 and 2 images cannot each hold 3 classes"),
-        ([], 1, "would hold out 1 of 0 images"),
+        ([], 1, r"0 image\(s\) cannot be divided, at least 2 are needed"),
     ],
 )
 def test_impossible_divisions_name_the_parameter(labels: list[int], size: float, message: str) -> None:

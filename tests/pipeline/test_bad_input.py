@@ -91,7 +91,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "class with one image": (lambda root: picture(root / "train/rare/0.png"), "class 'rare' has one image to divide"),
     "flat and classes": (lambda root: picture(root / "train/0.png"), "images both inside and beside class folders"),
     "class in test alone": (lambda root: picture(root / "test/bird/0.png"), "the test part has class 'bird'"),
-    "zero bytes": (lambda root: (root / "train/cat/0.png").write_bytes(b""), "train/cat/0.png (empty file)"),
+    "zero bytes": (lambda root: (root / "train/cat/0.png").write_bytes(b""), "train/cat/0.png (empty file; get it"),
     "text": (lambda root: (root / "train/cat/0.png").write_text("hello"), "train/cat/0.png (not a PNG, JPEG"),
     "truncated": (
         lambda root: (root / "train/cat/0.png").write_bytes((root / "train/cat/0.png").read_bytes()[:200]),

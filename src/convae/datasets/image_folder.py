@@ -4,26 +4,26 @@
     validation/<class>/<image>    optional
     test/<class>/<image>          optional
 
-Without `train/`, the folder itself is the training part, less `validation/` and `test/`. Hidden files are
-ignored.
+Without `train/`, the folder itself is the training part, less `validation/` and `test/`. Hidden files and operating
+systems' litter, such as `Thumbs.db`, are ignored.
 """
 
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from convae.datasets.foreign import HEAD_BYTES, is_litter, is_picture, what_it_is
 from convae.errors import ConvaeError
 
 PARTS = ("train", "validation", "test")
 LAYOUT = "expected are train/<class>/<image> or, without labels, train/<image>; likewise validation/ and test/"
 MOST_BYTES = 1 << 30  # a file is read whole, so that its hash and its pixels are surely of the same bytes
-
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 Place = tuple[str, str]
 """Part and class; the class is '' for a picture without a label."""
@@ -58,8 +58,8 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
     A picture is recognised by its first bytes; whether it can be decoded shows in `prepare`.
 
     Raises:
-        ConvaeError: there is no picture, a folder can't be read, or the layout leaves open which part or class a
-            picture belongs to.
+        ConvaeError: there is no picture, a folder can't be read or would be left out, or the layout leaves open which
+            part or class a picture belongs to.
     """
     try:
         if not root.is_dir():
@@ -93,16 +93,47 @@ def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
     candidates, places = [], []
     for part, folder in _part_folders(root).items():
         places.append((part, ""))
-        for entry in _entries(folder):
-            path = Path(entry.path).relative_to(root).as_posix()
-            if not entry.is_dir(follow_symlinks=False):
-                candidates.append(((part, ""), path))
-            elif folder != root or entry.name not in PARTS:
-                if not _is_clean(entry.name):
-                    raise ConvaeError(f"{printable(entry.path)}: class names must be UTF-8 without control characters")
-                places.append((part, entry.name))
-                candidates += [((part, entry.name), f"{path}/{inner.name}") for inner in _entries(Path(entry.path))]
+        entries = [entry for entry in _entries(folder) if folder != root or entry.name not in PARTS]
+        has_classes = any(_is_folder(entry) for entry in entries)
+        for entry in entries:
+            if not _is_folder(entry):
+                if has_classes and entry.is_symlink() and not Path(entry).exists():
+                    raise ConvaeError(
+                        f"{printable(entry.path)}: a link that leads nowhere where classes stand; mend or remove it"
+                    )
+                candidates.append(((part, ""), _relative(root, entry)))
+                continue
+            if not _is_clean(entry.name):
+                raise ConvaeError(f"{printable(entry.path)}: class names must be UTF-8 without control characters")
+            places.append((part, entry.name))
+            for inner in _entries(Path(entry.path)):
+                if _is_folder(inner):
+                    raise ConvaeError(
+                        f"{printable(inner.path)}: a folder inside a class folder; move its pictures up into the "
+                        f"class folder, or move it away; {LAYOUT}"
+                    )
+                candidates.append(((part, entry.name), _relative(root, inner)))
     return candidates, places
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder; a link to one would be a folder of pictures that are left out.
+
+    Raises:
+        ConvaeError: a link to a folder.
+    """
+    if entry.is_dir(follow_symlinks=False):
+        return True
+    if entry.is_symlink() and Path(entry).is_dir():  # unlike entry.is_dir() silent on a circle
+        raise ConvaeError(
+            f"{printable(entry.path)}: links to folders are not followed; put the real folder in its place, "
+            "or remove the link"
+        )
+    return False
+
+
+def _relative(root: Path, entry: os.DirEntry[str]) -> str:
+    return Path(entry.path).relative_to(root).as_posix()
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
@@ -122,7 +153,8 @@ def _part_folders(root: Path) -> dict[str, Path]:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
+        kept = (e for e in entries if not (e.name.startswith(".") or is_litter(e.name)))
+        return sorted(kept, key=lambda e: os.fsencode(e.name))
 
 
 def _is_clean(name: str) -> bool:
@@ -139,10 +171,6 @@ def _image_file(root: Path, place: Place, path: str) -> ImageFile:
         if file.is_symlink() and not file.resolve(strict=True).is_relative_to(root.resolve()):
             raise UnusableError("a symbolic link that leads out of data.root")
         status = file.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise UnusableError(
-                "a link to a folder, not followed" if file.is_symlink() else "a folder inside a class folder"
-            )
         if not stat.S_ISREG(status.st_mode):
             raise UnusableError("not a regular file")
         return ImageFile(*place, path, status.st_size, _image_sha256(file, status.st_size))
@@ -153,12 +181,14 @@ def _image_file(root: Path, place: Place, path: str) -> ImageFile:
 
 def _image_sha256(file: Path, size: int) -> str:
     if size == 0:
-        raise UnusableError("empty file")
+        raise UnusableError("empty file; get it again")
     if size > MOST_BYTES:
         raise UnusableError(f"{size} bytes; at most {MOST_BYTES} are read")
     with file.open("rb") as stream:
-        head = stream.read(16)
-        if not (head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")):
+        head = stream.read(HEAD_BYTES)
+        if found := what_it_is(head):
+            raise UnusableError(found)
+        if not is_picture(head):
             raise UnusableError("not a PNG, JPEG, WebP, BMP or TIFF image")
         stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -191,6 +221,11 @@ def _check_layout(
 
 
 def _unreadable(rejected: Sequence[tuple[Place, Rejected]], *place: str) -> str:
-    """Words on the first file in a part, or in one class of it, that was rejected; none where there is no file."""
-    found = (file for where, file in rejected if where[: len(place)] == place)
-    return next((f" that can be read: {file.path} ({file.reason})" for file in found), "")
+    """Words on the files in a part, or in one class of it, which were all rejected; none where there is no file."""
+    found = [file for where, file in rejected if where[: len(place)] == place]
+    if not found:
+        return ""
+    reason, count = Counter(file.reason for file in found).most_common(1)[0]
+    first = next(file for file in found if file.reason == reason)
+    others = f", as are {count - 1} of the {len(found) - 1} other files" if len(found) > 1 else ""
+    return f" that can be read: {first.path} ({reason}{others})"

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from convae.datasets.foreign import what_it_is
 from convae.datasets.image_folder import UnusableError, printable
 from convae.datasets.reading import Reading
 
@@ -81,7 +82,7 @@ def decode(content: bytes, reading: Reading) -> Picture:
             opened = Image.open(io.BytesIO(content), formats=FORMATS)
         except UnidentifiedImageError:  # its message has an address in memory
             _check_tiff(_tiff_tags(content))
-            raise UnusableError("not a readable PNG, JPEG, WebP, BMP or TIFF image") from None
+            raise UnusableError(what_it_is(content) or "not a readable PNG, JPEG, WebP, BMP or TIFF image") from None
         with opened as image:
             if image.width * image.height > MOST_PIXELS:
                 raise UnusableError(f"{image.width}×{image.height} pixels; at most {MOST_PIXELS} are decoded")

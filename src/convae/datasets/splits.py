@@ -40,6 +40,10 @@ def hold_out(part: Part, classes: Sequence[str], size: float | int, seed: int, k
         ConvaeError: a half would be empty, or too small to hold every class.
     """
     total = len(part.index)
+    if total < 2:
+        raise ConvaeError(
+            f"{key} = {size}: {total} image(s) cannot be divided, at least 2 are needed; add some to the training part"
+        )
     count = size if isinstance(size, int) else round(size * total)
     if not 0 < count < total:
         raise ConvaeError(f"{key} = {size}: would hold out {count} of {total} images; 1 to {total - 1} are possible")
