@@ -1,16 +1,21 @@
 """`convae` on folders of encoders that are damaged or forged: one line, exit code 1, nothing unpickled."""
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from saved_models import change, sha256, weights, write
+from layers import layer
+from saved_models import CONFIG, READOUT, change, sha256, weights, write
 
+from convae.encoder import Encoder, build_autoencoder
+from convae.features.readout import Readout
 from convae.files import content_sha256
 
 COMMANDS = {
@@ -62,17 +67,21 @@ ENCODERS: dict[str, tuple[Callable[[], object], str]] = {
     "infinity": (weights(lambda tensors: tensors["readout.mean"].fill(np.inf)), "holds NaN or infinity"),
     "stride of one side": (change([1], "layers", 0, "stride"), "do not belong together"),
     "block of words": (change("all", "sparsity", "block"), "do not belong together"),
-    "block without pixels": (change([0, 0], "sparsity", "block"), "do not belong together"),
-    "images beyond memory": (change([10**9, 10**9], "image_size"), "are too large"),
+    "block without pixels": (change([0, 0], "sparsity", "block"), "is no number of pixels"),
+    "images beyond memory": (change([10**9, 10**9], "image_size"), "1000000000 is no number of pixels"),
+    "images beyond what is encoded": (
+        change([2**16, 2**16], "image_size"),
+        "would take 2e+11 multiplications and",
+    ),
     "layers as words": (change("many", "layers"), "do not belong together"),
-    "filters as words": (change("many", "layers", 0, "filters"), "do not belong together"),
+    "filters as words": (change("many", "layers", 0, "filters"), "is no number of pixels"),
     "channels beyond memory": (change(30_000, "channels"), "there are fewer weights than described"),
-    "no filters": (change(0, "layers", 0, "filters"), "do not belong together"),
-    "filters beyond memory": (change(10**15, "layers", 0, "filters"), "do not belong together"),
+    "no filters": (change(0, "layers", 0, "filters"), "is no number of pixels"),
+    "filters beyond memory": (change(10**15, "layers", 0, "filters"), "is no number of pixels"),
     "kernel of one side": (change([3], "layers", 0, "kernel"), "do not belong together"),
     "unknown activation": (change("__import__", "layers", 0, "activation"), "do not belong together"),
-    "no channels": (change(0, "channels"), "do not belong together"),
-    "grid without cells": (change([0, 0], "readout", "grid"), "do not belong together"),
+    "no channels": (change(0, "channels"), "is no number of pixels"),
+    "grid without cells": (change([0, 0], "readout", "grid"), "is no number of pixels"),
     "layer that is not there": (change([7], "readout", "layers"), "do not belong together"),
 }
 
@@ -86,6 +95,63 @@ def test_encoders(convae: Callable[..., str], case: str, command: str) -> None:
     assert message in convae(*COMMANDS[command])
     assert Path("features.npy").read_bytes() == b"earlier"
     assert not list(Path().rglob("*.partial"))
+
+
+LAYER = layer(filters=1, kernel=[1, 1])
+HALVED = LAYER | {"pool": {"kind": "max", "size": [2, 2]}}
+PLAIN = {"local_contrast": None, "whitening": None}
+BUSY: dict[str, tuple[dict[str, Any], str]] = {
+    "halved too often": ({"layers": [HALVED] * 21}, "model.layers[3]: pooling over 2×2 turns 1×1 into 0×0"),
+    "halved often": ({"layers": [HALVED] * 14, "image_size": [16384, 16384]}, "even the smallest image, 16384×16384"),
+    "strides": (
+        {"layers": [LAYER | {"stride": [10, 10]}] * 4 + [LAYER | {"kernel": [2, 2], "padding": "valid"}]}
+        | {"image_size": [20000, 10001]},
+        "even the smallest image, 10001×10001 pixels, would take too much",
+    ),
+    "many layers": ({"layers": [LAYER] * 101}, "more than 100 layers"),
+    "large maps": ({"layers": [LAYER] * 100, "image_size": [16000, 16000]}, "would take 3e+10 multiplications"),
+    "long kernel": (
+        {"layers": [LAYER | {"kernel": [1, 65535], "padding": "full"}]},
+        "even the smallest image, 1×1 pixels, would take too much",
+    ),
+    "fine grid": ({"readout": READOUT | {"grid": [65535, 65535]}}, "more features than fit into 1073741824 bytes"),
+    "read often": ({"readout": READOUT | {"layers": [-1] * 101}}, "more than 100 layers"),
+    "wide window": (
+        {"preprocessing": PLAIN | {"local_contrast": {"window": 65535, "floor": 0.1}}, "image_size": [3000, 3000]},
+        "an image of 3000×3000 pixels would take 6e+14 multiplications",
+    ),
+    "large block": ({"sparsity": {"block": [2**17, 1], "lifetime": None}}, "131072 is no number of pixels"),
+    "true": ({"image_size": [True, True]}, "True is no number of pixels, channels or filters from 1 to 65536"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BUSY)
+def test_what_would_keep_its_reader_busy_is_refused(convae: Callable[..., str], case: str) -> None:
+    """These are encoders with all their weights, in a few kilobytes."""
+    changes, message = BUSY[case]
+    config = CONFIG | {"preprocessing": PLAIN, "sparsity": None} | changes
+    Encoder(build_autoencoder(config), Readout(**config["readout"]), config).save(Path("models/encoder"))
+    assert message in convae("info")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("replace", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_read(convae: Callable[..., str], name: str, replace: Callable[[Path], object]) -> None:
+    path = Path("models/encoder", name)
+    path.unlink()
+    replace(path)
+    assert f"not an encoder: there is no file {name}" in convae("info")
+
+
+def test_a_description_is_not_read_without_end(convae: Callable[..., str]) -> None:
+    with Path("models/encoder/config.json").open("r+b") as stream:
+        stream.truncate(1 << 34)
+    assert "not an encoder: config.json is larger than 16777216 bytes" in convae("info")
+
+
+def test_a_mean_is_not_spread_over_a_matrix(convae: Callable[..., str]) -> None:
+    weights(lambda tensors: tensors.update({"readout.mean": np.zeros((1000, 1), np.float32)}))()
+    assert "means and scales of features are vectors" in convae("info")
 
 
 @pytest.mark.parametrize("keys", [("trained_on",), ("trained_on", "classes"), ("versions",), ("preprocessing",)])

@@ -188,7 +188,7 @@ def forge(folder: Path, **changes) -> None:
         (lambda folder: forge(folder, channels=1), "do not belong together"),
         (lambda folder: forge(folder, image_size=None), "do not belong together"),
         (lambda folder: forge(folder, stacked_on="nothing"), "do not belong together"),
-        (lambda folder: forge(folder, readout=READOUT | {"grid": [0, 0]}), "do not belong together"),
+        (lambda folder: forge(folder, readout=READOUT | {"grid": [0, 0]}), "0 is no number of pixels"),
         (lambda folder: forge(folder, readout=READOUT | {"grid": [3, 3]}), "do not belong together"),
         (lambda folder: forge(folder, readout=READOUT | {"layers": [5]}), "do not belong together"),
         (lambda folder: forge(folder, readout=READOUT | {"rectification": "x"}), "do not belong together"),

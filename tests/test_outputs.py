@@ -89,7 +89,7 @@ def test_without_a_run_it_is_said_how_to_have_an_encoder(convae: Convae, command
         "export": ["--onnx", "e.onnx"],
     }
     said = convae(command, *arguments.get(command, []))
-    lack = "convae: models/encoder: not an encoder: there is no config.json in it; `make run` trains models/encoder"
+    lack = "convae: models/encoder: not an encoder: there is no file config.json; `make run` trains models/encoder"
     assert said.startswith(lack)
 
 

@@ -5,6 +5,7 @@ Needs torch, NumPy and safetensors alone; Pillow to read pictures, MLflow to fet
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,14 +26,20 @@ from convae.features.readout import Readout
 from convae.files import content_sha256, new_file, read_json, write_json
 from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
-from convae.models.geometry import GeometryError, Size, layer_sizes, show
+from convae.models.geometry import GeometryError, Size, layer_sizes, show, smallest_size
 
 FORMAT = 4
 PICTURES = {"fit": "crop", "white_level": None}  # what encoders of format 3, which do not say it, learned from
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAP_BYTES = 1 << 23  # what fits into caches; twice as fast as 1 << 26
 MOST_MAP_BYTES = 1 << 30  # of one image
-LARGE = 1 << 20  # pixels, enough for any layers
+
+# What a description may ask for: no more than params.yaml allows, and of an image what takes seconds to minutes.
+MOST_CONFIG_BYTES = 1 << 24
+MOST_LAYERS = 100
+LARGEST = 1 << 16  # side in pixels, number of channels or filters
+MOST_WORK, MOST_BYTES = 10**12, 1 << 33  # multiplications, and activation maps, of an image of the size trained on
+MOST_TRIAL_WORK, MOST_TRIAL_BYTES = 10**10, 1 << 28  # of the smallest image, with all patches
 
 Result = TypeVar("Result")
 
@@ -112,16 +119,7 @@ class Encoder:
     @property
     def minimum_size(self) -> Size:
         """Height and width of the smallest image that leaves a map to each layer."""
-
-        def fits(size: Size) -> bool:
-            try:
-                self._layer_sizes(size)
-            except GeometryError:
-                return False
-            return True
-
-        height = next(side for side in itertools.count(1) if fits((side, LARGE)))
-        return height, next(side for side in itertools.count(1) if fits((LARGE, side)))
+        return smallest_size(self.autoencoder.geometry, self.autoencoder.stacked_on)
 
     def to(self, device: str | torch.device) -> "Encoder":
         """Move to `device`; returns self.
@@ -323,12 +321,12 @@ def load_encoder(source: str | Path) -> Encoder:
             return load_encoder(published / "encoder")
     folder = Path(source)
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        weights = (folder / WEIGHTS).read_bytes()
+        config = json.loads(_read(folder / CONFIG, MOST_CONFIG_BYTES).decode("utf-8"))
+        weights = _read(folder / WEIGHTS)
     except FileNotFoundError as error:
-        lack = f"{folder}: not an encoder: there is no {Path(error.filename).name} in it"
-        raise ConvaeError(f"{lack}; `make run` trains models/encoder, and other folders can be named") from None
-    except (OSError, ValueError, RecursionError) as error:
+        advice = "`make run` trains models/encoder, and other folders can be named"
+        raise ConvaeError(f"{folder}: not an encoder: {error}; {advice}") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None
     found = config.get("format") if isinstance(config, dict) else None
     if found not in (3, FORMAT):
@@ -339,16 +337,20 @@ def load_encoder(source: str | Path) -> Encoder:
     del config["format"]
     try:
         readout = Readout(**config["readout"]) if config["readout"] else None
+        _check_sizes(config)
         _check_memory(config, len(weights))
         encoder = Encoder(build_autoencoder(config), readout, config, sha256)
         state = load_tensors(weights)
         finite = all(bool(value.isfinite().all()) for value in state.values())
         _load_state(encoder, state)
         _try(encoder)
+    except ConvaeError as error:
+        raise ConvaeError(f"{folder}/{CONFIG}: {error}") from None
     except (
         ArithmeticError,
         AttributeError,
         LookupError,
+        MemoryError,
         TypeError,
         ValueError,
         RuntimeError,
@@ -361,21 +363,83 @@ def load_encoder(source: str | Path) -> Encoder:
     return encoder
 
 
+def _read(path: Path, most: float = math.inf) -> bytes:
+    """A file's bytes; neither those of a device or pipe, which might never end, nor more than `most`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path.name}")
+    if path.stat().st_size > most:
+        raise ValueError(f"{path.name} is larger than {most} bytes")
+    return path.read_bytes()
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """Whether the numbers in a description are some that params.yaml allows, before anything of their size is made."""
+    layers, readout, sparsity = config["layers"], config["readout"], config["sparsity"]
+    if max(len(layers), len(readout["layers"]) if readout else 0) > MOST_LAYERS:
+        raise ConvaeError(f"more than {MOST_LAYERS} layers")
+    pairs = [config["image_size"], *(layer[key] for layer in layers for key in ("kernel", "stride"))]
+    pairs += [layer["pool"]["size"] for layer in layers if layer["pool"]]
+    pairs += [readout["grid"]] if readout else []
+    pairs += [sparsity["block"]] if sparsity and sparsity["block"] else []
+    windows = [part["window"] for part in config["preprocessing"].values() if part]
+    numbers = [config["channels"], *windows, *(layer["filters"] for layer in layers)]
+    for number in [*numbers, *(side for height, width in pairs for side in (height, width))]:
+        if type(number) is not int or not 0 < number <= LARGEST:
+            raise ConvaeError(f"{str(number)[:20]} is no number of pixels, channels or filters from 1 to {LARGEST}")
+
+
 def _check_memory(config: dict[str, Any], available: int) -> None:
-    """Whether the network is as small as its weights, before memory is given to it."""
+    """Whether the network is as small as its weights, and what it does with an image bounded, before it is built."""
     with torch.device("meta"):
-        state = build_autoencoder(config).state_dict()
-    if sum(value.nbytes for value in state.values()) > 2 * available:  # tied weights are stored once
+        network = build_autoencoder(config)
+    if sum(value.nbytes for value in network.state_dict().values()) > 2 * available:  # tied weights are stored once
         raise ValueError("there are fewer weights than described")
+    height, width = config["image_size"]
+    smallest = smallest_size(network.geometry, network.stacked_on)
+    work, maps, _ = _effort(network, (height, width))
+    least_work, least_maps, patches = _effort(network, smallest)
+    if work > MOST_WORK or 4 * maps > MOST_BYTES:
+        raise ConvaeError(
+            f"an image of {height}×{width} pixels would take {work:.0e} multiplications and {4 * maps:.0e} bytes; "
+            f"at most {MOST_WORK:.0e} and {MOST_BYTES:.0e} are allowed"
+        )
+    if least_work > MOST_TRIAL_WORK or 4 * (least_maps + patches) > MOST_TRIAL_BYTES:
+        raise ConvaeError(f"even the smallest image, {show(smallest)} pixels, would take too much time or memory")
+    readout = config["readout"]
+    filters = [layer["filters"] for layer in config["layers"]] or [network.preprocessing.channels]
+    if readout and 8 * math.prod(readout["grid"]) * sum(filters[layer] for layer in readout["layers"]) > MOST_MAP_BYTES:
+        raise ConvaeError(f"more features than fit into {MOST_MAP_BYTES} bytes")
+
+
+def _effort(network: Autoencoder, size: Size) -> tuple[int, int, int]:
+    """Multiplications, values in all activation maps, and values in all patches, to encode an image of this size."""
+    preprocessing, pixels = network.preprocessing, math.prod(size)
+    work, maps, patches = pixels, pixels * preprocessing.channels, 0
+    if preprocessing.local_contrast:
+        window = preprocessing.local_contrast["window"]
+        work *= 2 * min(window, 2 * size[0]) * min(window, 2 * size[1])
+    if preprocessing.whitening:
+        filters = preprocessing.whitening_filters
+        work, patches = work + pixels * filters.numel(), pixels * filters[0].numel()
+    sizes = layer_sizes(size, network.geometry, network.stacked_on)
+    for layer, (incoming, _) in zip(network.layers, sizes, strict=True):
+        filters, pixels = layer.convolution.weight, math.prod(layer.geometry.convolved(incoming))
+        work += pixels * filters.numel()
+        maps += pixels * len(filters)
+        patches += pixels * filters[0].numel()
+    return work, maps, patches
 
 
 def _try(encoder: Encoder) -> None:
-    """Encode and reconstruct an image: what does not belong together shows here."""
+    """Encode and reconstruct the smallest image there can be: what does not belong together shows here."""
+    if encoder.readout and max(encoder.readout.mean.ndim, encoder.readout.scale.ndim) > 1:
+        raise ValueError("means and scales of features are vectors")
     reading = encoder.reading()
     assert reading.size
-    image = np.broadcast_to(np.uint8(0), (1, reading.channels, *reading.size))
+    encoder.batch_size(reading.size)  # refuses what is too small or too large
+    image = np.zeros((1, reading.channels, *encoder.minimum_size), np.uint8)
     if encoder.readout:
-        encoder.features(image)
+        encoder.features(image, resize=False)
     if encoder.has_decoder:
         encoder.reconstruct(image)
 

@@ -8,7 +8,7 @@ from layers import layer
 from torch.nn import functional as F
 
 from convae.models.autoencoder import Autoencoder
-from convae.models.geometry import GeometryError, LayerGeometry, layer_sizes, resolve_kernels
+from convae.models.geometry import GeometryError, LayerGeometry, layer_sizes, resolve_kernels, smallest_size
 
 sides = st.tuples(st.integers(1, 24), st.integers(1, 24))
 kernels = st.tuples(st.integers(1, 7), st.integers(1, 7))
@@ -87,3 +87,23 @@ def test_on_reconstructions_every_layer_sees_the_size_of_the_image():
     assert layer_sizes((8, 6), layers, "reconstructions") == [((8, 6), (10, 8)), ((8, 6), (12, 10))]
     assert layer_sizes((8, 6), layers, "maps") == [((8, 6), (10, 8)), ((10, 8), (14, 12))]
     assert resolve_kernels((8, 6), [layer(), DENSE], "reconstructions")[1]["kernel"] == [8, 6]
+
+
+geometries = st.builds(LayerGeometry, kernels, strides, paddings, pools)
+usable = geometries.filter(lambda layer: layer.padding != "same" or (layer.kernel[0] % 2 and layer.kernel[1] % 2))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(usable, max_size=4), st.sampled_from(["maps", "reconstructions"]))
+def test_no_smaller_image_than_the_smallest_leaves_a_map_to_each_layer(layers, stacked_on):
+    height, width = smallest_size(layers, stacked_on)
+    layer_sizes((height, width), layers, stacked_on)
+    for size in ((height - 1, width), (height, width - 1)):
+        if min(size):
+            with pytest.raises(GeometryError):
+                layer_sizes(size, layers, stacked_on)
+
+
+def test_the_smallest_size_of_any_layers_is_known_at_once():
+    layers = [LayerGeometry((3, 3), pool=(65535, 2))] * 100
+    assert smallest_size(layers) == (65535**100, 2**100)

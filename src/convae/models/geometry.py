@@ -9,7 +9,7 @@ and the transposed convolution of the same geometry gives the side back once `ou
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,25 @@ def layer_sizes(size: Size, layers: Iterable[LayerGeometry], stacked_on: str = "
         if stacked_on == "maps":
             size = output
     return sizes
+
+
+def smallest_size(layers: Sequence[LayerGeometry], stacked_on: str = "maps") -> Size:
+    """Height and width of the smallest image that leaves a pixel to the activation maps of every layer.
+
+    Example:
+        >>> smallest_size([LayerGeometry((3, 5), pool=(2, 2)), LayerGeometry((3, 3), padding="valid")])
+        (6, 6)
+    """
+
+    def smallest(axis: int) -> int:
+        needed = 1
+        for layer in reversed(layers):
+            convolved = layer.pool[axis] * (needed if stacked_on == "maps" else 1)
+            side = (convolved - 1) * layer.stride[axis] + layer.kernel[axis] - 2 * layer.zeros[axis]
+            needed = max(side, 1 if stacked_on == "maps" else needed)
+        return needed
+
+    return smallest(0), smallest(1)
 
 
 def resolve_kernels(size: Size, layers: Iterable[Mapping[str, Any]], stacked_on: str) -> list[dict[str, Any]]:
