@@ -23,7 +23,7 @@ from convae.addresses import fetched, is_address
 from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.files import content_sha256, new_file, read_json, write_json
+from convae.files import content_sha256, new_file, read_file, read_json, write_json
 from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
 from convae.models.geometry import GeometryError, Size, layer_sizes, show, smallest_size
@@ -321,8 +321,8 @@ def load_encoder(source: str | Path) -> Encoder:
             return load_encoder(published / "encoder")
     folder = Path(source)
     try:
-        config = json.loads(_read(folder / CONFIG, MOST_CONFIG_BYTES).decode("utf-8"))
-        weights = _read(folder / WEIGHTS)
+        config = json.loads(read_file(folder / CONFIG, MOST_CONFIG_BYTES).decode("utf-8"))
+        weights = read_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         advice = "`make run` trains models/encoder, and other folders can be named"
         raise ConvaeError(f"{folder}: not an encoder: {error}; {advice}") from None
@@ -361,15 +361,6 @@ def load_encoder(source: str | Path) -> Encoder:
     if not finite:
         raise ConvaeError(f"{folder}/{WEIGHTS}: holds NaN or infinity; training may have diverged")
     return encoder
-
-
-def _read(path: Path, most: float = math.inf) -> bytes:
-    """A file's bytes; neither those of a device or pipe, which might never end, nor more than `most`."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path.name}")
-    if path.stat().st_size > most:
-        raise ValueError(f"{path.name} is larger than {most} bytes")
-    return path.read_bytes()
 
 
 def _check_sizes(config: dict[str, Any]) -> None:

@@ -75,6 +75,20 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """The bytes of a file that somebody else may have made: no device or pipe, which might never end.
+
+    Raises:
+        OSError: it can't be read, or is no file.
+        ValueError: it is larger than `most`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path.name}")
+    if most is not None and path.stat().st_size > most:
+        raise ValueError(f"{path.name} is larger than {most} bytes")
+    return path.read_bytes()
+
+
 def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
     """A new `.npy` file, mapped into memory.
 

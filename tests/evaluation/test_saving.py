@@ -1,12 +1,16 @@
+import io
 import json
 import os
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-import skops.io
+import sklearn
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
@@ -80,8 +84,7 @@ def replace_content(folder, content):
 
 
 def test_foreign_types_are_refused(tmp_path):
-    save_classifier(tmp_path / "c", make_classifier("ridge", 0), {"kind": "ridge"})
-    replace_content(tmp_path / "c", skops.io.dumps({"function": os.system}))
+    save_classifier(tmp_path / "c", {"function": os.system}, {"kind": "ridge"})
     with pytest.raises(ConvaeError, match=r"refused, it holds .*system"):
         load_classifier(tmp_path / "c")
 
@@ -125,6 +128,158 @@ def test_damaged_truncated_newer_and_missing_files_are_one_line_each(tmp_path):
         load_classifier(folder)
     with pytest.raises(ConvaeError, match="not a classifier"):
         load_classifier(tmp_path / "nowhere")
+
+
+def archive(*entries, compression=zipfile.ZIP_STORED):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as target:
+        for name, content in entries:
+            target.writestr(name, content)
+    return stream.getvalue()
+
+
+def entries_of(folder):
+    with zipfile.ZipFile(folder / "classifier.skops") as source:
+        return {name: source.read(name) for name in source.namelist()}
+
+
+def lying(content):
+    """The directory says that the last entry, which is compressed, is stored and small."""
+    start = content.rindex(b"PK\1\2")
+    changed = struct.pack("<H", 0) + content[start + 12 : start + 20] + struct.pack("<II", 9, 9)
+    return content[: start + 10] + changed + content[start + 28 :]
+
+
+def overlapping(content, times):
+    """Many names for the same bytes."""
+    start = content.rindex(b"PK\1\2")
+    end = content.rindex(b"PK\5\6")
+    entry = content[start:end]
+    first = content.index(b"PK\1\2")
+    directory = content[first:end] + entry * times
+    count = content[first:end].count(b"PK\1\2") + times
+    tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, len(directory), first, 0)
+    return content[:first] + directory + tail
+
+
+def header(shape, dtype="<f8"):
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text.encode() + bytes(8)
+
+
+def nested(depth):
+    """Lists of twice the same list, of twice the same: few objects that are looked at 2 to the depth times."""
+    about = {"__class__": "list", "__module__": "builtins", "__loader__": "ListNode"}
+    node = about | {"__id__": 1, "content": []}
+    for index in range(2, depth):
+        node = about | {"__id__": index, "content": [node, about | {"__id__": index - 1}]}
+    return node | {"protocol": 1, "_skops_version": "0.13"}
+
+
+FORGED = {
+    "compressed": (
+        lambda entries: archive(*entries.items(), ("x.npy", bytes(1 << 20)), compression=zipfile.ZIP_DEFLATED),
+        "it is compressed",
+    ),
+    "nested archive": (
+        lambda entries: archive(*entries.items(), ("x.npy", archive(("y", bytes(1 << 20)), compression=8))),
+        "the magic string is not correct",
+    ),
+    "lying directory": (
+        lambda entries: lying(archive(("x.npy", bytes(1 << 20)), compression=zipfile.ZIP_DEFLATED)),
+        "Bad CRC-32 for file 'x.npy'",
+    ),
+    "overlapping": (lambda entries: overlapping(archive(*entries.items()), 5000), "it would unpack to more than its"),
+    "claims a terabyte": (
+        lambda entries: archive(*entries.items(), ("x.npy", header("(1000000000000,)"))),
+        "an array has not the size that its header says",
+    ),
+    "claims large items": (
+        lambda entries: archive(*entries.items(), ("x.npy", header("(1,)", "|V2000000000"))),
+        "an array has not the size that its header says",
+    ),
+    "read again and again": (
+        lambda entries: archive(
+            *(entries | {"schema.json": json.dumps(sorted(entries, key=lambda name: len(entries[name])) * 99)}).items()
+        ),
+        "its arrays are read again and again",
+    ),
+    "shared objects": (
+        lambda entries: archive(*(entries | {"schema.json": json.dumps(nested(60))}).items()),
+        "its objects are shared",
+    ),
+    "deep": (
+        lambda entries: archive(*(entries | {"schema.json": '{"content":' * 99999 + "0" + "}" * 99999}).items()),
+        "maximum recursion depth exceeded",
+    ),
+    "without schema": (lambda entries: archive(("x.npy", header("(1,)"))), "There is no item named 'schema.json'"),
+    "not stored by us": (
+        lambda entries: archive(*entries.items(), ("x.bin", b"1234567890")),
+        "the magic string is not correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_an_archive_that_would_take_more_than_its_size_is_refused(tmp_path, case):
+    forge, message = FORGED[case]
+    x, y = digits()
+    save_classifier(tmp_path / "c", make_classifier("ridge", 0).fit(x, y), {"kind": "ridge"})
+    replace_content(tmp_path / "c", forge(entries_of(tmp_path / "c")))
+    tracemalloc.start()
+    with pytest.raises(ConvaeError, match=message) as refusal:
+        load_classifier(tmp_path / "c")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 25
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["classifier.json", "classifier.skops"])
+@pytest.mark.parametrize("replace", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_read(tmp_path, name, replace):
+    save_classifier(tmp_path / "c", make_classifier("ridge", 0), {"kind": "ridge"})
+    (tmp_path / "c" / name).unlink()
+    replace(tmp_path / "c" / name)
+    with pytest.raises(ConvaeError, match=f"not a classifier: there is no file {name}"):
+        load_classifier(tmp_path / "c")
+
+
+def test_more_classes_than_anybody_has_are_refused(tmp_path):
+    save_classifier(tmp_path / "c", make_classifier("ridge", 0), {"kind": "ridge", "classes": ["a"] * 100_000})
+    with pytest.raises(ConvaeError, match=r"classifier.json: more than 65536 classes"):
+        load_classifier(tmp_path / "c")
+
+
+def other_version(folder, **attributes):
+    """A classifier as another scikit-learn would have saved it, less some attributes."""
+    x, y = digits()
+    estimator = make_classifier("ridge", 0).fit(x, y)
+    for name in attributes:
+        delattr(estimator, name)
+    save_classifier(folder, estimator, {"kind": "ridge", "scikit_learn": "1.4.2"})
+
+
+ANOTHER = (
+    rf"; it was saved by scikit-learn 1\.4\.2, and {sklearn.__version__} is installed: install the former, or fit it"
+)
+
+
+def test_the_scikit_learn_that_saved_a_classifier_is_recorded(saved):
+    assert read_json(saved[0] / "ridge/classifier.json")["scikit_learn"] == sklearn.__version__
+
+
+def test_a_classifier_of_another_scikit_learn_works_or_says_so(tmp_path):
+    other_version(tmp_path / "works")
+    assert load_classifier(tmp_path / "works")[1]["kind"] == "ridge"
+    other_version(tmp_path / "lacks", coef_=None)
+    with pytest.raises(ConvaeError, match=f"RidgeClassifier.*{ANOTHER}"):
+        load_classifier(tmp_path / "lacks")
+    other_version(tmp_path / "gone")
+    content = (tmp_path / "gone/classifier.skops").read_bytes()
+    replace_content(tmp_path / "gone", content.replace(b"sklearn.linear_model._ridge", b"sklearn.linear_model.__gone"))
+    with pytest.raises(ConvaeError, match=ANOTHER):
+        load_classifier(tmp_path / "gone")
 
 
 def test_without_labels_the_folder_says_so(tmp_path):

@@ -3,19 +3,26 @@
 import hashlib
 import io
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from typing import IO, Any
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
+import sklearn
 import skops.io
+from numpy.lib import format as npy
 from sklearn.base import BaseEstimator
 
 from convae.errors import ConvaeError
-from convae.evaluation.classifiers import CLASSIFIERS
-from convae.files import content_sha256, new_folder, read_json, write_json
+from convae.evaluation.classifiers import CLASSIFIERS, class_scores
+from convae.files import content_sha256, new_folder, read_file, write_json
 
 FORMAT = 2
+MOST_DESCRIPTION_BYTES = 1 << 24
+MOST_CLASSES = 1 << 16
+MOST_TIMES_READ = 10  # on average, each byte of an archive; equal arrays are stored once, an MLP has three of a kind
 
 # Beyond what skops trusts by itself (NumPy arrays and scikit-learn's public estimators).
 TRUSTED = [
@@ -36,7 +43,7 @@ def save_classifier(folder: Path, estimator: BaseEstimator | None, description: 
     with new_folder(folder) as scratch:
         if estimator is not None:
             (scratch / "classifier.skops").write_bytes(content)
-        about = {"format": FORMAT, **description}
+        about = {"format": FORMAT, "scikit_learn": sklearn.__version__, **description}
         write_json(scratch / "classifier.json", about | {"sha256": content_sha256(about, content)})
 
 
@@ -44,32 +51,96 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     """Load what `save_classifier` wrote: the fitted classifier and its description.
 
     Raises:
-        ConvaeError: there is no classifier, or it is damaged, of another format, or holds foreign types.
+        ConvaeError: there is no classifier, or it is damaged, of another format, holds foreign types, takes more memory
+            than its size, or does not work with the scikit-learn that is installed.
     """
     try:
-        description = read_json(folder / "classifier.json")
+        description = json.loads(read_file(folder / "classifier.json", MOST_DESCRIPTION_BYTES))
         kind, format_ = description["kind"], description["format"]
-        content = b"" if kind is None else (folder / "classifier.skops").read_bytes()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        content = b"" if kind is None else read_file(folder / "classifier.skops")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise ConvaeError(f"{folder}: not a classifier: {error}") from None
     if format_ != FORMAT:
         raise ConvaeError(f"{folder}/classifier.json: format {format_!r}; this convae reads format {FORMAT}")
+    if isinstance(description.get("classes"), list) and len(description["classes"]) > MOST_CLASSES:
+        raise ConvaeError(f"{folder}/classifier.json: more than {MOST_CLASSES} classes")
     if kind is None:
         raise ConvaeError(f"{folder}: holds no classifier, as the images had no labels")
     about = {name: value for name, value in description.items() if name != "sha256"}
     if content_sha256(about, content) != description.get("sha256"):
         raise ConvaeError(f"{folder}: damaged, classifier.json and classifier.skops are not as they were saved")
+    another = _another_version(description)
     try:
+        _check_archive(content)
         untrusted = set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)
         if untrusted:
-            raise ConvaeError(f"{folder}/classifier.skops: refused, it holds {', '.join(sorted(untrusted))}")
+            raise ConvaeError(f"{folder}/classifier.skops: refused, it holds {', '.join(sorted(untrusted))}{another}")
         estimator = skops.io.loads(content, trusted=TRUSTED)
         _check_trees(estimator)
-    except (BadZipFile, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise ConvaeError(f"{folder}/classifier.skops: not readable: {str(error).splitlines()[0]}") from None
+        if another:
+            features = np.zeros((1, estimator.n_features_in_), np.float32)
+            class_scores(estimator, features, int(estimator.classes_.max()) + 1)
+    except ConvaeError:
+        raise
+    except Exception as error:  # a forged archive, or one of another version, can make skops raise nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConvaeError(f"{folder}/classifier.skops: not readable: {reason}{another}") from None
     if type(estimator) is not CLASSIFIERS.get(str(kind)):
         raise ConvaeError(f"{folder}/classifier.skops: a {type(estimator).__name__}, described as {kind}")
     return estimator, description
+
+
+def _another_version(description: dict[str, Any]) -> str:
+    """Words on the scikit-learn that saved a classifier, where it is another than the one that is installed."""
+    saved, installed = str(description.get("scikit_learn", "of an unknown version")), sklearn.__version__
+    if saved == installed:
+        return ""
+    return (
+        f"; it was saved by scikit-learn {saved[:40]}, and {installed} is installed: install the former, or fit it "
+        "again with `dvc repro --force evaluate`"
+    )
+
+
+def _check_archive(content: bytes) -> None:
+    """Refuse a skops archive other than `_canonical` writes them, which takes no more memory than its size explains.
+
+    There, nothing is compressed, arrays have the size that their headers say, and objects are not shared, so that
+    neither few bytes nor few objects can stand for many.
+
+    Raises:
+        ValueError: it is another.
+    """
+    with ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+            raise ValueError("it is compressed")
+        sizes = {entry.filename: entry.file_size for entry in entries}
+        if sum(entry.file_size for entry in entries) > len(content):
+            raise ValueError("it would unpack to more than its size")
+        for name in sizes.keys() - {"schema.json"}:
+            with archive.open(name) as stream:
+                _check_array(stream, sizes[name])
+        schema = json.loads(archive.read("schema.json"))
+    if sum(sizes.get(text, 0) for text in _texts(schema)) > MOST_TIMES_READ * len(content):
+        raise ValueError("its arrays are read again and again")
+
+
+def _check_array(stream: IO[bytes], size: int) -> None:
+    if npy.read_magic(stream) != (1, 0):
+        raise ValueError("an array is of another format than NumPy's first")
+    shape, _, dtype = npy.read_array_header_1_0(stream)
+    if math.prod(shape) * dtype.itemsize != size - stream.tell():
+        raise ValueError("an array has not the size that its header says")
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """All strings in JSON but keys."""
+    if isinstance(node, str):
+        yield node
+    if isinstance(node, dict) and "__id__" in node:
+        raise ValueError("its objects are shared")
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _texts(child)
 
 
 def _canonical(content: bytes) -> bytes:
