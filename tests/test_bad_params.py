@@ -144,6 +144,43 @@ VALUES = {
     ),
 }  # fmt: skip
 
+SHORTHANDS = {
+    "home": ("root: data/local", "root: ~/pictures", "found '~/pictures'; {why}write '/home/ada/pictures'"),
+    "home alone": ("root: data/local", "root: '~'", "data.root: found '~'; {why}write '/home/ada'"),
+    "nobody's home": ("root: data/local", "root: ~nobody-here/x", "'~nobody-here/x'; {why}write the whole path"),
+    "variable": ("root: data/local", "root: $HOME/pictures", "found '$HOME/pictures'; {why}write '/home/ada/pictures'"),
+    "variable in braces": ("root: data/local", "root: /x/${HOME}", "found '/x/${HOME}'; {why}write '/x//home/ada'"),
+    "unknown variable": ("root: data/local", "root: $NOWHERE/x", "found '$NOWHERE/x'; {why}write the whole path"),
+    "first encoder": ("initialize_from: models/initial", "initialize_from: ~/e", "'~/e'; {why}write '/home/ada/e'"),
+    "shards": ("shards: null", "shards: ~/shards", "data.shards: found '~/shards'; {why}write '/home/ada/shards'"),
+    "database": ("uri: null", "uri: sqlite:///~/m.db", "{why}write 'sqlite:////home/ada/m.db'"),
+    "web": ("root: data/local", "root: https://x.org/p", "found 'https://x.org/p'; the path of a folder"),
+    "store": ("root: data/local", "root: s3://bucket/p", "found 's3://bucket/p'; the path of a folder"),
+    "model": ("initialize_from: models/initial", "initialize_from: models:/x@y", "'models:/x@y'; the path of a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHORTHANDS)
+def test_shorthands_that_dvc_does_not_know_are_written_out(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    old, new, message = SHORTHANDS[case]
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    path = tmp_path / "params.yaml"
+    path.write_text(str(by(old, new)((repository / "params.yaml").read_text("utf-8"))))
+    with pytest.raises(ConvaeError) as refusal:
+        load_experiment(path)
+    assert message.replace("{why}", "neither ~ nor variables are replaced here, ") in str(refusal.value)
+
+
+@pytest.mark.parametrize("root", ["./~", "a~b", "data/~x", "/data/$", "a$b"])
+def test_other_paths_are_left_alone(tmp_path: Path, repository: Path, root: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(str(by("root: data/local", f"root: '{root}'")((repository / "params.yaml").read_text("utf-8"))))
+    assert load_experiment(path).data.root == root
+
+
 ABSURD = {
     "filters": (layer(filters=65537), "model.layers[0].filters = 65537: must be less than or equal to 65536"),
     "filters of one layer": (layer(filters=9, kernel=9001, padding="full"), "model.layers[0]: its filters would take"),

@@ -1,11 +1,18 @@
 """Nothing that comes in is executed: rules for the sources and the lock that hold by test."""
 
 import ast
+import io
+import pickle
 import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from convae.datasets.catalogue import CATALOGUE
+from convae.datasets.readers import read
+from convae.errors import ConvaeError
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("src", "pipeline", "benchmark") for path in (REPOSITORY / folder).rglob("*.py"))
@@ -82,13 +89,31 @@ def test_what_unpickles_is_called_after_the_checksum_alone() -> None:
     lines = {
         call: node.lineno for node in ast.walk(read) if isinstance(node, ast.Call) for call in [ast.unparse(node.func)]
     }
-    assert lines["check_md5"] < lines["_decode"]
-    assert [ast.unparse(node.test) for node in read.body if isinstance(node, ast.If)] == ["not dataset.sha256"]
-    from convae.datasets.catalogue import CATALOGUE
+    assert lines["_check_archive"] < lines["_decode"]
+    assert [ast.unparse(node.test) for node in read.body if isinstance(node, ast.If)] == ["dataset.reader != 'idx'"]
+    unpickled = [name for name, dataset in CATALOGUE.items() if dataset.reader.startswith("cifar")]
+    assert unpickled == ["cifar10", "cifar100"]
 
-    unpickled = [dataset for dataset in CATALOGUE.values() if dataset.reader.startswith("cifar")]
-    assert len(unpickled) == 2
-    assert not any(dataset.sha256 for dataset in unpickled)  # so that their MD5 is looked at
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_what_is_not_the_published_archive_is_never_unpickled(tmp_path: Path, name: str, trust: bool) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "unpickled",)
+
+    dataset = CATALOGUE[name]
+    (archive,) = dataset.archives
+    folder = "cifar-10-batches-py" if name == "cifar10" else "cifar-100-python"
+    with tarfile.open(tmp_path / archive, "w:gz") as tar:
+        for member in ("data_batch_1", "test_batch", "batches.meta", "train", "test", "meta"):
+            content = pickle.dumps(Trap())
+            entry = tarfile.TarInfo(f"{folder}/{member}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    with pytest.raises(ConvaeError, match=f"{archive} has MD5 .{{32}}, .*it holds pickles.* data.trust does not help"):
+        list(read(dataset, {archive: tmp_path / archive}, tmp_path / "scratch", trust))
+    assert [path.name for path in tmp_path.iterdir()] == [archive]
 
 
 def parsed(path: Path) -> ast.Module:

@@ -4,6 +4,8 @@ One file describes one experiment, whole. Every key must be there or have a defa
 type or an impossible value stops every stage before it computes.
 """
 
+import os
+import re
 import unicodedata
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -51,8 +53,27 @@ def _name(value: str) -> str:
     return value
 
 
+def _place(value: str) -> str:
+    """A path or an address as DVC and other programs have to understand it, too."""
+    start, _, rest = value.rpartition("://") if "://" in value else ("", "", value)
+    path = rest.removeprefix("/") if start else rest  # sqlite:///~/runs.db
+    written = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - pathlib would tidy the rest up, too
+    if written != path or path.startswith(("~", "$")):
+        cure = f"write '{value.removesuffix(path)}{written}'" if written != path else "write the whole path"
+        raise ValueError(f"found {_shorten(value)}; neither ~ nor variables are replaced here, {cure}")
+    return value
+
+
+def _folder(value: str) -> str:
+    if re.match(r"\w{2,}:/", value):
+        raise ValueError(f"found {_shorten(value)}; the path of a folder on this machine is needed")
+    return value
+
+
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Name = Annotated[str, AfterValidator(_name)]
+Place = Annotated[Name, AfterValidator(_place)]
+Folder = Annotated[Place, AfterValidator(_folder)]
 Pair = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
 Real = Annotated[float, AfterValidator(_in_single_precision)]
 Odd = Annotated[int, Field(ge=3), AfterValidator(_odd)]
@@ -83,7 +104,8 @@ class DataParams(Section):
     """Which images, and how they are divided."""
 
     dataset: DatasetName
-    root: Name
+    root: Folder
+    trust: bool
     image_size: Pair | None
     color: Literal["rgb", "grey"]
     fit: Literal["crop", "pad", "stretch"] = "crop"
@@ -91,7 +113,7 @@ class DataParams(Section):
     validation_size: Share
     test_size: Share
     max_rejected: int = Field(ge=0)
-    shards: Name | None
+    shards: Place | None
 
     @model_validator(mode="after")
     def _size_goes_with_folder(self) -> "DataParams":
@@ -149,7 +171,7 @@ class ModelParams(Section):
 
     layers: list[LayerParams] = Field(max_length=100)
     initialization: Literal["normal", "patches", "kmeans", "filter_bank"]
-    initialize_from: Name
+    initialize_from: Folder
     stacked_on: Literal["maps", "reconstructions"]
     tied_weights: bool
 
@@ -296,7 +318,7 @@ class TrackingParams(Section):
     """Where runs are recorded; nothing that a stage writes depends on it."""
 
     enabled: bool
-    uri: Name | None
+    uri: Place | None
     experiment: Name
 
 

@@ -28,6 +28,7 @@ def data_params(tmp_path: Path) -> Callable[..., DataParams]:
         content: dict[str, Any] = {
             "dataset": "fashion_mnist",
             "root": str(tmp_path / "local"),
+            "trust": False,
             "image_size": None,
             "color": "rgb",
             "validation_size": 0.1,

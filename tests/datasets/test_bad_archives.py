@@ -203,10 +203,11 @@ TWO = np.zeros((32, 32, 3, 2), np.uint8)
 CONTENT: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no matrix": ("svhn", plain(b"hello" * 100), "not what svhn archives hold (ValueError: Unknown mat file type"),
     "empty matrix": ("svhn", plain(b""), "not what svhn archives hold (MatReadError: Mat file appears to be"),
-    "no images": ("svhn", lambda path: mat(path, y=np.ones(2)), "not what svhn archives hold (KeyError: 'X')"),
-    "a vector": ("svhn", lambda path: mat(path, X=np.ones(2), y=np.ones(2)), "not what svhn archives hold (ValueErr"),
-    "labels in words": ("svhn", lambda path: mat(path, X=TWO, y=np.array(["a"])), "not what svhn archives hold (Val"),
-    "no label": ("svhn", lambda path: mat(path, X=TWO, y=np.ones((0, 1))), "the train labels are int64 (0,), expect"),
+    "no images": ("svhn", lambda path: mat(path, y=np.ones(2)), "holds {'y': (1, 2)}, expected {'X': (32, 32,"),
+    "a vector": ("svhn", lambda path: mat(path, X=np.ones(2), y=np.ones(2)), "holds {'X': (1, 2), 'y': (1, 2)}, exp"),
+    "labels in words": ("svhn", lambda path: mat(path, X=TWO, y=np.array([["a"], ["b"]], object)), "not what svhn"),
+    "floats": ("svhn", lambda path: mat(path, X=TWO / 255, y=np.ones((2, 1))), "the train images are float64 (2, 3"),
+    "no label": ("svhn", lambda path: mat(path, X=TWO, y=np.ones((0, 1))), "'y': (0, 1)}, expected {'X'"),
     "label beyond": ("svhn", lambda path: mat(path, X=TWO, y=np.array([[1], [77]])), "the train labels are 1 to 77,"),
     "no bytes": ("stl10", lambda path: stl10(path, "train_X", b""), "not what stl10 archives hold (ValueError: cannot"),
     "a third of an image": ("stl10", lambda path: stl10(path, "train_X", bytes(9216)), "not what stl10 archives hold"),
@@ -224,7 +225,6 @@ def test_another_content_under_the_right_md5(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / ("train_32x32.mat" if name == "svhn" else "archive.tar.gz")
     write(path)
     # torchvision knows each file's MD5 as well; without one it looks no closer.
-    monkeypatch.setattr(datasets.SVHN, "split_list", {"train": ["", path.name, None]})
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", None]])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [])
     monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": None})

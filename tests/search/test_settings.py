@@ -20,6 +20,11 @@ space:
 MISTAKES = {
     "unknown key": ("trials: 3", "trails: 3", "unknown key 'trails'; the nearest known key is 'trials'"),
     "wrong type": ("trials: 3", "trials: three", "trials = 'three': must be a valid integer"),
+    "a database at home": (
+        "storage: null",
+        "storage: sqlite:///~/s.db",
+        "storage: found 'sqlite:///~/s.db'; neither ~",
+    ),
     "a name that git refuses": ("study: small", "study: a b", "study: found 'a b'; letters, digits, - and _"),
     "nothing to vary": (r"space:\n(.*\n)*", "space: {}\n", "space = {}: must have at least 1 item"),
     "unknown parameter": ("train.batch_size", "train.batchsize", "space: train: unknown key 'batchsize'"),

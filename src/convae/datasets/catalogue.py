@@ -1,5 +1,6 @@
 """What is known about each data set before anything is downloaded."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,7 +18,9 @@ class Dataset:
         classes: names of the labels 0, 1, ...
         images: number of images in each split.
         archives: MD5 of each file that the mirrors offer, as torchvision publishes it.
+        unpacked: where it is known, MD5 of what each of them unpacks to: another program may have compressed it.
         mirrors: addresses to which a file's name is appended, in the order in which they are tried.
+        torchvision_folder: below its `root`, where it is not that itself.
         system_folder, package: where Debian installs the files, and with which package.
         sha256: `convae.files.array_sha256` of the decoded arrays, such as `train_images`.
     """
@@ -27,11 +30,18 @@ class Dataset:
     classes: tuple[str, ...]
     images: Mapping[str, int]
     archives: Mapping[str, str] = field(default_factory=dict)
+    unpacked: Mapping[str, str] = field(default_factory=dict)
     mirrors: tuple[str, ...] = ()
+    torchvision_folder: str | None = None
     system_folder: str | None = None
     package: str | None = None
-    # Empty where the archives could not be had when this was written: there their MD5 is the only check.
+    # Empty where the archives could not be had when this was written: there MD5 is the only check.
     sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def most_bytes(self) -> int:
+        """What no archive or part of one is larger than: all images and labels, and small change."""
+        return 1_000_000 + sum(self.images.values()) * (math.prod(self.shape) + 1)
 
 
 _DIGITS = tuple("0123456789")
@@ -68,7 +78,14 @@ CATALOGUE: Mapping[str, Dataset] = {
             "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
             "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
         },
+        unpacked={
+            "train-images-idx3-ubyte.gz": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "train-labels-idx1-ubyte.gz": "9018921c3c673c538a1fc5bad174d6f9",
+            "t10k-images-idx3-ubyte.gz": "8181f5470baa50b63fa0f6fddb340f0a",
+            "t10k-labels-idx1-ubyte.gz": "15d484375f8d13e6eb1aabb0c3f46965",
+        },
         mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        torchvision_folder="FashionMNIST/raw",
         system_folder="/usr/share/datasets/fashion-mnist",
         package="dataset-fashion-mnist",
         sha256={
@@ -89,7 +106,14 @@ CATALOGUE: Mapping[str, Dataset] = {
             "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
             "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
         },
+        unpacked={
+            "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
+            "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
+            "t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
+            "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
+        },
         mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+        torchvision_folder="MNIST/raw",
     ),
     "kmnist": Dataset(
         reader="idx",
@@ -103,6 +127,7 @@ CATALOGUE: Mapping[str, Dataset] = {
             "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
         },
         mirrors=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
+        torchvision_folder="KMNIST/raw",
     ),
     "cifar10": Dataset(
         reader="cifar10",

@@ -41,16 +41,17 @@ def download(data: DataParams, output: Path, downloads: Path) -> str:
         if data.dataset == "image_folder":
             write_listing(folder, *list_images(root))
             return f"data.root = {root}"
-        return _from_first_source(data.dataset, CATALOGUE[data.dataset], root, downloads / data.dataset, folder)
+        return _from_first_source(data, CATALOGUE[data.dataset], downloads / data.dataset, folder)
 
 
-def _from_first_source(name: str, dataset: Dataset, root: Path, downloads: Path, folder: Path) -> str:
+def _from_first_source(data: DataParams, dataset: Dataset, downloads: Path, folder: Path) -> str:
+    name, root = data.dataset, Path(data.root)
     scratch = folder / "unpacked"
     scratch.mkdir()
     failures = []
     for source, find in sources(name, dataset, root, downloads, scratch).items():
         try:
-            _write_arrays(dataset, find(), scratch, folder)
+            _write_arrays(dataset, find(), scratch, folder, data.trust)
         except (ConvaeError, OSError) as error:
             failures.append(f"{source}: {error}")
             print(failures[-1], file=sys.stderr, flush=True)
@@ -69,8 +70,8 @@ def _from_first_source(name: str, dataset: Dataset, root: Path, downloads: Path,
     raise ConvaeError("\n  ".join(lines))
 
 
-def _write_arrays(dataset: Dataset, files: Files, scratch: Path, folder: Path) -> None:
-    for split, images, labels in read(dataset, files, scratch):
+def _write_arrays(dataset: Dataset, files: Files, scratch: Path, folder: Path, trust: bool) -> None:
+    for split, images, labels in read(dataset, files, scratch, trust):
         _write_array(folder, f"{split}_images", images, dataset.sha256)
         if labels is not None:
             _write_array(folder, f"{split}_labels", labels, dataset.sha256)
@@ -78,8 +79,11 @@ def _write_arrays(dataset: Dataset, files: Files, scratch: Path, folder: Path) -
 
 def _write_array(folder: Path, name: str, array: np.ndarray, sha256: Mapping[str, str]) -> None:
     """Check `array` against the catalogue's hash, where it has one, and copy it in pieces."""
-    if sha256 and array_sha256(array) != sha256[name]:
-        raise ConvaeError(f"{name.replace('_', ' ')} are not those that the catalogue knows (SHA-256 differs)")
+    if sha256 and (found := array_sha256(array)) != sha256[name]:
+        raise ConvaeError(
+            f"{name.replace('_', ' ')} are not those that the catalogue knows (SHA-256 differs): {found}, known is "
+            f"{sha256[name]}; get the files again"
+        )
     target = new_array(folder / f"{name}.npy", array.dtype, array.shape)
     for rows in row_chunks(array):
         target[rows] = array[rows]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from convae.datasets.catalogue import Dataset
+from convae.datasets.foreign import HEAD_BYTES, what_it_is
 from convae.errors import ConvaeError
 
 Split = tuple[str, np.ndarray, np.ndarray | None]
@@ -20,10 +21,14 @@ _UINT8 = 0x08  # IDX type code
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 
-def read(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
+def read(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool = False) -> Iterator[Split]:
     """Decode the archives of `dataset`, given by name in `files`.
 
-    `scratch` is an empty folder for what has to be unpacked; the arrays may be memory-mapped from there.
+    Args:
+        dataset: what is expected.
+        files: IDX files may be compressed or not.
+        scratch: an empty folder for what has to be unpacked; the arrays may be memory-mapped from there.
+        trust: archives of which nothing but a published MD5 is known may have another. Pickles never may.
 
     Yields:
         Name of the split, images and labels (None for unlabelled images).
@@ -31,10 +36,10 @@ def read(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator
     Raises:
         ConvaeError: an archive is damaged, or is not the one that the catalogue describes.
     """
-    if not dataset.sha256:
+    if dataset.reader != "idx":  # of which what they unpack to is looked at
         for name, path in files.items():
-            check_md5(path, dataset.archives[name])
-    for split, images, labels in _decode(dataset, files, scratch):
+            _check_archive(dataset, name, path, trust)
+    for split, images, labels in _decode(dataset, files, scratch, trust):
         expected = (dataset.images[split], *dataset.shape)
         if images.dtype != np.uint8 or images.shape != expected:
             raise ConvaeError(f"the {split} images are {images.dtype} {images.shape}, expected uint8 {expected}")
@@ -50,9 +55,42 @@ def check_md5(path: Path, expected: str) -> None:
         ConvaeError: they differ.
     """
     with path.open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
+        stream.seek(0)
         found = hashlib.file_digest(stream, "md5").hexdigest()
     if found != expected:
-        raise ConvaeError(f"{path.name} has MD5 {found}, published is {expected}")
+        raise ConvaeError(f"{path.name} has MD5 {found}, published is {expected}{_instead(head)}")
+
+
+def _instead(head: bytes) -> str:
+    """Words on a file that begins with these bytes, where they say that it is surely no archive of ours."""
+    kind = what_it_is(head) if head else "an empty file; get it again"
+    return f": {kind}" if kind and not head.startswith((b"\x1f\x8b", b"MATLAB")) else ""
+
+
+def _check_archive(dataset: Dataset, name: str, path: Path, trust: bool) -> None:
+    try:
+        check_md5(path, dataset.archives[name])
+    except ConvaeError as error:
+        mistake = f"{error}" if path.name == name else f"{error} for {name}"
+        if dataset.reader.startswith("cifar"):  # never unpickle what is not known
+            why = "it holds pickles, which could run code, so data.trust does not help"
+            raise ConvaeError(f"{mistake}; {why}; get it again from {' or '.join(dataset.mirrors)}") from None
+        if not trust:
+            how = "get it again, or set data.trust to true if you know where it comes from"
+            raise ConvaeError(f"{mistake}; {how}") from None
+
+
+def _check_idx(dataset: Dataset, name: str, path: Path, content: np.ndarray, trust: bool) -> None:
+    """Whether a file decodes to what is known of it, or else is the archive that was published."""
+    if name in dataset.unpacked:
+        digest = hashlib.md5(_idx_header(content.shape))
+        digest.update(content.data)
+        if digest.hexdigest() != dataset.unpacked[name]:
+            found, known = digest.hexdigest(), dataset.unpacked[name]
+            raise ConvaeError(f"{path.name} unpacks to MD5 {found}, known is {known}: another file; get it again")
+    elif not dataset.sha256:
+        _check_archive(dataset, name, path, trust)
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -64,12 +102,13 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         ConvaeError: damaged, not IDX, or of another type, shape or length.
     """
     with path.open("rb") as plain:
-        compressed = plain.read(2) == b"\x1f\x8b"
+        head = plain.read(HEAD_BYTES)
+        compressed = head.startswith(b"\x1f\x8b")
         plain.seek(0)
         try:
             with gzip.open(plain) if compressed else plain as stream:
                 found = stream.read(4 + 4 * len(shape))
-                _check_idx_header(path, found, shape)
+                _check_idx_header(path, found, shape, "" if compressed else _instead(head))
                 content = stream.read(math.prod(shape) + 1)
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise ConvaeError(f"{path.name}: damaged gzip file ({error})") from None
@@ -79,15 +118,19 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _check_idx_header(path: Path, header: bytes, shape: tuple[int, ...]) -> None:
-    magic = bytes([0, 0, _UINT8, len(shape)])
+def _check_idx_header(path: Path, header: bytes, shape: tuple[int, ...], instead: str) -> None:
+    magic = _idx_header(shape)[:4]
     if header[:4] != magic:
         raise ConvaeError(
-            f"{path.name}: begins with 0x{header[:4].hex()}, an IDX file of this kind with 0x{magic.hex()}"
+            f"{path.name}: begins with 0x{header[:4].hex()}, an IDX file of this kind with 0x{magic.hex()}" + instead
         )
-    if header[4:] != struct.pack(f">{len(shape)}I", *shape):
+    if header != _idx_header(shape):
         sizes = struct.unpack(f">{len(header[4:]) // 4}I", header[4 : len(header) // 4 * 4])
         raise ConvaeError(f"{path.name}: the IDX header says {sizes}, expected {shape}")
+
+
+def _idx_header(shape: tuple[int, ...]) -> bytes:
+    return bytes([0, 0, _UINT8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
 
 
 def _check_labels(split: str, labels: np.ndarray, count: int, classes: int) -> None:
@@ -97,9 +140,9 @@ def _check_labels(split: str, labels: np.ndarray, count: int, classes: int) -> N
         raise ConvaeError(f"the {split} labels are {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
 
 
-def _decode(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
+def _decode(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool) -> Iterator[Split]:
     try:
-        yield from _splits(dataset, files, scratch)
+        yield from _splits(dataset, files, scratch, trust)
     except (ConvaeError, OSError, MemoryError):
         raise
     except Exception as error:  # on other content than they expect, torchvision and SciPy raise nearly anything
@@ -107,26 +150,28 @@ def _decode(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Itera
         raise ConvaeError(f"{', '.join(files)}: not what {dataset.reader} archives hold ({reason})") from None
 
 
-def _splits(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
+def _splits(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool) -> Iterator[Split]:
     match dataset.reader:
         case "idx":
-            return _idx(dataset, files)
+            return _idx(dataset, files, trust)
         case "cifar10" | "cifar100":
             return _cifar(dataset, files, scratch)
         case "svhn":
-            return _svhn(files)
+            return _svhn(dataset, files)
         case "stl10":
             return _stl10(dataset, files, scratch)
         case "digits":
             return _digits()
 
 
-def _idx(dataset: Dataset, files: Mapping[str, Path]) -> Iterator[Split]:
+def _idx(dataset: Dataset, files: Mapping[str, Path], trust: bool) -> Iterator[Split]:
     for split, count in dataset.images.items():
-        prefix = _IDX_PREFIX[split]
-        images = read_idx(files[f"{prefix}-images-idx3-ubyte.gz"], (count, *dataset.shape[1:]))
-        labels = read_idx(files[f"{prefix}-labels-idx1-ubyte.gz"], (count,))
-        yield split, images[:, None], labels.astype(np.int64)
+        arrays = []
+        for kind, shape in (("images-idx3", (count, *dataset.shape[1:])), ("labels-idx1", (count,))):
+            name = f"{_IDX_PREFIX[split]}-{kind}-ubyte.gz"
+            arrays.append(read_idx(files[name], shape))
+            _check_idx(dataset, name, files[name], arrays[-1], trust)
+        yield split, arrays[0][:, None], arrays[1].astype(np.int64)
 
 
 def _cifar(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
@@ -135,7 +180,7 @@ def _cifar(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterat
     kind = datasets.CIFAR10 if dataset.reader == "cifar10" else datasets.CIFAR100
     names = [name for name, _ in kind.train_list + kind.test_list] + [kind.meta["filename"]]
     (archive,) = files.values()
-    _unpack(archive, (f"{kind.base_folder}/{name}" for name in names), scratch)
+    _unpack(archive, (f"{kind.base_folder}/{name}" for name in names), scratch, dataset.most_bytes)
     for split in dataset.images:
         content = kind(scratch, train=split == "train", download=False)
         if tuple(content.classes) != dataset.classes:
@@ -143,13 +188,20 @@ def _cifar(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterat
         yield split, content.data.transpose(0, 3, 1, 2), np.asarray(content.targets, np.int64)
 
 
-def _svhn(files: Mapping[str, Path]) -> Iterator[Split]:
-    from torchvision.datasets import SVHN
+def _svhn(dataset: Dataset, files: Mapping[str, Path]) -> Iterator[Split]:
+    """Not through torchvision, which knows no other archive than those published."""
+    from scipy.io import loadmat, whosmat
 
     for name, path in files.items():
         split = name.partition("_")[0]
-        content = SVHN(path.parent, split=split, download=False)
-        yield split, content.data, content.labels
+        height, width, channels = (*dataset.shape[1:], dataset.shape[0])
+        expected = {"X": (height, width, channels, dataset.images[split]), "y": (dataset.images[split], 1)}
+        found = {variable: shape for variable, shape, _ in whosmat(path)}  # before memory is given to them
+        if expected != {variable: found.get(variable) for variable in expected}:
+            raise ConvaeError(f"{path.name}: holds {found}, expected {expected}")
+        content = loadmat(path, variable_names=list(expected))
+        labels = content["y"][:, 0].astype(np.int64)
+        yield split, content["X"].transpose(3, 2, 0, 1), np.where(labels == 10, 0, labels)  # the digit 0 is class 10
 
 
 def _stl10(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
@@ -160,7 +212,7 @@ def _stl10(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterat
         for split in dataset.images
     }
     (archive,) = files.values()
-    _unpack(archive, (name for names in members.values() for name in names), scratch)
+    _unpack(archive, (name for names in members.values() for name in names), scratch, dataset.most_bytes)
     for split, names in members.items():
         columns_first = np.memmap(scratch / names[0], np.uint8, mode="r").reshape(-1, *dataset.shape)
         # The file's labels begin at 1.
@@ -176,12 +228,14 @@ def _digits() -> Iterator[Split]:
     yield "train", images[:, None], content.target.astype(np.int64)
 
 
-def _unpack(archive: Path, members: Iterable[str], folder: Path) -> None:
-    """Unpack the named regular files of a tar archive; other paths, and links, get nowhere."""
+def _unpack(archive: Path, members: Iterable[str], folder: Path, most_bytes: int) -> None:
+    """Unpack the named regular files of a tar archive; other paths, and links, get nowhere, nor do larger files."""
     wanted = set(members)
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
+                if member.size > most_bytes:
+                    raise ConvaeError(f"{archive.name}: {member.name[:80]!r} has {member.size} bytes, too many by far")
                 content = tar.extractfile(member) if member.isreg() and member.name in wanted else None
                 if content is not None:
                     target = folder / member.name

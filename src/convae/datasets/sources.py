@@ -26,7 +26,9 @@ def sources(name: str, dataset: Dataset, root: Path, downloads: Path, scratch: P
     """
     if not dataset.archives:
         return {"scikit-learn": dict}
-    ways: dict[str, Callable[[], Files]] = {f"data.root = {root}": partial(_local, dataset, [root / name, root])}
+    laid = ("", "raw", dataset.torchvision_folder or "")
+    folders = list(dict.fromkeys(base / folder for base in (root / name, root) for folder in laid))
+    ways: dict[str, Callable[[], Files]] = {f"data.root = {root}": partial(_local, dataset, folders)}
     if dataset.system_folder:
         ways[dataset.system_folder] = partial(_local, dataset, [Path(dataset.system_folder)])
     for mirror in dataset.mirrors:
@@ -37,28 +39,35 @@ def sources(name: str, dataset: Dataset, root: Path, downloads: Path, scratch: P
 
 
 def _local(dataset: Dataset, folders: list[Path]) -> Files:
-    """Files in the first of `folders` that has any; IDX files may be unpacked already."""
+    """Files in the first of `folders` that has all, under any of the names that they go by."""
+    lacking = []
     for folder in folders:
-        found: Files = {}
-        for name in dataset.archives:
-            # Only decoded hashes can vouch for an unpacked file: the published MD5 is that of the archive.
-            for candidate in [name, name.removesuffix(".gz")] if dataset.sha256 else [name]:
-                if (folder / candidate).is_file():
-                    found.setdefault(name, folder / candidate)
-        if found:
-            missing = [name for name in dataset.archives if name not in found]
-            if missing:
-                raise ConvaeError(f"{folder} lacks {', '.join(missing)}")
+        found = {name: path for name in dataset.archives for path in _spellings(dataset, folder, name)[:1]}
+        missing = [name for name in dataset.archives if name not in found]
+        if not missing:
             return found
-    if not folders[-1].is_dir():
+        if found:
+            lacking.append(f"{folder} lacks {', '.join(missing)}")
+    if lacking:
+        raise ConvaeError("; ".join(lacking))
+    if not any(folder.is_dir() for folder in folders):
         raise ConvaeError("no such folder")
     raise ConvaeError(f"none of {', '.join(dataset.archives)} there")
 
 
+def _spellings(dataset: Dataset, folder: Path, name: str) -> list[Path]:
+    """The files that may be the archive `name`: IDX files also unpacked, with a dot, or in a folder of their own."""
+    if dataset.reader != "idx":
+        names = [name]
+    else:
+        names = [name, name.removesuffix(".gz")]
+        names += [spelled.replace("-idx", ".idx") for spelled in names]
+    return [path for spelled in names for path in (folder / spelled, folder / spelled / spelled) if path.is_file()]
+
+
 def _mirror(dataset: Dataset, mirror: str, downloads: Path) -> Files:
-    # No archive is larger than what it holds, but for small change.
-    most_bytes = 1_000_000 + sum(dataset.images.values()) * (dataset.shape[0] * dataset.shape[1] * dataset.shape[2] + 1)
-    return {name: fetch(mirror + name, downloads / name, md5, most_bytes) for name, md5 in dataset.archives.items()}
+    most = dataset.most_bytes
+    return {name: fetch(mirror + name, downloads / name, md5, most) for name, md5 in dataset.archives.items()}
 
 
 def _debian(dataset: Dataset, downloads: Path, scratch: Path) -> Files:

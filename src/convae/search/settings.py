@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
-from convae.params import PARAMS_FILE, Name, Positive, Section, load_sections
+from convae.params import PARAMS_FILE, Place, Positive, Section, load_sections
 
 # With another of these a loss is of something else, and larger or smaller for that alone.
 MEANING_OF_LOSS = ("data.", "preprocessing.", "objective.", "model.stacked_on.", "train.order.")
@@ -70,7 +70,7 @@ class SearchSettings(Section):
     """One search."""
 
     study: Annotated[str, AfterValidator(_study_name)]
-    storage: Name | None
+    storage: Place | None
     trials: Positive
     pruning: Pruning | None
     space: dict[str, Values] = Field(min_length=1)
