@@ -108,6 +108,36 @@ def test_trees_that_point_outside_themselves_are_refused(tmp_path):
             load_classifier(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("support_", np.s_[:1]),
+        ("support_vectors_", np.s_[:1]),
+        ("support_vectors_", np.s_[:, :3]),
+        ("_n_support", np.s_[:1]),
+        ("_dual_coef_", np.s_[:, :1]),
+        ("_intercept_", np.s_[:1]),
+    ],
+)
+def test_support_vectors_that_are_missing_are_refused(tmp_path, name, part):
+    x, y = digits()
+    estimator = make_classifier("rbf_svm", 0).fit(x[:300], y[:300])
+    setattr(estimator, name, getattr(estimator, name)[part].copy())
+    save_classifier(tmp_path / "c", estimator, {"kind": "rbf_svm"})
+    with pytest.raises(ConvaeError, match=r"has the shape|do not add up"):
+        load_classifier(tmp_path / "c")
+
+
+@pytest.mark.parametrize("numbers", [[-5, 10**9, 5], [10**6] * 3])
+def test_numbers_of_support_vectors_that_do_not_add_up_are_refused(tmp_path, numbers):
+    x, y = digits()
+    estimator = make_classifier("rbf_svm", 0).fit(x[:300], y[:300] % 3)
+    estimator._n_support = np.array(numbers, np.int32)
+    save_classifier(tmp_path / "c", estimator, {"kind": "rbf_svm"})
+    with pytest.raises(ConvaeError, match="do not add up"):
+        load_classifier(tmp_path / "c")
+
+
 def test_damaged_truncated_newer_and_missing_files_are_one_line_each(tmp_path):
     folder = tmp_path / "c"
     x, y = digits()

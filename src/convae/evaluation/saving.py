@@ -14,6 +14,7 @@ import sklearn
 import skops.io
 from numpy.lib import format as npy
 from sklearn.base import BaseEstimator
+from sklearn.svm import SVC
 
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import CLASSIFIERS, class_scores
@@ -77,6 +78,8 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
             raise ConvaeError(f"{folder}/classifier.skops: refused, it holds {', '.join(sorted(untrusted))}{another}")
         estimator = skops.io.loads(content, trusted=TRUSTED)
         _check_trees(estimator)
+        if isinstance(estimator, SVC):
+            _check_support(estimator)
         if another:
             features = np.zeros((1, estimator.n_features_in_), np.float32)
             class_scores(estimator, features, int(estimator.classes_.max()) + 1)
@@ -172,6 +175,25 @@ def _without_identities(node: Any, names: dict[str, str]) -> Any:
         for key, value in node.items()
         if key != "__id__"
     }
+
+
+def _check_support(estimator: SVC) -> None:
+    """Refuse support vectors that do not fit together: libsvm would look for the missing ones in foreign memory."""
+    classes, vectors = len(estimator.classes_), len(estimator.support_vectors_)
+    shapes = {
+        "support_": (vectors,),
+        "support_vectors_": (vectors, estimator.n_features_in_),
+        "_n_support": (classes,),
+        "_dual_coef_": (classes - 1, vectors),
+        "_intercept_": (classes * (classes - 1) // 2,),
+        "_probA": (0,),
+        "_probB": (0,),
+    }
+    for name, shape in shapes.items():
+        if (found := getattr(estimator, name).shape) != shape:
+            raise ValueError(f"{name} has the shape {found}, expected {shape}")
+    if (estimator._n_support < 0).any() or estimator._n_support.sum() != vectors:
+        raise ValueError("the numbers of support vectors do not add up")
 
 
 def _check_trees(estimator: BaseEstimator) -> None:
