@@ -9,6 +9,9 @@ import optuna
 import pytest
 from helpers import wait_for
 
+from convae.params import load_params
+from convae.search.trial import Trial, base_of_workspace
+
 SEARCH = """\
 study: small
 storage: null
@@ -72,3 +75,26 @@ def test_ctrl_c_ends_the_stage_and_leaves_the_trial_to_be_taken_up(pipeline, tmp
     assert ended.exists()
     assert states() == ["RUNNING"]
     assert Path(".convae/search/small-0").is_dir()
+
+
+def test_what_a_killed_worker_left_goes_on_but_not_where_the_repository_was_moved(pipeline, tmp_path, monkeypatch):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    monkeypatch.chdir(repository)
+    pipeline("true")
+
+    def prepare():
+        Trial("trial", base_of_workspace(load_params(), Path("search.yaml")), {})._prepare()
+
+    prepare()
+    begun = Path(".convae/search/trial/begun")
+    begun.touch()
+    prepare()
+    assert begun.exists()
+    moved = repository.rename(tmp_path / "moved")
+    monkeypatch.chdir(moved)
+    prepare()
+    assert not begun.exists()
+    config = Path(".convae/search/trial/.dvc/config.local").read_text()
+    assert str(moved / ".dvc/cache") in config
+    assert not repository.exists()

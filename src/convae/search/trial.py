@@ -111,9 +111,14 @@ class Trial:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _prepare(self) -> None:
-        """A clone with the parameters of this trial; what a killed worker left in it stays."""
+        """A clone with the parameters of this trial; what a killed worker left in it stays.
+
+        One that was made before this repository was moved or copied would write into the folder where that was.
+        """
         known = (self._folder / ".git").is_dir()
-        if not known or git("-C", str(self._folder), "rev-parse", "HEAD") != self._base.commit:
+        inside = ("-C", str(self._folder))
+        origin = git(*inside, "remote", "get-url", "origin")
+        if not known or git(*inside, "rev-parse", "HEAD") != self._base.commit or Path(origin).resolve() != Path.cwd():
             with new_folder(self._folder) as scratch:
                 _clone(scratch, self._base)
         (self._folder / PARAMS_FILE).write_bytes(self._base.params)

@@ -13,6 +13,7 @@ from convae.tracking.context import process_tags, this_host
 from convae.tracking.facts import Fact, facts_in, files_in
 from convae.tracking.git import Place
 from convae.tracking.lock import CODE, REPORTS, Execution, chain, written
+from convae.tracking.moving import REPOSITORY
 from convae.tracking.store import ending, every_run, open_store, store_root
 from convae.tracking.wording import GONE, all_params, code, hash_tags, link, row_name, tag_name, way_back
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded
 
 # Names of tags.
-KEY, ORIGIN, COMMAND, REPOSITORY = "convae.key", "convae.origin", "convae.command", "convae.repository"
+KEY, ORIGIN, COMMAND = "convae.key", "convae.origin", "convae.command"
 ATTEMPT = "convae.attempt"
 NOTE = "mlflow.note.content"
 # Values of ORIGIN.

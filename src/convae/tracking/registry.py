@@ -19,8 +19,9 @@ from convae.models.geometry import show
 from convae.params import PARAMS_FILE, TrackingParams, load_params
 from convae.tracking.git import Place
 from convae.tracking.lineage import find_producer
+from convae.tracking.moving import follow
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import SQLITE, import_mlflow, known_store, one_at_a_time, store_errors
+from convae.tracking.store import SQLITE, database_of, import_mlflow, known_store, one_at_a_time, store_errors
 from convae.tracking.sync import sync
 from convae.tracking.wording import code
 
@@ -94,13 +95,15 @@ def downloaded(address: str) -> Iterator[Path]:
         ConvaeError: there is no such model.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or known_store(_tracking())
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        raise ConvaeError(f"{address}: there is no {uri.removeprefix(SQLITE)}; MLFLOW_TRACKING_URI names another store")
+    if uri.startswith(SQLITE) and not database_of(uri).exists():
+        raise ConvaeError(f"{address}: there is no {database_of(uri)}; MLFLOW_TRACKING_URI names another store")
     import_mlflow()
     from mlflow.artifacts import download_artifacts
 
     with TemporaryDirectory() as scratch:
         with store_errors(address):
+            if uri.startswith(SQLITE):
+                follow(database_of(uri))
             folder = download_artifacts(address, dst_path=scratch, tracking_uri=uri, registry_uri=uri)
         yield Path(folder) / "data" / DATA
 

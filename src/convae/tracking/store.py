@@ -9,10 +9,12 @@ from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from filelock import FileLock
 
 from convae.errors import ConvaeError
+from convae.tracking.moving import artifacts_beside, follow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +40,7 @@ SETTINGS = {
 
 def store_root() -> Path:
     """The repository that keeps the runs: under `dvc exp run --temp` the main one, not the copy."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
 def store_uri(tracking: "TrackingParams") -> str | None:
@@ -51,8 +53,14 @@ def store_uri(tracking: "TrackingParams") -> str | None:
         return None
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri or f"{SQLITE}mlflow.db"
     if uri.startswith(SQLITE):
-        return f"{SQLITE}{store_root() / uri.removeprefix(SQLITE)}"
+        root = str(store_root()).replace("%", "%25").replace("?", "%3F")
+        return f"{SQLITE}{Path(root) / uri.removeprefix(SQLITE)}"
     return uri
+
+
+def database_of(uri: str) -> Path:
+    """The file of a SQLite store."""
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
 
 
 def known_store(tracking: "TrackingParams") -> str:
@@ -90,7 +98,7 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
     import_mlflow()
     if not uri.startswith(SQLITE):
         return _open(uri, experiments)
-    database = Path(uri.removeprefix(SQLITE))
+    database = database_of(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     # Of several processes that create the tables at once all but one would crash.
     with FileLock(f"{database}.lock"):
@@ -100,6 +108,7 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
         # Finds in an instant what MLflow would retry for 100 s: a file that is no database or is read-only.
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
+        follow(database, experiments)
         return _open(uri, experiments)
 
 
@@ -163,7 +172,8 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     if found is None:
         # Without a location MLflow would take the current folder. A server has its own.
         is_database = uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
-        location = (store_root() / "mlartifacts").as_uri() if is_database else None
+        database = database_of(uri) if uri.startswith(SQLITE) else store_root() / "mlflow.db"
+        location = artifacts_beside(database).as_uri() if is_database else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:

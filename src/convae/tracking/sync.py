@@ -10,7 +10,8 @@ from tqdm import tqdm
 from convae.tracking.facts import files_in
 from convae.tracking.git import Place, places
 from convae.tracking.lock import REPORTS, Execution, ordered, reports_in
-from convae.tracking.records import COMMAND, KEY, ORIGIN, REPOSITORY, RESTORED, Records, this_repository
+from convae.tracking.moving import REPOSITORY
+from convae.tracking.records import COMMAND, KEY, ORIGIN, RESTORED, Records, this_repository
 from convae.tracking.store import every_run, one_at_a_time
 from convae.tracking.wording import GONE
 
