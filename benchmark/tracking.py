@@ -1,7 +1,8 @@
 """What tracking adds to each stage of a small pipeline on the embedded digits, side by side in one run.
 
 `python -m benchmark.tracking` clones the last commit into a scratch folder, runs every stage there in turn with
-tracking off, into SQLite, and with a server that refuses or never answers, and prints medians of wall time in seconds.
+tracking off, into SQLite, and with servers that can't be used: nobody listens, each answer is 403 or 500, an answer
+takes four seconds or comes byte by byte, or there is none. It prints medians and maxima of wall time in seconds.
 """
 
 import argparse
@@ -9,8 +10,13 @@ import socket
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 from dvc.utils.hydra import apply_overrides
 
@@ -20,33 +26,75 @@ STAGES = ("download", "prepare", "train", "features", "evaluate", "report")
 SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "train.threads=1")
 
 
-def main() -> None:
-    """Print one line for each stage."""
-    parser = argparse.ArgumentParser(description="Wall time that tracking adds to each stage of the digits pipeline.")
-    parser.add_argument("--repetitions", type=int, default=5, help="runs of each stage and kind (default: %(default)s)")
-    repetitions = parser.parse_args().repetitions
-    with TemporaryDirectory() as scratch, socket.socket() as silent:
+@contextmanager
+def bad_server(status: int, first: float = 0, each: float = 0) -> Iterator[str]:
+    """The address of a server with one answer, whose first byte comes after `first` seconds, others after `each`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(first)
+            self.send_response(status)
+            self.send_header("Content-Length", "20")
+            self.end_headers()
+            for _ in range(20):
+                time.sleep(each)
+                self.wfile.write(b".")
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked is gone
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """The address of a server that never answers."""
+    with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
-        kinds = {
-            "off": {"CONVAE_TRACKING": "off"},
-            "SQLite": {},
-            "refusing": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
-            "silent": {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}"},
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+
+def main() -> None:
+    """Print a line for each stage: what it takes without tracking, and by how much more each kind is."""
+    parser = argparse.ArgumentParser(description="Wall time that tracking adds to each stage of the digits pipeline.")
+    parser.add_argument("--repetitions", type=int, default=5, help="runs of each stage and kind (default: %(default)s)")
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="which (default: all)")
+    arguments = parser.parse_args()
+    with TemporaryDirectory() as scratch, ExitStack() as servers:
+        addresses = {
+            "refusing": "http://127.0.0.1:9",
+            "403": servers.enter_context(bad_server(403)),
+            "500": servers.enter_context(bad_server(500)),
+            "slow": servers.enter_context(bad_server(500, first=4)),
+            "trickling": servers.enter_context(bad_server(200, each=1)),
+            "silent": servers.enter_context(silent_server()),
         }
+        kinds = {"off": {"CONVAE_TRACKING": "off"}, "SQLite": {}}
+        kinds |= {kind: {"MLFLOW_TRACKING_URI": address} for kind, address in addresses.items()}
         folder = Path(scratch) / "convae"
         subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
         apply_overrides(folder / "params.yaml", list(SMALL))
         command(["dvc", "repro", "--quiet"], folder)
-        print(f"{'stage':10}{'off':>8}" + "".join(f"{f'+ {kind}':>12}" for kind in list(kinds)[1:]))
-        for stage in STAGES:
+        print(f"{'stage':10}{'off':>8}" + "".join(f"{f'+ {kind}':>14}" for kind in list(kinds)[1:]))
+        for stage in arguments.stages:
             seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-            for _ in range(repetitions):
+            for _ in range(arguments.repetitions):
                 for kind, environment in kinds.items():
                     words = [sys.executable, "-m", f"pipeline.{stage}"]
                     seconds[kind].append(command(words, folder, **environment))
-            off, *others = (statistics.median(values) for values in seconds.values())
-            print(f"{stage:10}{off:8.2f}" + "".join(f"{other - off:12.2f}" for other in others), flush=True)
+            off = statistics.median(seconds.pop("off"))
+            added = [(statistics.median(values) - off, max(values) - off) for values in seconds.values()]
+            print(
+                f"{stage:10}{off:8.2f}" + "".join(f"{middle:8.2f} ({most:.1f})" for middle, most in added), flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 from urllib.request import Request, urlopen
@@ -107,17 +109,39 @@ def silent_server() -> Iterator[str]:
 
 
 @contextmanager
+def failing_server(status: int) -> Iterator[str]:
+    """The address of a server that answers every request with this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
 def mlflow_server(
-    folder: Path, store: str = "sqlite:///server.db", artifacts: str = "artifacts"
+    folder: Path, store: str = "sqlite:///server.db", artifacts: str = "artifacts", options: str = ""
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """The address and the process of MLflow's own server, which keeps artifacts in a folder or at an address."""
+    """The address and the process of MLflow's own server, which keeps artifacts in a folder or at an address.
+
+    `{port}` in further options is the port that it listens at.
+    """
     port = free_port()
-    options = f"--host 127.0.0.1 --port {port} --workers 1 --artifacts-destination {artifacts}"
+    options = f"--host 127.0.0.1 --port {port} --workers 1 --artifacts-destination {artifacts} {options}"
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
     log = folder / "server.log"
     with log.open("wb") as stream:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options.split()],
+            [sys.executable, "-m", "mlflow", "server", *options.format(port=port).split()],
             cwd=folder,
             env=os.environ | settings,
             stdout=stream,
@@ -139,6 +163,18 @@ def mlflow_server(
         yield address, server
     finally:
         stop(server)
+
+
+def with_name(folder: Path, name: str) -> str:
+    """A PYTHONPATH with which processes find this machine under another name, as by an entry in their resolver."""
+    source = f"""\
+import socket
+ask = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *more, **others: ask("127.0.0.1" if host == {name!r} else host, *more, **others)
+"""
+    (folder / "resolver").mkdir()
+    (folder / "resolver/sitecustomize.py").write_text(source)
+    return f"{folder / 'resolver'}{os.pathsep}{Path(__file__).parents[1] / 'src'}"
 
 
 @contextmanager

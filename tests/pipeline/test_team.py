@@ -1,5 +1,6 @@
 """A team, as docs/team.md has it: one computes and pushes, a colleague pulls and has the same without computing."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -7,11 +8,12 @@ from urllib.request import urlopen
 
 import pytest
 from clones import Clone
-from helpers import NO_POSTGRES, ROWS, STAGES, mlflow_server, postgres, recorded, s3_server
+from helpers import NO_POSTGRES, ROWS, STAGES, mlflow_server, postgres, recorded, s3_server, with_name
 from mlflow import MlflowClient
 
 from convae import load_encoder
 
+NAME = "mlflow.example.org"
 DOCUMENT = Path(__file__).parents[2] / "docs/team.md"
 
 
@@ -27,7 +29,8 @@ def run(clone, lines, places):
     for line in lines:
         for there, here in places.items():
             line = line.replace(there, here)
-        printed.append(clone.run("sh", "-c", line, PYTHONPATH="src", MLFLOW_TRACKING_URI=places["mlflow"]).stdout)
+        environment = {"PYTHONPATH": places["PYTHONPATH"], "MLFLOW_TRACKING_URI": places["https://mlflow.example.org"]}
+        printed.append(clone.run("sh", "-c", line, **environment).stdout)
     return printed
 
 
@@ -42,11 +45,15 @@ def test_a_colleague_has_encoder_and_rows_without_computing(clone, tmp_path, mon
     mine.run("git", "push", "--quiet", "--set-upstream", "origin", "HEAD")
     with s3_server(tmp_path, "team") as storage, postgres() as database:
         monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", storage)
-        with mlflow_server(tmp_path, database, "s3://team/mlflow") as (address, _):
+        (hosts,) = re.findall(r"(--allowed-hosts) '(\S+)'", "\n".join(commands("on the server")))
+        options = " ".join(hosts).replace(NAME, f"{NAME}:{{port}}")
+        with mlflow_server(tmp_path, database, "s3://team/mlflow", options) as (numeric, _):
+            address = numeric.replace("127.0.0.1", "localhost")
             places = {
                 "https://storage.example.org": storage,
                 "git@example.org:convae.git": str(bare),
-                "mlflow": address,
+                "https://mlflow.example.org": numeric.replace("127.0.0.1", NAME),
+                "PYTHONPATH": f"src{os.pathsep}{with_name(tmp_path, NAME)}",
             }
             run(mine, commands("in the repository")[1:], places)
             run(mine, commands("who computes"), places)

@@ -19,7 +19,7 @@ from convae.tracking.context import context_tags
 from convae.tracking.git import Place, now, workspace
 from convae.tracking.lock import Execution, begun, chain, ended, load_stage, reports_in
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import GAVE_UP, WARNING, import_mlflow, one_at_a_time, presentable
+from convae.tracking.store import GAVE_UP, SERVERS, WARNING, check_answer, import_mlflow, one_at_a_time, presentable
 
 SAMPLING_SECONDS = 5  # of system metrics
 
@@ -51,6 +51,8 @@ def _record(
     began: int,
     tags: dict[str, str],
 ) -> None:
+    if uri.startswith(SERVERS):
+        check_answer(uri)
     # MLflow does without it where it is missing, and starts a third sooner; nothing here needs it.
     sys.modules["pandas"] = None  # type: ignore[assignment]
     import_mlflow()

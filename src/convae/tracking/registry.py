@@ -21,7 +21,15 @@ from convae.tracking.git import Place
 from convae.tracking.lineage import find_producer
 from convae.tracking.moving import follow
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import SQLITE, database_of, import_mlflow, known_store, one_at_a_time, store_errors
+from convae.tracking.store import (
+    SQLITE,
+    database_of,
+    import_mlflow,
+    known_store,
+    one_at_a_time,
+    refused_name,
+    store_errors,
+)
 from convae.tracking.sync import sync
 from convae.tracking.wording import code
 
@@ -101,7 +109,7 @@ def downloaded(address: str) -> Iterator[Path]:
     from mlflow.artifacts import download_artifacts
 
     with TemporaryDirectory() as scratch:
-        with store_errors(address):
+        with store_errors(address), refused_name(uri):
             if uri.startswith(SQLITE):
                 follow(database_of(uri))
             folder = download_artifacts(address, dst_path=scratch, tracking_uri=uri, registry_uri=uri)

@@ -21,7 +21,7 @@ from convae.tracking.git import now
 from convae.tracking.store import GAVE_UP, SQLITE, WARNING, ending, store_uri
 
 # How long a stage waits for its recorder to end. A server may be dead; a database's first tables take a while.
-SERVER_PATIENCE = 12.0
+SERVER_PATIENCE = 10.0
 SQLITE_PATIENCE = 120.0
 LONGEST_PROBLEM = 600  # characters: a message within the 4096 bytes that a pipe takes whole or not at all
 

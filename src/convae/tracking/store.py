@@ -4,12 +4,15 @@ import logging
 import os
 import re
 import sqlite3
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
 
 from filelock import FileLock
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from convae.params import TrackingParams
 
 SQLITE = "sqlite:///"
+SERVERS = ("http://", "https://")
 WARNING = "{}: no longer recorded in MLflow ({}); results are unaffected"
 GAVE_UP = 3  # exit code of a recorder that has said so itself
 
@@ -97,7 +101,8 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
     """
     import_mlflow()
     if not uri.startswith(SQLITE):
-        return _open(uri, experiments)
+        with refused_name(uri):
+            return _open(uri, experiments)
     database = database_of(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     # Of several processes that create the tables at once all but one would crash.
@@ -110,6 +115,25 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
             connection.execute("PRAGMA journal_mode=WAL")
         follow(database, experiments)
         return _open(uri, experiments)
+
+
+def check_answer(uri: str) -> None:
+    """Ask whether anybody is at the address of a server, which without MLflow costs next to nothing.
+
+    Raises:
+        ConvaeError: nobody is, or does not answer in time. Any answer will do, and certificates are left to MLflow.
+    """
+    parts = urlsplit(uri)
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health").geturl()
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    try:
+        urlopen(address, timeout=float(os.environ.get(name) or SETTINGS[name])).close()
+    except HTTPError:
+        return
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):
+            raise ConvaeError(f"{public(uri)}: {reason}") from None
 
 
 def every_run(client: "MlflowClient", experiment: str, condition: str = "") -> Iterator["Recorded"]:
@@ -133,6 +157,25 @@ def one_at_a_time() -> Iterator[None]:
 
 
 @contextmanager
+def refused_name(uri: str) -> Iterator[None]:
+    """Say what to do about a server that does not answer to the name that it was called by.
+
+    Raises:
+        ConvaeError: its answer was "Invalid Host header".
+    """
+    try:
+        yield
+    except Exception as error:
+        if "Invalid Host header" not in str(error):
+            raise
+        name = urlsplit(uri).netloc.rpartition("@")[2]
+        raise ConvaeError(
+            f"the server does not answer to the name {name} (403, Invalid Host header); start it with "
+            f"`mlflow server --allowed-hosts {name}`, see docs/team.md"
+        ) from None
+
+
+@contextmanager
 def store_errors(what: str = "the store of the runs can't be used") -> Iterator[None]:
     """Whatever MLflow, SQLAlchemy or a driver come up with becomes one line."""
     try:
@@ -145,6 +188,8 @@ def store_errors(what: str = "the store of the runs can't be used") -> Iterator[
 
 def presentable(error: Exception) -> str:
     """An error in one line, without the password that an address may hold."""
+    if isinstance(error, ConvaeError):
+        return str(error)
     text = public(f"{type(error).__name__}: {' '.join(str(error).split())}")
     return text if len(text) <= 200 else text[:197] + "..."
 

@@ -11,11 +11,10 @@ from convae.tracking.ladder import ladder_cells, record
 from convae.tracking.lineage import describe, find_producer
 from convae.tracking.lock import Execution, chain
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import known_store, public, store_errors
+from convae.tracking.store import SERVERS, known_store, public, store_errors
 from convae.tracking.sync import sync
 from convae.tracking.view import set_view
 
-SERVERS = ("http://", "https://")
 LOOPBACK = "127.0.0.1"
 
 
