@@ -16,18 +16,22 @@ from convae.models.geometry import (
     show,
 )
 from convae.models.transfer import check_source
-from convae.params import PARAMS_FILE, Params, load_params
+from convae.params import PARAMS_FILE, Params, parse_sections, read_text
 
 MOST_VALUES = 2**28  # of four bytes
 
 
-def load_experiment(path: Path = PARAMS_FILE) -> Params:
+def load_experiment(path: Path = PARAMS_FILE, text: str | None = None) -> Params:
     """Read `params.yaml` and check that every layer leaves maps that the readout's grid can divide.
+
+    Args:
+        path: the file.
+        text: what it holds, where that has been read already.
 
     Raises:
         ConvaeError: one line for each mistake.
     """
-    params = load_params(path)
+    params = parse_sections(path, read_text(path) if text is None else text, Params)
     _check_sizes(path, params)
     try:
         maps = map_sizes(params)

@@ -401,14 +401,35 @@ def load_sections(path: Path, model: type[File]) -> File:
     Raises:
         ConvaeError: one line for each mistake: the key, the value found and what is allowed.
     """
+    return parse_sections(path, read_text(path), model)
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        ConvaeError: there is none, or it can't be read.
+    """
     try:
-        yaml = YAML(typ="safe", pure=True)
-        yaml.Composer = _Composer
-        content = yaml.load(path.read_text("utf-8"))
+        return path.read_text("utf-8")
     except FileNotFoundError:
         raise ConvaeError(f"{path}: no such file; run from the repository's top folder") from None
     except OSError as error:
         raise ConvaeError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConvaeError(f"{path}: not readable as YAML: {error}") from None
+
+
+def parse_sections(path: Path, text: str, model: type[File]) -> File:
+    """Validate the text of a YAML file as `model`.
+
+    Raises:
+        ConvaeError: one line for each mistake: the key, the value found and what is allowed.
+    """
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Composer = _Composer
+        content = yaml.load(text)
     except Exception as error:  # a value that its tag does not suit can make ruamel.yaml raise nearly anything
         raise ConvaeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -80,6 +80,22 @@ def test_a_stage_is_recorded_with_all_that_belongs_to_it(client: MlflowClient, p
     assert "data/prepared/train" in tags["mlflow.note.content"]
 
 
+def test_parameters_are_those_that_the_stage_has_read(
+    client: MlflowClient, start_stage: StartStage, workspace: Path
+) -> None:
+    """An editor saves params.yaml while the recorder is still on its way."""
+    edit = (
+        "from pathlib import Path\nfile = Path('params.yaml')\n"
+        "file.write_text(file.read_text().replace('epochs: 1 ', 'epochs: 99 '))\n"
+        "run.log_tags({'own': params.train.epochs})"
+    )
+    process = start_stage(edit)
+    assert process.communicate() == ("", "")
+    assert "epochs: 99 " in Path("params.yaml").read_text()
+    (train,) = recorded(client)
+    assert (train.data.params["train.epochs"], train.data.tags["own"]) == ("1", "1")
+
+
 def test_a_model_is_linked_to_its_run_and_its_bytes_stay_where_they_are(client: MlflowClient, params: Params) -> None:
     with start_run("train", params):
         pass

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
@@ -14,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from convae.errors import ConvaeError
 from convae.names import flatten
+from convae.params import PARAMS_FILE
 
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
@@ -102,15 +104,26 @@ def load_stage(name: str) -> "PipelineStage":
     return Repo().stage.load_one(name=name)
 
 
-def begun(stage: "PipelineStage") -> Execution:
+def begun(stage: "PipelineStage", text: str | None = None) -> Execution:
     """The execution of `stage` that is under way, as dvc.lock will have it; outputs are still missing.
 
     DVC computes the hashes, which costs little: it remembers those of files that did not change.
+
+    Args:
+        stage: as DVC knows it.
+        text: of params.yaml when the stage read it; None reads it now.
     """
     from dvc.stage.utils import split_params_deps
 
     params, inputs = split_params_deps(stage)
-    values = {name: value for dependency in params for name, value in dependency.read_params().items()}
+    values: dict[str, Any] = {}
+    with TemporaryDirectory() as folder:
+        for dependency in params:
+            if text is not None and dependency.def_path == str(PARAMS_FILE):
+                copy = Path(folder) / PARAMS_FILE
+                copy.write_text(text, "utf-8")
+                dependency.fs_path = str(copy)
+            values |= dependency.read_params()
     hashes = {dependency.def_path: dependency.get_hash().value for dependency in inputs}
     return Execution(stage.name, flatten(values), dict(sorted(hashes.items())))
 

@@ -48,6 +48,7 @@ def _record(
     uri: str,
     experiment: str,
     stage: str,
+    params: str | None,
     began: int,
     tags: dict[str, str],
 ) -> None:
@@ -57,7 +58,7 @@ def _record(
     sys.modules["pandas"] = None  # type: ignore[assignment]
     import_mlflow()
     definition = load_stage(stage)
-    execution = begun(definition)
+    execution = begun(definition, params)
     records = Records(uri, experiment)
     gc.freeze()
     gc.enable()

@@ -31,7 +31,7 @@ class Run:
 
     _recorder: "subprocess.Popen[bytes] | None" = None
 
-    def __init__(self, stage: str, params: Params) -> None:
+    def __init__(self, stage: str, params: Params, text: str | None = None) -> None:
         """Start the recorder; with tracking off nothing is ever told to anybody."""
         self._stage = stage
         uri = store_uri(params.tracking)
@@ -55,10 +55,11 @@ class Run:
             return
         self._messages = cast("IO[bytes]", self._recorder.stdin)
         self._signs = cast("IO[bytes]", self._recorder.stdout)
-        os.set_blocking(self._messages.fileno(), False)
         # Not among the arguments, which everybody on the machine can read: an address may hold a password.
         tags = {**self._process, "threads": str(params.train.threads)}
-        self._tell(uri=uri, experiment=params.tracking.experiment, stage=stage, began=now(), tags=tags)
+        experiment = params.tracking.experiment
+        self._tell(uri=uri, experiment=experiment, stage=stage, params=text, began=now(), tags=tags)
+        os.set_blocking(self._messages.fileno(), False)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record numbers, all of one epoch in one call, at `step`."""
@@ -132,14 +133,17 @@ class Run:
 
 
 @contextmanager
-def start_run(stage: str, params: Params) -> Iterator[Run]:
+def start_run(stage: str, params: Params, text: str | None = None) -> Iterator[Run]:
     """Record what happens in the block as a run of `stage` in the experiment `<tracking.experiment>-stages`.
+
+    `text` is that of params.yaml from which `params` were read, since the file may be edited at any time; None is for
+    parameters from elsewhere.
 
     It ends as FINISHED, as FAILED on an exception, or as KILLED on Ctrl-C and SIGTERM, which for the duration
     of the block raises SystemExit with code 143.
     """
     with _on_sigterm(_terminate):
-        run = Run(stage, params)
+        run = Run(stage, params, text)
         try:
             yield run
         except (KeyboardInterrupt, SystemExit):

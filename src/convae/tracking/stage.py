@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from convae import processes
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
-from convae.params import Params
+from convae.params import PARAMS_FILE, Params, read_text
 from convae.tracking.launch import start_processes
 from convae.tracking.runs import Run, start_run
 from convae.training.srun import adopt_srun
@@ -43,11 +43,12 @@ def run_stage(name: str, body: Callable[[Params, Run], None], parallel: bool = F
         rank = int(os.environ.get("RANK", "0"))
         if rank and not parallel:  # there is nothing to do for the others
             sys.exit(0)
-        params = load_experiment()
+        text = read_text(PARAMS_FILE)
+        params = load_experiment(PARAMS_FILE, text)
         code = start_processes(name, params.train) if parallel else None
         if code is None:
             name += f", process {rank}" if rank else ""
-            _run(name, body, params, rank, parallel)
+            _run(name, body, params, text, rank, parallel)
     except ConvaeError as error:
         sys.exit("\n".join(f"{name}: {line}" for line in str(error).splitlines()))
     except (MemoryError, RuntimeError) as error:
@@ -71,17 +72,19 @@ def run_stage(name: str, body: Callable[[Params, Run], None], parallel: bool = F
         sys.exit(code)
 
 
-def _run(name: str, body: Callable[[Params, Run], None], params: Params, rank: int, parallel: bool) -> None:
+def _run(name: str, body: Callable[[Params, Run], None], params: Params, text: str, rank: int, parallel: bool) -> None:
     """Run `body`, alone in this workspace but for the processes that belong to it: they share the first one's lock."""
     if rank:
         os.environ["CONVAE_TRACKING"] = "off"
     with (
         nullcontext() if rank else _alone(name),
         limit_threads(params.train.threads),
-        start_run(name, params) as run,
+        start_run(name, params, text) as run,
     ):
         if parallel:
             processes.connect()
+            if len(set(processes.collect(text))) > 1:
+                raise ConvaeError(f"{PARAMS_FILE} was edited while the processes started; run the stage again")
         start = time.monotonic()
         try:
             body(params, run)
