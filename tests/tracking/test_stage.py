@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from filelock import FileLock
-from helpers import recorded, wait_for
+from helpers import free_port, recorded, wait_for
 from mlflow import MlflowClient
 from threadpoolctl import threadpool_info
 
@@ -175,6 +175,26 @@ def test_process_besides_the_first_shares_the_lock_and_records_nothing(
             run_stage("evaluate", lambda params, run: calls.append(params.data.dataset))
     assert calls == ["fashion_mnist"]
     assert recorded(client) == []
+
+
+def test_processes_that_read_different_parameters_do_not_work_together(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "from convae.tracking.stage import run_stage\nrun_stage('train', lambda params, run: None, parallel=True)"
+    environment = os.environ | {"CONVAE_TRACKING": "off", "PYTHONPATH": str(REPOSITORY / "src"), "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+    def start(rank: int) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", script]
+        return subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+
+    first = start(0)
+    wait_for(Path(".convae/stages.holder").exists)  # it has read the parameters
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("seed: 0 ", "seed: 1 "))
+    processes = [first, start(1)]
+    line = "params.yaml was edited while the processes started; run the stage again\n"
+    assert [process.communicate()[1] for process in processes] == [f"train: {line}", f"train, process 1: {line}"]
+    assert [process.returncode for process in processes] == [1, 1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")

@@ -53,7 +53,7 @@ run_stage("report", lambda params, run: Path("reports/report.html").write_text("
 """
 
 
-def dvc(*arguments: str, **environment: str) -> str:
+def dvc(*arguments: str, fails: bool = False, **environment: str) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     settings = {"PATH": path, "PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run(
@@ -63,7 +63,7 @@ def dvc(*arguments: str, **environment: str) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode != 0) == fails, done.stderr
     return done.stdout + done.stderr
 
 
@@ -165,6 +165,29 @@ def test_every_commit_branch_and_experiment_is_found_without_a_run_ever_tracked(
     commit("Seven")
     assert sync() == (0, 0)
     assert any(name.endswith("Seven") for name in names(client))
+
+
+def test_parameters_edited_while_a_stage_runs_are_not_recorded_as_its_own(pipeline: Path, client: MlflowClient) -> None:
+    def edit(old: str, new: str) -> str:
+        change = f"file = Path('params.yaml'); file.write_text(file.read_text().replace({old!r}, {new!r}))"
+        Path("train.py").write_text(TRAIN.replace("    Path(", f"    {change}\n    Path(", 1))
+        return Path("params.yaml").read_text()
+
+    before = edit("  epochs: 2", "  epochs: 4")
+    line = "train: params.yaml was edited while the stage ran (train.epochs was 2, is 4), and DVC would record the new values"
+    assert line in dvc("repro", "train", fails=True)
+    assert not Path("dvc.lock").exists()
+    assert recorded(client)[0].info.status == "FAILED"
+    # As the message says: the result is kept under the values that it is of.
+    Path("params.yaml").write_text(before)
+    dvc("commit", "--force", "train")
+    (train,) = read_lock(Path("dvc.lock").read_text()).values()
+    assert train.params["train.epochs"] == 2
+    assert sync() == (1, 0)
+    # What the stage does not depend on may be edited at any time.
+    edit("  patience: null", "  patience: 3")
+    dvc("repro", "--force", "train")
+    assert Path("params.yaml").read_text() != before
 
 
 def test_a_run_leads_to_its_producers_by_content(pipeline: Path, client: MlflowClient) -> None:

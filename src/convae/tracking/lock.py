@@ -20,7 +20,7 @@ from convae.params import PARAMS_FILE
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
-LOCK_FILE = Path("dvc.lock")
+LOCK_FILE, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
 UNRECORDED = {"validate"}  # looks at the parameters and computes nothing
 REPORTS = "reports/"  # what git keeps
 CODE = ("pipeline/", "src/")
@@ -91,6 +91,19 @@ def chain(executions: Executions, last: Execution) -> list[Execution]:
 def reports_in(executions: Executions) -> Iterator[Execution]:
     """Those that report on an experiment: they read its metrics."""
     return (one for one in executions.values() if f"{REPORTS}metrics.json" in one.inputs)
+
+
+def changes(stage: str, before: str, after: str) -> list[str]:
+    """The parameters of a stage, as dvc.yaml lists them, in which two texts of params.yaml differ."""
+    load = YAML(typ="safe", pure=True).load
+    entry = (load(PIPELINE.read_text("utf-8")).get("stages") or {}).get(stage) or {}
+    keys = [key for key in entry.get("params", []) if isinstance(key, str)]
+    old, new = flatten(load(before)), flatten(load(after))
+    return [
+        f"{name} was {old.get(name)}, is {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and any(f"{name}.".startswith(f"{key}.") for key in keys)
+    ]
 
 
 def load_stage(name: str) -> "PipelineStage":

@@ -18,6 +18,7 @@ from convae.errors import ConvaeError
 from convae.experiment import load_experiment
 from convae.params import PARAMS_FILE, Params, read_text
 from convae.tracking.launch import start_processes
+from convae.tracking.lock import changes
 from convae.tracking.runs import Run, start_run
 from convae.training.srun import adopt_srun
 
@@ -88,6 +89,7 @@ def _run(name: str, body: Callable[[Params, Run], None], params: Params, text: s
         start = time.monotonic()
         try:
             body(params, run)
+            _check_unedited(name, text)
         except RuntimeError as error:
             if not processes.is_loss_of_another(error):
                 raise
@@ -95,6 +97,17 @@ def _run(name: str, body: Callable[[Params, Run], None], params: Params, text: s
             raise SystemExit(1) from None  # stopped, as by a signal: what goes on does so in the same run
         finally:
             run.log_metrics({"duration_seconds": time.monotonic() - start})
+
+
+def _check_unedited(name: str, text: str) -> None:
+    """DVC reads params.yaml for dvc.lock when the stage has ended, and would record what the stage has not seen."""
+    after = read_text(PARAMS_FILE)
+    changed = changes(name, text, after) if "DVC_STAGE" in os.environ and after != text else []
+    if changed:
+        raise ConvaeError(
+            f"{PARAMS_FILE} was edited while the stage ran ({', '.join(changed)}), and DVC would record the new values; "
+            f"`dvc repro` runs the stage with them; or undo the edit and run `dvc commit --force {name}`"
+        )
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
