@@ -105,7 +105,7 @@ def _check_unedited(name: str, text: str) -> None:
     changed = changes(name, text, after) if "DVC_STAGE" in os.environ and after != text else []
     if changed:
         raise ConvaeError(
-            f"{PARAMS_FILE} was edited while the stage ran ({', '.join(changed)}), and DVC would record the new values; "
+            f"{PARAMS_FILE} was edited while the stage ran ({', '.join(changed)}): DVC would record the new values; "
             f"`dvc repro` runs the stage with them; or undo the edit and run `dvc commit --force {name}`"
         )
 
