@@ -431,6 +431,8 @@ def parse_sections(path: Path, text: str, model: type[File]) -> File:
         yaml.Composer = _Composer
         content = yaml.load(text)
     except Exception as error:  # a value that its tag does not suit can make ruamel.yaml raise nearly anything
+        if "\n<<<<<<< " in f"\n{text}":
+            raise ConvaeError(f"{path} holds both sides of a merge; edit it to what is meant") from None
         raise ConvaeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConvaeError(f"{path}: must hold the sections {', '.join(model.model_fields)}")

@@ -12,6 +12,7 @@ from helpers import NO_POSTGRES, ROWS, STAGES, mlflow_server, postgres, recorded
 from mlflow import MlflowClient
 
 from convae import load_encoder
+from convae.tracking.lock import read_lock
 
 NAME = "mlflow.example.org"
 DOCUMENT = Path(__file__).parents[2] / "docs/team.md"
@@ -75,3 +76,36 @@ def test_a_colleague_has_encoder_and_rows_without_computing(clone, tmp_path, mon
     assert len({load_encoder(one.folder / "models/encoder").sha256 for one in (mine, colleague)}) == 1
     for name in ("models/classifier/classifier.json", "reports/metrics.json", "dvc.lock"):
         assert colleague.read(name) == mine.read(name)
+
+
+def test_a_conflict_in_dvc_lock_is_settled_as_the_page_says(clone, monkeypatch):
+    monkeypatch.setenv("CONVAE_TRACKING", "off")
+    repository = clone(history=False)
+
+    def compute(message, *changes):
+        repository.set(*changes)
+        repository.run("dvc", "repro")
+        repository.run("git", "add", "--all")
+        repository.run("git", "commit", "--quiet", "--message", message)
+
+    compute("First results")
+    repository.run("git", "switch", "--quiet", "--create", "side")
+    compute("On the side", "classifier.kind=ridge")
+    repository.run("git", "switch", "--quiet", "-")
+    compute("Meanwhile", "features.grid=2")
+    assert repository.run("git", "merge", "side", check=False).returncode
+    assert b"<<<<<<<" in repository.read("dvc.lock")
+
+    (row,) = re.findall(
+        r"^\| a merge ends with a conflict in `dvc.lock` \|(.*)", DOCUMENT.read_text("utf-8"), re.MULTILINE
+    )
+    lines = re.findall(r"`((?:git|dvc) [^`]+)`", row.partition(";")[0])
+    assert lines[:2] == ["git checkout --theirs params.yaml dvc.lock reports", "dvc repro"]
+    for line in lines:
+        repository.run(*line.split())
+    assert "up to date" in repository.run("dvc", "status", "dvc.yaml").stdout
+    assert not repository.run("git", "status", "--porcelain").stdout
+    assert not repository.run("git", "grep", "-l", "^<<<<<<< ", check=False).stdout
+    locked = read_lock(repository.read("dvc.lock").decode())
+    assert (locked["features"].params["features.grid"], locked["evaluate"].params["classifier.kind"]) == (2, "ridge")
+    assert "<<<<<<<" not in repository.read("reports/metrics.json").decode()

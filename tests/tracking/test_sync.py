@@ -393,10 +393,31 @@ def test_a_lock_file_that_nobody_can_read_is_left_out(
     Path("dvc.lock").write_text(lock)
     assert sync() == (2, 1)
     head = git("rev-parse", "--short=7", "HEAD")
-    line = f"commit {head}: dvc.lock can't be read, perhaps because of a conflict; left out\n"
+    line = f"commit {head}: dvc.lock holds both sides of a merge; left out\n"
     assert capsys.readouterr().err == line
     Path("dvc.lock").write_text("stages: 1")
-    assert convae("sync").stderr.endswith("convae: dvc.lock can't be read, perhaps because of a conflict\n")
+    cure = "`git checkout dvc.lock` brings the committed one back"
+    assert convae("sync").stderr.endswith(f"convae: dvc.lock can't be read; {cure}\n")
+
+
+CONFLICT = (
+    "dvc.lock holds both sides of a merge; take one by `git checkout --theirs params.yaml dvc.lock reports` "
+    "(or --ours), then `dvc repro`"
+)
+
+
+def test_a_conflict_in_the_lock_file_is_one_line_that_says_what_to_do(
+    pipeline: Path, client: MlflowClient, start_stage: Callable[[str], "subprocess.Popen[str]"]
+) -> None:
+    untracked("repro")
+    commit("Results")
+    lock = Path("dvc.lock").read_text()
+    Path("dvc.lock").write_text(f"<<<<<<< mine\n{lock}=======\n{lock}>>>>>>> theirs\n")
+    for command in (("sync",), ("lineage", "models/autoencoder"), ("ui",), ("verify",)):
+        done = convae(*command)
+        assert (done.stdout, done.stderr, done.returncode) == ("", f"convae: {CONFLICT}\n", 1)
+    warning = f"train: no longer recorded in MLflow ({CONFLICT}); results are unaffected\n"
+    assert start_stage("pass").communicate() == ("", warning)
 
 
 def test_any_path_can_be_an_input(pipeline: Path, client: MlflowClient) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from convae.errors import ConvaeError
-from convae.tracking.lock import LOCK_FILE, REPORTS, Executions, read_lock
+from convae.tracking.lock import LOCK_FILE, REPORTS, Executions, lock_here, read_lock
 
 EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
 SUBJECT_LENGTH = 40
@@ -78,7 +78,7 @@ def workspace(time: int) -> Place:
     Raises:
         ConvaeError: its dvc.lock can't be read.
     """
-    executions = read_lock(LOCK_FILE.read_text("utf-8") if LOCK_FILE.exists() else "")
+    executions = lock_here()
     name = os.environ.get("DVC_EXP_NAME")
     if name:
         baseline = os.environ.get("DVC_EXP_BASELINE_REV", "")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LOCK_FILE, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
 UNRECORDED = {"validate"}  # looks at the parameters and computes nothing
 REPORTS = "reports/"  # what git keeps
+MERGE = "take one by `git checkout --theirs params.yaml dvc.lock reports` (or --ours), then `dvc repro`"
+RESTORE = f"`git checkout {LOCK_FILE}` brings the committed one back"
 CODE = ("pipeline/", "src/")
 
 
@@ -68,7 +70,21 @@ def read_lock(text: str) -> Executions:
         stages = (YAML(typ="safe", pure=True).load(text) or {}).get("stages") or {}
         return {name: _execution(name, entry) for name, entry in stages.items() if name not in UNRECORDED}
     except (YAMLError, AttributeError, KeyError, TypeError):
-        raise ConvaeError(f"{LOCK_FILE} can't be read, perhaps because of a conflict") from None
+        problem = "holds both sides of a merge" if _is_conflict(text) else "can't be read"
+        raise ConvaeError(f"{LOCK_FILE} {problem}") from None
+
+
+def lock_here() -> Executions:
+    """The executions in the dvc.lock of the current folder; none without one.
+
+    Raises:
+        ConvaeError: it can't be read.
+    """
+    text = LOCK_FILE.read_text("utf-8", errors="replace") if LOCK_FILE.exists() else ""
+    try:
+        return read_lock(text)
+    except ConvaeError as error:
+        raise ConvaeError(f"{error}; {MERGE if _is_conflict(text) else RESTORE}") from None
 
 
 def ordered(executions: Executions) -> list[Execution]:
@@ -166,6 +182,10 @@ def path_md5(path: Path) -> str:
     listing = [{"md5": path_md5(file), "relpath": name} for name, file in files.items()]
     listing.sort(key=lambda entry: entry["relpath"].split("/"))
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def _is_conflict(text: str) -> bool:
+    return "\n<<<<<<< " in f"\n{text}"
 
 
 def _producers(executions: Executions, consumer: Execution) -> set[str]:

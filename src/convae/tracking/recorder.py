@@ -57,12 +57,12 @@ def _record(
     # MLflow does without it where it is missing, and starts a third sooner; nothing here needs it.
     sys.modules["pandas"] = None  # type: ignore[assignment]
     import_mlflow()
+    place = workspace(began)
     definition = load_stage(stage)
     execution = begun(definition, params)
     records = Records(uri, experiment)
     gc.freeze()
     gc.enable()
-    place = workspace(began)
     records.close_vanished()
     _add_missing(records, execution, place)
     run_id = records.begin(execution, place, tags | context_tags())

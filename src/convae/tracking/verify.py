@@ -16,7 +16,7 @@ from convae.experiment import load_experiment
 from convae.files import read_json
 from convae.names import flatten
 from convae.tracking.git import git
-from convae.tracking.lock import CODE, LOCK_FILE, Executions, path_md5, read_lock
+from convae.tracking.lock import CODE, LOCK_FILE, Executions, lock_here, path_md5, read_lock
 
 SCRATCH = Path(".convae/verify")
 ENVIRONMENT = Path("reports/environment.json")
@@ -38,7 +38,7 @@ def verify() -> None:
     params = load_experiment()
     if not LOCK_FILE.exists() or not git("ls-files", str(LOCK_FILE)):
         raise ConvaeError(f"no {LOCK_FILE} that git knows: run this in a clone of a repository that holds results")
-    before = read_lock(LOCK_FILE.read_text("utf-8"))
+    before = lock_here()
     with _alone():
         copy_workspace(SCRATCH, [params.data.root, params.model.initialize_from, DOWNLOADS])
         _rerun(SCRATCH)
