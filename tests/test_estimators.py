@@ -6,7 +6,6 @@ import sys
 import joblib
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -121,15 +120,63 @@ def test_what_is_not_asked_for_is_as_in_the_default_system(repository):
     assert default["objective"]["sparsity"] == {"block": [block["block"]] * 2, "lifetime": block["lifetime"]}
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_fitting_leaves_torch_as_it_was(deterministic):
-    torch.use_deterministic_algorithms(deterministic)
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    ConvolutionalAutoencoderFeatures(**SMALL).fit(IMAGES[:20])
-    assert torch.are_deterministic_algorithms_enabled() == deterministic
-    assert torch.equal(torch.rand(1), expected)
+# Prints what differs after a fit; in a process of its own, in which the first one imports whatever it needs.
+UNCHANGED = """
+import logging, os, random, sys, warnings
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from convae import ConvolutionalAutoencoderFeatures
+from convae.errors import ConvaeError
+
+LOGGERS = [logging.getLogger(name) for name in (None, "pytorch_lightning", "pytorch_lightning.utilities.rank_zero")]
+
+def state():
+    deterministic = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    return {
+        "filters": list(warnings.filters),
+        "loggers": [(logger.level, list(logger.handlers), logger.propagate) for logger in LOGGERS],
+        "environment": dict(os.environ),
+        "threads": torch.get_num_threads(),
+        "algorithms": torch.are_deterministic_algorithms_enabled(),
+        "warning": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "deterministic": deterministic,
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": str(np.random.get_state()),
+        "python": random.getstate(),
+    }
+
+def check(learning_rate, fails):
+    before = state()
+    try:
+        settings = {"kernel": 3, "epochs": 3, "learning_rate": learning_rate, "random_state": 0}
+        ConvolutionalAutoencoderFeatures((4,), **settings).fit(images)
+        assert not fails
+    except ConvaeError:
+        assert fails
+    after = state()
+    print([name for name in before if before[name] != after[name]])
+
+images = (load_digits().images[:64] * 15).astype(np.uint8)
+check(0.003, False)
+check(1e12, True)
+torch.use_deterministic_algorithms(True)
+torch.backends.cudnn.benchmark = True
+torch.set_num_threads(1)
+LOGGERS[2].setLevel(logging.ERROR)
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+check(0.003, False)
+"""
+
+
+def test_fitting_leaves_the_process_as_it_was():
+    done = subprocess.run([sys.executable, "-c", UNCHANGED], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n[]\n[]\n", "")
+
+
+def test_fitting_without_a_random_state_draws_from_the_global_one():
+    first, second = (ConvolutionalAutoencoderFeatures((4,), kernel=3).fit_transform(IMAGES[:20]) for _ in range(2))
+    assert not np.array_equal(first, second)
 
 
 def test_colour_images_of_either_layout():

@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
 from convae.images import Images, channels_first
+from convae.training.state import state_as_before
 
 if TYPE_CHECKING:
     from convae.params import Params
@@ -203,6 +203,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
+    @state_as_before()
     def fit(self, X: Images, y: Any = None) -> "ConvolutionalAutoencoderFeatures":
         """Train the autoencoder, then standardise its features over X.
 
@@ -225,10 +226,15 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         tenth = len(images) // 10
         parts = images[order[tenth:]], images[order[:tenth] if tenth else order]
         training, validation = (ImageSet(part, None, (), array_sha256(part)) for part in parts)
-        with TemporaryDirectory() as scratch, torch.random.fork_rng(), _as_deterministic_as_before():
+        with TemporaryDirectory() as scratch:
             params = self._experiment(seed, scratch)
             encoder, _, _ = train_encoder(
-                params, training, validation, lambda row: None, checkpoints=Path(scratch), progress=self.verbose
+                params,
+                training,
+                validation,
+                lambda row: None,
+                checkpoints=Path(scratch) / "checkpoints",
+                progress=self.verbose,
             )
         encoder.config["readout"] = params.features.model_dump(mode="json")
         encoder.readout = Readout(**encoder.config["readout"])
@@ -297,20 +303,6 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             train=sections.TrainParams.model_validate(train),
             features=sections.FeaturesParams.model_validate(readout),
         )
-
-
-@contextmanager
-def _as_deterministic_as_before() -> Iterator[None]:
-    """A training asks torch for deterministic algorithms; whoever uses the estimator need not have."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    details: Any = torch.utils.deterministic
-    fill = details.fill_uninitialized_memory
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        details.fill_uninitialized_memory = fill
 
 
 def _quantized(images: np.ndarray) -> np.ndarray:

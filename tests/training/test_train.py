@@ -1,10 +1,14 @@
 """Training: the same bits, resumed or not, and the best epoch kept."""
 
+import os
+import time
 from dataclasses import replace
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from convae.datasets import shards
 from convae.encoder import load_encoder
@@ -12,7 +16,7 @@ from convae.errors import ConvaeError
 from convae.training import batches
 from convae.training.batches import ImageBatches
 from convae.training.module import TrainingModule
-from convae.training.train import CHECKPOINTS, train_encoder
+from convae.training.train import CHECKPOINTS, prune, train_encoder
 
 RESTLESS = {"learning_rate": 0.3, "batch_size": 8}  # the validation loss goes up and down
 
@@ -53,6 +57,61 @@ def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
     assert resumed_history == history
     assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
     assert not list(CHECKPOINTS.iterdir())
+
+
+def interrupt(params, *images):
+    """A training of 5 epochs that ends in the fourth; gives the folder that it leaves."""
+    before = set(CHECKPOINTS.glob("*"))
+
+    def stop(row):
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_encoder(params, *images, stop, progress=False)
+    (folder,) = set(CHECKPOINTS.iterdir()) - before
+    return folder
+
+
+def last_used(folder, days):
+    """As if the last of its files had been written so many days ago, the others earlier."""
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (0, 0))
+    moment = time.time() - days * 24 * 3600
+    os.utime(folder / "0/last.ckpt", (moment, moment))
+
+
+def test_what_was_not_taken_up_for_thirty_days_is_removed_but_never_what_is_in_use(
+    experiment, train_set, validation_set, capsys
+):
+    images = train_set, validation_set
+    params = [experiment(seed=seed, train={"epochs": 5}) for seed in range(3)]
+    abandoned, recent = interrupt(params[0], *images), interrupt(params[1], *images)
+    last_used(abandoned, 29)
+    train_encoder(params[2], *images, ignore, progress=False)
+    assert set(CHECKPOINTS.iterdir()) == {abandoned, recent}
+    last_used(abandoned, 31)
+    last_used(recent, 31)
+    capsys.readouterr()
+    train_encoder(params[1], *images, ignore, progress=False)  # takes up what is old itself
+    assert "resuming" in capsys.readouterr().out
+    assert not list(CHECKPOINTS.iterdir())
+
+
+def test_who_takes_up_an_old_training_first_keeps_it(tmp_path):
+    old, other = tmp_path / "checkpoints/old", tmp_path / "checkpoints/other"
+    (old / "0").mkdir(parents=True)
+    (old / "0/last.ckpt").touch()
+    last_used(old, 31)
+    with FileLock(tmp_path / "checkpoints.lock"):
+        pruning = Thread(target=prune, args=(other.parent, other))
+        pruning.start()
+        os.utime(old)
+    pruning.join()
+    assert (old / "0/last.ckpt").exists()
+    last_used(old, 31)
+    prune(other.parent, other)
+    assert not old.exists()
 
 
 RANDOM = {

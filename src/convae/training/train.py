@@ -3,17 +3,18 @@
 import hashlib
 import io
 import json
-import logging
 import os
 import shutil
-import warnings
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from filelock import FileLock
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -47,10 +48,12 @@ from convae.training.objectives import (
     Reconstruction,
     SimultaneousReconstruction,
 )
+from convae.training.state import quiet_lightning
 
 CHECKPOINTS = Path(".convae/checkpoints")
 LAST = "last.ckpt"
 LIGHTNING = (2, 6)  # the first whose checkpoints are read without unpickling
+KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training can be taken up
 UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # a training is taken up whatever they are
 
 
@@ -91,7 +94,8 @@ def train_encoder(
         training: images to learn from; labels are of use to the objective `classify` alone.
         validation: images that choose the epoch.
         on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
-        checkpoints: folder for what an interrupted training is taken up from; what is left in it is of such alone.
+        checkpoints: folder for what an interrupted training is taken up from; what is left in it is of such alone, and
+            removed when another one starts 30 days later.
         progress: show a bar.
 
     Returns:
@@ -130,6 +134,8 @@ def train_encoder(
     history: list[Row] = []
     device = "cpu"
     phases = _phases(params, autoencoder, training)
+    if phases and not processes.rank():
+        prune(checkpoints, folder)
     if not phases and params.objective.kind != "none":
         raise ConvaeError(f"train.freeze = {params.train.freeze}: no layer is left to learn")
     for phase, (objective, epochs) in enumerate(phases):
@@ -140,10 +146,34 @@ def train_encoder(
     if processes.rank():  # the others have done their part
         raise SystemExit(0)
     if history:
-        for resume in folder.glob(f"*/{LAST}"):
-            resume.unlink()  # first: without it a folder half removed is no training to resume
-        shutil.rmtree(folder)
+        _discard(folder)
     return Encoder(autoencoder, None, config), history, device
+
+
+def prune(checkpoints: Path, current: Path) -> None:
+    """Remove what trainings left that were interrupted and not taken up for 30 days.
+
+    Args:
+        checkpoints: folder of the folders of all trainings.
+        current: the one that is in use from now on, and stays.
+    """
+    if not checkpoints.exists():
+        return
+    # Of two processes the one that takes up an old training says so before the other looks, or finds it gone.
+    with FileLock(checkpoints.with_name(f"{checkpoints.name}.lock")):
+        if current.exists():
+            os.utime(current)
+        for folder in checkpoints.iterdir():
+            with suppress(FileNotFoundError):  # its training has ended just now
+                last_used = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+                if folder != current and last_used < time.time() - KEPT_SECONDS:
+                    _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    for resume in folder.glob(f"*/{LAST}"):
+        resume.unlink()  # first: without it a folder half removed is no training to resume
+    shutil.rmtree(folder)
 
 
 def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tuple[Objective, int]]:
@@ -228,6 +258,7 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
         getattr(network, name)[: len(theirs)].load_state_dict(theirs.state_dict())
 
 
+@quiet_lightning()
 def _fit(
     module: TrainingModule,
     epochs: int,
@@ -238,14 +269,6 @@ def _fit(
     progress: bool,
 ) -> str:
     """Train one phase and leave the module with its best epoch; gives the device. What is whole is not done again."""
-    # Lightning's advertisements and notes on its own internals; errors and warnings about the training stay.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore",
-        message=".*LeafSpec|Checkpoint directory|Found .* in eval mode|.*not resumable",
-        module="pytorch_lightning",
-    )
-    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of filters over one channel: alike
     # Else `deterministic` fills every new tensor with NaN first; nothing here reads what was not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not torch.cuda.is_available():  # Lightning's setting has Adam look for NVIDIA's library at each step
