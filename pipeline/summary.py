@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from convae.datasets.image_folder import printable
 from convae.evaluation.concerns import concerns
 from convae.files import read_json
 
@@ -14,11 +15,14 @@ def main() -> None:
     if "accuracy" in test:
         low, high = test["accuracy_low"], test["accuracy_high"]
         print(f"test accuracy   {test['accuracy']:.2%}   (95 % interval {low:.2%} to {high:.2%})")
+        print(f"balanced        {test['balanced_accuracy']:.2%}   (mean recall of the classes)")
+        print(f"worst class     {test['worst_recall']:.2%}   (recall of {printable(test['worst_class'])})")
+        print(f"no features     {test['majority_accuracy']:.2%}   (accuracy of always guessing the commonest class)")
     else:
         print("no labels, so no accuracy")
     if "reconstruction_mse" in test:
         print(f"reconstruction  {test['reconstruction_mse']:.4f}   (mean squared error of preprocessed test images)")
-    for concern in concerns(metrics):
+    for concern in concerns(metrics, read_json(Path("data/prepared/description.json"))):
         print(f"doubtful        {concern}")
     print("report          reports/report.html")
     print("compare runs    make ui")

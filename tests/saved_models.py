@@ -49,7 +49,15 @@ CONFIG: dict[str, Any] = {
 ABOUT: dict[str, Any] = {
     "kind": "ridge",
     "classes": ["a", "b", "c"],
-    "test": {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6},
+    "test": {
+        "accuracy": 0.5,
+        "accuracy_low": 0.4,
+        "accuracy_high": 0.6,
+        "majority_accuracy": 0.25,
+        "balanced_accuracy": 0.45,
+        "worst_recall": 0.125,
+        "worst_class": "b",
+    },
     "validation": {"accuracy": 0.5},
 }
 

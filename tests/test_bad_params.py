@@ -110,6 +110,16 @@ VALUES = {
     "text for a list": (by("layers: [-1]", "layers: '-1'"), "features.layers = '-1': must be a valid list"),
     "section for a list": (by("layers: [-1]", "layers: {a: 1}"), "features.layers = {'a': 1}: must be a valid list"),
     "nothing for a list": (by("layers: [-1]", "layers:"), "features.layers = None: must be a valid list"),
+    "weights of neighbours": (
+        several(by("weight: null", "weight: balanced"), by("kind: logistic", "kind: k_nearest_neighbors #")),
+        "classifier: class_weight = balanced: k_nearest_neighbors cannot weight classes; null is allowed, or another",
+    ),
+    "weights of an MLP": (
+        several(by("weight: null", "weight: balanced"), by("kind: logistic", "kind: mlp #")),
+        "classifier: class_weight = balanced: mlp cannot weight classes; null is allowed, or another classifier.kind",
+    ),
+    "another figure": (by("select_by: accuracy", "select_by: f1"), "classifier.select_by = 'f1': must be 'accuracy',"),
+    "another weight": (by("class_weight: null", "class_weight: 2"), "classifier.class_weight = 2: must be 'balanced'"),
     "empty list": (by("layers: [-1]", "layers: []"), "features.layers = []: must have at least 1 item"),
     "number for text": (by("experiment: convae", "experiment: 3"), "tracking.experiment = 3: must be a valid string"),
     "text in a list of numbers": (by(C, "C: ['1']"), "classifier.logistic_regression.C[0] = '1': must be a valid"),

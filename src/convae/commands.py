@@ -21,6 +21,7 @@ from convae.datasets.image_folder import UnusableError, printable
 from convae.datasets.pictures import read_picture
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
+from convae.evaluation.concerns import beside_accuracy
 from convae.evaluation.saving import load_classifier
 from convae.files import check_free, new_file
 from convae.models.geometry import show
@@ -318,5 +319,7 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
         test = about["test"]
         interval = f"95 % interval {100 * test['accuracy_low']:.2f} to {100 * test['accuracy_high']:.2f}"
         yield "test accuracy", f"{100 * test['accuracy']:.2f} % ({interval}), of the {_words(about['kind'])} beside it"
+        if "balanced_accuracy" in test:  # else it was made before that was measured
+            yield "", beside_accuracy(test)
         yield "validation", f"{100 * about['validation']['accuracy']:.2f} %"
     yield "from where", "`convae lineage` says it for a folder that `dvc repro` made"

@@ -23,6 +23,7 @@ PARAMS_FILE = Path("params.yaml")
 MOST_ALIASES = 20  # of one another they could stand for more than fits into memory
 MOST_PIXELS = 65_535  # on one side
 SMALLEST, LARGEST = 1e-12, 1e12
+UNWEIGHTED = ("k_nearest_neighbors", "mlp")  # classifiers that scikit-learn gives no class_weight
 
 
 def _as_pair(value: Any) -> Any:
@@ -299,6 +300,8 @@ class ClassifierParams(Section):
         "mlp",
         "gradient_boosting",
     ]
+    class_weight: Literal["balanced"] | None
+    select_by: Literal["accuracy", "balanced_accuracy", "macro_f1"]
     logistic_regression: InverseRegularization
     linear_svm: InverseRegularization
     ridge: RidgeSettings
@@ -312,6 +315,15 @@ class ClassifierParams(Section):
         """Values to try for each scikit-learn parameter of the chosen classifier."""
         settings: Section = getattr(self, self.kind)
         return settings.model_dump()
+
+    @model_validator(mode="after")
+    def _kind_can_weight_classes(self) -> "ClassifierParams":
+        if self.class_weight and self.kind in UNWEIGHTED:
+            raise ValueError(
+                f"class_weight = {self.class_weight}: {self.kind} cannot weight classes; "
+                "null is allowed, or another classifier.kind"
+            )
+        return self
 
 
 class TrackingParams(Section):

@@ -231,6 +231,6 @@ def test_pictures_that_are_all_alike_are_prepared_and_counted(tmp_path: Path, da
     many(tmp_path / "local", 10_000)
     run(data_params(**FOLDER | {"test_size": 0.1}), tmp_path)
     duplicates = read_json(tmp_path / "prepared/description.json")["duplicates"]
-    assert duplicates["test_images"] == 1000
-    assert len(duplicates["examples"]) == 20
+    assert duplicates["test"]["images"] == 1000
+    assert len(duplicates["test"]["examples"]) == 20
     shutil.rmtree(tmp_path / "local")

@@ -11,7 +11,6 @@ from PIL import Image
 
 from convae.datasets import catalogue
 from convae.datasets.download import download
-from convae.datasets.duplicates import find_duplicates
 from convae.datasets.image_set import ImageSet
 from convae.datasets.prepare import prepare
 from convae.errors import ConvaeError
@@ -114,20 +113,6 @@ def test_an_impossible_division_leaves_earlier_results(
     assert not (tmp_path / "prepared.partial").exists()
 
 
-def test_duplicates_between_test_and_the_rest_are_found() -> None:
-    random = np.random.default_rng(0)
-    test, train, validation = (random.integers(0, 256, (n, 1, 4, 4), np.uint8) for n in (50, 200, 20))
-    train[[7, 9]] = test[3]  # twice: the first counts
-    validation[5] = test[3]
-    train[11] = test[40]
-    assert find_duplicates(test, {"train": train, "validation": validation}) == {
-        "test_images": 2,
-        "examples": [[3, "train", 7], [3, "validation", 5], [40, "train", 11]],
-    }
-    assert find_duplicates(test, {"train": train[:0]}) == {"test_images": 0, "examples": []}
-    assert len(find_duplicates(test, {"train": test})["examples"]) == 20
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """30 pictures of 3 classes, distinguishable by their grey value, of various sizes."""
@@ -172,8 +157,10 @@ def test_given_parts_of_an_image_folder_are_kept(tmp_path: Path, pictures: Path,
     assert [summary["parts"][name]["images"] for name in PARTS] == [30, 10, 10, 0]
     assert summary["parts"]["test"]["images_per_class"] == {"a": 0, "b": 10, "c": 0}
     assert ImageSet.load(tmp_path / "prepared/test").images.shape == (10, 1, 6, 4)
-    assert summary["duplicates"]["test_images"] == 10
-    assert summary["duplicates"]["examples"][0] == [0, "train", 10]
+    copies = summary["duplicates"]
+    assert copies["test"]["parts"] == {"validation": 0, "train": 10, "unlabelled": 0}
+    assert copies["test"]["examples"][0] == [0, "train", 10]
+    assert copies["validation"]["parts"] == {"train": 10, "unlabelled": 0}
 
 
 def test_a_flat_folder_has_no_labels_anywhere(tmp_path: Path, pictures: Path, folder_params: Params) -> None:

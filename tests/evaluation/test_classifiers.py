@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from convae.errors import ConvaeError
 from convae.evaluation import logistic_regression
@@ -24,8 +24,13 @@ SETTINGS = {
 }
 
 
-def make_classifier_params(kind, **settings):
-    return ClassifierParams.model_validate({"kind": kind, **SETTINGS} | ({kind: settings} if settings else {}))
+CHOICE = {"class_weight": None, "select_by": "accuracy"}
+
+
+def make_classifier_params(kind, choice=CHOICE, **settings):
+    return ClassifierParams.model_validate(
+        {"kind": kind, **choice, **SETTINGS} | ({kind: settings} if settings else {})
+    )
 
 
 def split(classes=10):
@@ -66,6 +71,49 @@ def test_the_first_of_equals_is_kept():
     estimator, candidates = fit_best(params, train, y, validation, y_validation, 0)
     assert len({candidate["validation_accuracy"] for candidate in candidates}) == 1
     assert estimator.alpha == 2.0
+
+
+def imbalanced():
+    """300 noisy points about 0 and 15 about 1 that overlap, once to learn from and once to choose on."""
+    generator = np.random.default_rng(0)
+    y = np.repeat([0, 1], [300, 15])
+    train, validation = ((generator.normal(size=(315, 4)) + y[:, None]).astype(np.float32) for _ in range(2))
+    return train, y, validation, y
+
+
+WEIGHTED = [kind for kind in CLASSIFIERS if kind not in ("k_nearest_neighbors", "mlp")]
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_balanced_weights_let_a_rare_class_be_found(kind):
+    settings = {"C": [1.0]} if "C" in SETTINGS[kind] else {}
+    recall = {}
+    for weight in (None, "balanced"):
+        params = make_classifier_params(kind, CHOICE | {"class_weight": weight}, **settings)
+        estimator, _ = fit_best(params, *imbalanced(), 0)
+        _, _, validation, y = imbalanced()
+        recall[weight] = float(np.mean(estimator.predict(validation[y == 1]) == 1))
+        assert estimator.class_weight == weight
+    assert recall["balanced"] > recall[None] + 0.2
+
+
+@pytest.mark.parametrize("figure", ["accuracy", "balanced_accuracy", "macro_f1"])
+def test_the_figure_that_is_named_chooses(figure):
+    candidates = [1e-4, 1e-2, 1.0]
+    params = make_classifier_params("linear_svm", CHOICE | {"select_by": figure}, C=candidates)
+    train, y, validation, _ = imbalanced()
+    y = np.where(y == 1, 1, np.arange(len(y)) % 2 * 2)  # three classes, two of which can't be told apart
+    estimator, tried = fit_best(params, train, y, validation, y, 0)
+    score = {
+        "accuracy": accuracy_score,
+        "balanced_accuracy": balanced_accuracy_score,
+        "macro_f1": lambda truth, found: f1_score(truth, found, average="macro", zero_division=0),
+    }[figure]
+    assert [set(one) for one in tried] == [{"C", f"validation_{figure}", "converged"}] * 3
+    values = [one[f"validation_{figure}"] for one in tried]
+    assert len(set(values)) == 3
+    assert values.index(max(values)) == candidates.index(estimator.C)
+    assert round(score(y, estimator.predict(validation)), 6) == max(values)
 
 
 def test_logistic_regression_is_fitted_with_increasing_c_and_keeps_its_own():
@@ -166,7 +214,7 @@ print(tried[0]["validation_accuracy"])
 
 
 def fit_beyond_memory(folder, kind):
-    arguments = [str(folder / "features.npy"), kind, json.dumps(SETTINGS)]
+    arguments = [str(folder / "features.npy"), kind, json.dumps(SETTINGS | CHOICE)]
     return subprocess.run([sys.executable, "-c", BEYOND_MEMORY, *arguments], capture_output=True, text=True)
 
 

@@ -1,6 +1,40 @@
 import pytest
 
-from convae.evaluation.concerns import concerns
+from convae.evaluation.concerns import beside_accuracy, concerns
+
+HEALTH = {
+    "filters": [{"filters": 8, "dead": 0, "duplicates": 0}],
+    "effective_rank": 100.0,
+    "copying": {"reconstruction_mse": 0.2, "twin_reconstruction_mse": 0.35, "baseline_mse": 0.55},
+}
+TEST = {"accuracy": 0.92, "majority_accuracy": 0.5, "never_found": []}
+COPIES = {
+    "duplicates": {
+        "test": {"images": 0, "parts": {"validation": 0, "train": 0, "unlabelled": 0}, "examples": []},
+        "validation": {"images": 0, "parts": {"train": 0, "unlabelled": 0}, "examples": []},
+    },
+    "near_duplicates": {part: {"looked_at": 40, "images": 0, "examples": []} for part in ("test", "validation")},
+    "two_classes": {"images": 0, "examples": []},
+}
+
+
+def describe(train=(50, 50), validation=(5, 5), test=(20, 20), **copies):
+    """What `data/prepared/description.json` says of classes `a`, `b` ... with so many images, or of sets without."""
+    parts = {"train": train, "validation": validation, "test": test, "unlabelled": None}
+    return {
+        "parts": {
+            name: {
+                "images": sum(counts or (7,)),
+                "images_per_class": counts and dict(zip("abcdefgh", counts, strict=False)),
+            }
+            for name, counts in parts.items()
+        },
+        **{key: COPIES[key] | copies.get(key, {}) for key in COPIES},
+    }
+
+
+def found(metrics=TEST, health=HEALTH, **description):
+    return concerns({"test": metrics, "health": health}, describe(**description))
 
 
 @pytest.mark.parametrize(
@@ -12,21 +46,73 @@ from convae.evaluation.concerns import concerns
         ({"filters": [{"filters": 8, "dead": 0, "duplicates": 5}]}, ["Layer 1: 5 of 8 filters are duplicates; fewer"]),
         ({"effective_rank": 1.0}, ["The features hardly vary"]),
         ({"copying": None}, []),
-        (
-            {"copying": {"reconstruction_mse": 0.3, "twin_reconstruction_mse": 0.32}},
-            ["a random encoder with a trained"],
-        ),
-        ({"copying": {"reconstruction_mse": 0.6, "twin_reconstruction_mse": 0.5}}, ["no better than the mean image"]),
+        ({"copying": HEALTH["copying"] | {"twin_reconstruction_mse": 0.21}}, ["a random encoder with a trained"]),
+        ({"copying": HEALTH["copying"] | {"reconstruction_mse": 0.6}}, ["no better than the mean image"]),
     ],
 )
-def test_what_is_doubtful_is_said(changes, words):
-    health = {
-        "filters": [{"filters": 8, "dead": 0, "duplicates": 0}],
-        "effective_rank": 100.0,
-        "copying": {"reconstruction_mse": 0.2, "twin_reconstruction_mse": 0.35},
-    } | changes
-    if health["copying"]:
-        health["copying"]["baseline_mse"] = 0.55
-    found = concerns({"health": health})
-    assert len(found) == len(words)
-    assert all(word in text for word, text in zip(words, found, strict=True))
+def test_what_is_doubtful_of_an_encoder_is_said(changes, words):
+    texts = found(health=HEALTH | changes)
+    assert len(texts) == len(words)
+    assert all(word in text for word, text in zip(words, texts, strict=True))
+
+
+def test_an_accuracy_that_looks_at_nothing_is_told():
+    for accuracy, count in ((0.99, 1), (0.98, 1), (0.991, 0)):
+        texts = found(TEST | {"accuracy": accuracy, "majority_accuracy": 0.99})
+        assert len(texts) == count
+    (text,) = found(TEST | {"accuracy": 0.99, "majority_accuracy": 0.99})
+    assert "always guessing the commonest class: 99.00 % against 99.00 %" in text
+    assert "class_weight: balanced" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["b"], "'b'"),
+        (["a", "b", "c"], "'a', 'b', 'c'"),
+        (["a", "b\n\x1b[2J", "c", "d", "e"], r"'a', 'b\n\x1b[2J', 'c' and 2 more"),
+    ],
+)
+def test_classes_that_are_never_found_are_named(names, shown):
+    (text,) = found(TEST | {"never_found": names})
+    assert text.startswith(f"No test image of {shown} is recognised; ")
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_part_without_a_class_or_with_few_of_it_is_told(part):
+    name = "training" if part == "train" else part
+    assert found(**{part: (5, 9)}) == []
+    (lacking,) = found(**{part: (0, 9)})
+    assert lacking.startswith(f"1 of 2 classes have no {name} image: 'a'. ")
+    lacking, few = found(**{part: (0, 9, 4, 1, 1, 3)})
+    assert lacking.startswith(f"1 of 6 classes have no {name} image: 'a'. ")
+    assert few.startswith(f"4 of 6 classes have fewer than 5 {name} images: 'c', 'd', 'e' and 1 more. ")
+
+
+def test_copies_are_counted_among_how_many():
+    test = {"images": 3, "parts": {"validation": 1, "train": 2, "unlabelled": 0}}
+    (text,) = found(duplicates={"test": test})
+    assert text.startswith(
+        "3 of 40 test images occur in another part as well, pixel for pixel: "
+        "1 among the validation images, 2 among the training images. "
+    )
+    (text,) = found(duplicates={"validation": {"images": 10, "parts": {"train": 0, "unlabelled": 10}}})
+    assert "10 of 10 validation images" in text
+    assert "10 among the unlabelled images" in text
+    (text,) = found(near_duplicates={"test": {"looked_at": 40, "images": 4}})
+    assert text.startswith("4 of 40 test images look like a copy of one in another part")
+    (text,) = found(two_classes={"images": 2})
+    assert text.startswith("2 of 157 images occur under two classes or more, pixel for pixel")
+
+
+def test_images_without_labels_can_be_doubtful_too():
+    assert found({}, train=None, validation=None, test=None) == []
+    (text,) = found({}, train=None, validation=None, test=None, near_duplicates={"test": {"looked_at": 7, "images": 7}})
+    assert "7 of 7 test images" in text
+
+
+def test_what_an_accuracy_is_read_with_is_one_line():
+    test = {"balanced_accuracy": 0.5, "worst_recall": 0.0, "majority_accuracy": 0.99, "worst_class": "a\nb"}
+    assert beside_accuracy(test) == (
+        r"balanced 50.00 %, lowest recall 0.00 % (a\nb), always the commonest class 99.00 %"
+    )

@@ -39,7 +39,15 @@ def test_every_figure_follows_from_the_predictions(run, encoder, digits):
     assert metrics["test"]["accuracy"] == accuracy_score(truth, prediction) > 0.5
     assert metrics["test"]["accuracy_low"] < metrics["test"]["accuracy"] < metrics["test"]["accuracy_high"]
     assert metrics["test"]["macro_f1"] == round(f1_score(truth, prediction, average="macro"), 6)
-    assert set(metrics["validation"]) == {"accuracy", "macro_f1", "log_loss", "reconstruction_mse"}
+    recalls = [np.mean(prediction[truth == digit] == digit) for digit in range(10)]
+    assert metrics["test"]["balanced_accuracy"] == round(float(np.mean(recalls)), 6)
+    assert metrics["test"]["worst_recall"] == round(float(min(recalls)), 6)
+    assert recalls[int(metrics["test"]["worst_class"])] == min(recalls)
+    assert metrics["test"]["never_found"] == [str(digit) for digit in range(10) if recalls[digit] == 0]
+    commonest = np.bincount(np.load(digits / "train/labels.npy")).argmax()
+    assert metrics["test"]["majority_accuracy"] == round(float(np.mean(truth == commonest)), 6) < 0.2
+    every = {"accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall", "macro_f1", "log_loss"}
+    assert set(metrics["validation"]) == every | {"reconstruction_mse"}
     assert metrics["features"]["dimension"] == 4 * 2 * 4  # filters, signs, cells
     assert metrics["encoder"]["parameters"] == encoder.parameter_count == 4 * (9 + 1)
     assert metrics["classifier"] == {"kind": "logistic_regression", "C": 0.003}
@@ -90,6 +98,21 @@ def test_a_classifier_without_probabilities_reports_a_margin(run, experiment):
     assert list(pd.read_parquet(out / "test.parquet")) == ["index", "truth", "prediction", "margin"]
     assert "log_loss" not in metrics["test"]
     assert metrics["test"]["accuracy"] > 0.5
+
+
+def test_a_class_that_is_never_found_is_named(run, digits, tmp_path):
+    for folder in (digits / "train", tmp_path / "features"):
+        name = "labels.npy" if folder.name == "train" else "train_labels.npy"
+        labels = np.load(folder / name)
+        np.save(folder / name, np.where(labels > 7, 0, labels))
+    metrics, out = run()
+    table = pd.read_csv(out / "reports/per_class.csv", dtype={"class": str})
+    assert metrics["test"]["never_found"] == table["class"][table["recall"] == 0].tolist()
+    assert metrics["test"]["never_found"][-2:] == ["8", "9"]
+    assert (metrics["test"]["worst_class"], metrics["test"]["worst_recall"]) == (metrics["test"]["never_found"][0], 0)
+    described = json.loads((out / "classifier/classifier.json").read_text())
+    assert {name: metrics["test"][name] for name in described["test"]} == described["test"]
+    assert {"balanced_accuracy", "majority_accuracy", "worst_recall", "worst_class"} <= described["test"].keys()
 
 
 def test_without_labels_there_are_reconstructions_and_no_classifier(run, unlabelled, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
@@ -21,12 +22,21 @@ def digits(classes=10):
     return ((x - 8) / 6).astype(np.float32), y.astype(np.int64)
 
 
+def few_of_some(classes=10):
+    """The digits with half as many of each class as of the one before."""
+    x, y = digits(classes)
+    kept = np.concatenate([np.flatnonzero(y == label)[: max(3, 160 >> label)] for label in range(classes)])
+    return x[kept], y[kept]
+
+
 def objective(estimator, x, y):
     """Equation of `fit_path`, of two classes with the difference of scores alone, as scikit-learn has it."""
     scores = x.astype(float) @ estimator.coef_.T + estimator.intercept_
     scores = np.column_stack([np.zeros(len(x)), scores]) if scores.shape[1] == 1 else scores
     target = np.searchsorted(estimator.classes_, y)
-    fit = -log_softmax(scores, axis=1)[np.arange(len(y)), target].mean()
+    classes = estimator.classes_
+    weights = compute_class_weight(estimator.class_weight, classes=classes, y=y)[target]
+    fit = -(weights * log_softmax(scores, axis=1)[np.arange(len(y)), target]).mean()
     return fit + np.sum(estimator.coef_.astype(float) ** 2) / (2 * estimator.C * len(y))
 
 
@@ -41,6 +51,37 @@ def test_the_optimum_is_that_of_scikit_learn(classes, c, monkeypatch):
     assert np.abs(ours.predict_proba(x) - theirs.predict_proba(x)).max() < 0.002
     assert ours.coef_.shape == theirs.coef_.shape
     assert ours.coef_.dtype == np.float32
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("c", [0.0001, 0.01, 1.0])
+def test_balanced_classes_have_the_optimum_of_scikit_learn(classes, c, monkeypatch):
+    monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-5)
+    x, y = few_of_some(classes)
+    ((ours, _),) = fit_path(x, y, [c], "balanced")
+    theirs = LogisticRegression(C=c, class_weight="balanced", tol=1e-7, max_iter=5000).fit(x.astype(float), y)
+    assert objective(ours, x, y) == pytest.approx(objective(theirs, x, y), rel=2e-5)
+    assert np.abs(ours.predict_proba(x) - theirs.predict_proba(x)).max() < 0.002
+    ((plain, _),) = fit_path(x, y, [c])
+    assert np.abs(plain.predict_proba(x) - theirs.predict_proba(x)).max() > 0.005
+    assert (ours.class_weight, plain.class_weight) == ("balanced", None)
+
+
+def test_as_many_images_of_each_class_are_balanced_already(monkeypatch):
+    monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-5)
+    x, y = digits()
+    kept = np.concatenate([np.flatnonzero(y == label)[:100] for label in range(10)])
+    (plain, _), (balanced, _) = (next(fit_path(x[kept], y[kept], [0.1], weight)) for weight in (None, "balanced"))
+    assert np.array_equal(plain.coef_, balanced.coef_)
+
+
+def test_balanced_features_in_several_pieces_change_the_way_alone(monkeypatch):
+    monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-4)
+    x, y = few_of_some()
+    ((whole, _),) = fit_path(x, y, [0.1], "balanced")
+    monkeypatch.setattr(logistic_regression, "row_chunks", lambda x: (slice(i, i + 100) for i in range(0, len(x), 100)))
+    ((other, _),) = fit_path(x, y, [0.1], "balanced")
+    assert objective(other, x, y) == pytest.approx(objective(whole, x, y), rel=1e-3)
 
 
 def test_as_shipped_it_is_as_good_as_scikit_learn_as_shipped():

@@ -1,7 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
 from convae.evaluation.metrics import (
+    balanced_accuracy,
     classification_metrics,
     per_class_table,
     predictions_table,
@@ -35,22 +39,46 @@ def test_wilson_interval_agrees_with_scipy():
         assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_accuracy_and_macro_f1_by_hand():
+def test_every_figure_by_hand():
     # Class 0: 3 hits, 1 missed, 1 false: 6/8. Class 1: 1 hit, 1 missed, 1 false: 2/4. Class 2: perfect.
-    assert classification_metrics(TRUTH, PREDICTION, None) == {
+    assert classification_metrics(TRUTH, PREDICTION, None, 1) == {
         "accuracy": 0.75,
+        "majority_accuracy": 0.25,
+        "balanced_accuracy": 0.75,
+        "worst_recall": 0.5,
         "macro_f1": round((0.75 + 0.5 + 1) / 3, 6),
     }
 
 
+def test_always_the_commonest_class_is_balanced_to_chance():
+    truth = np.array([0] * 98 + [1, 3])  # none of class 2
+    assert classification_metrics(truth, np.zeros(100, np.int64), None, 0) == {
+        "accuracy": 0.98,
+        "majority_accuracy": 0.98,
+        "balanced_accuracy": 0.333333,
+        "worst_recall": 0.0,
+        "macro_f1": round(2 * 0.98 / 1.98 / 3, 6),
+    }
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    for classes in (2, 5, 30):
+        truth, prediction = generator.integers(0, classes, (2, 40))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn warns of predictions that never occur
+            expected = balanced_accuracy_score(truth, prediction)
+        assert balanced_accuracy(truth, prediction) == pytest.approx(expected)
+
+
 def test_log_loss_by_hand():
     probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
-    metrics = classification_metrics(np.array([0, 2]), np.array([0, 1]), probabilities)
+    metrics = classification_metrics(np.array([0, 2]), np.array([0, 1]), probabilities, 0)
     assert metrics["log_loss"] == round(float(-np.log([0.5, 0.1]).mean()), 6)
 
 
 def test_log_loss_is_finite_for_a_class_that_was_never_trained_on():
-    metrics = classification_metrics(np.array([2, 1]), np.array([1, 1]), np.array([[0.0, 1, 0], [0, 1, 0]]))
+    metrics = classification_metrics(np.array([2, 1]), np.array([1, 1]), np.array([[0.0, 1, 0], [0, 1, 0]]), 1)
     assert 1 < metrics["log_loss"] < 100
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from convae.datasets.image_set import write_image_set
+from convae.datasets.duplicates import find_duplicates
+from convae.datasets.image_set import ImageSet, write_image_set
 from convae.encoder import Encoder, build_autoencoder
 from convae.evaluation.evaluate import evaluate
 from convae.features.extract import extract_features
@@ -53,13 +54,15 @@ def write_parts(root: Path, shape: tuple[int, int, int], classes: Sequence[str],
         names, known = (classes, labels) if labelled else ((), None)
         content = write_image_set(root / part, images.shape, [images], known, names)
         parts[part] = {"images": len(images), "origin": "given", "sha256": content["sha256"]}
+    write_image_set(root / "unlabelled", (0, *shape), [], None, [])
+    parts["unlabelled"] = {"images": 0, "origin": "none", "sha256": ""}
     description = {
         "dataset": "image_folder",
         "shape": list(shape),
         "classes": list(classes) if labelled else [],
     }
-    duplicates = {"test_images": 0, "examples": []}
-    write_json(root / "description.json", {**description, "parts": parts, "rejected": [], "duplicates": duplicates})
+    copies = find_duplicates({name: ImageSet.load(root / name) for name in parts})
+    write_json(root / "description.json", {**description, "parts": parts, "rejected": [], **copies})
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_numbers_parameters_and_versions_are_there(evaluated):
 
 def test_without_labels_there_is_no_accuracy(evaluated):
     folder = evaluated(labelled=False).write()
-    text = "".join(Page(read(folder)).text)
+    text = "".join(Page(read(folder)).text).partition("What was run")[0]
     assert "The images have no labels" in text
     assert "accuracy" not in text.replace("no accuracy", "")
     assert set(figures(folder)) == {"filters", "activation_maps", "reconstructions", "learning_curves"}
@@ -113,14 +113,36 @@ def test_an_untrained_encoder_is_called_so(evaluated):
     assert "learning_curves" not in figures(folder)
 
 
-@pytest.mark.parametrize(
-    ("count", "sentence"),
-    [(0, "No test image is"), (1, "1 test image is"), (12, "12 test images are")],
-)
-def test_duplicates_are_reported(evaluated, change_description, count, sentence):
+def test_copies_come_before_the_numbers_and_their_absence_in_the_notes(evaluated, change_description):
     experiment = evaluated()
-    change_description(duplicates={"test_images": count, "examples": []})
-    assert sentence + " pixel for pixel" in "".join(Page(read(experiment.write())).text)
+    page = read(experiment.write())
+    assert "No test or validation image is pixel for pixel in another part." in page
+    assert "None of 6 test and 6 validation images that were compared looks like a copy" in page
+    none = {"images": 0, "parts": {"train": 0}, "examples": []}
+    some = {"images": 1, "parts": {"validation": 0, "train": 1}, "examples": [[0, "train", 0]]}
+    change_description(duplicates={"test": some, "validation": none})
+    page = read(experiment.write())
+    assert page.index("1 of 6 test images occur in another part as well") < page.index("<h2>Numbers")
+    assert "No test or validation image" not in page
+
+
+def test_the_accuracy_does_not_stand_alone(evaluated):
+    experiment = evaluated(classes=["cat", "<dog>"])
+    text = "".join(Page(read(experiment.write())).text)
+    test = read_json(experiment.root / "reports/metrics.json")["test"]
+    assert f"lowest recall {100 * test['worst_recall']:.2f} %: {test['worst_class']}" in text
+    for name in ("majority_accuracy", "balanced_accuracy"):
+        assert text.count(f"{100 * test[name]:.2f} %") >= 2  # on top and in the table
+
+
+@pytest.mark.parametrize("figure", ["accuracy", "balanced_accuracy", "macro_f1"])
+def test_settings_are_shown_with_the_figure_that_chose(evaluated, figure):
+    experiment = evaluated(classifier={"select_by": figure, "class_weight": "balanced"})
+    text = "".join(Page(read(experiment.write())).text)
+    assert f"validation {figure.replace('_', ' ').replace('f1', 'F1')}converged" in text
+    described = read_json(experiment.root / "classifier/classifier.json")
+    assert f"{100 * described['candidates'][0][f'validation_{figure}']:.2f} %" in text
+    assert "classes weighted so that each counts as much" in text
 
 
 @pytest.mark.parametrize("kind", ["linear_svm", "k_nearest_neighbors", "mlp"])

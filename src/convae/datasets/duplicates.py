@@ -1,4 +1,4 @@
-"""Test images that are also among the images that one learns from."""
+"""Pictures that are there twice: in two parts, or in two classes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,35 +6,104 @@ from typing import Any
 
 import numpy as np
 
+from convae.datasets.image_set import ImageSet
+from convae.datasets.near_duplicates import Lookout, describe
 from convae.files import row_chunks
 
+ORDER = ("test", "validation", "train", "unlabelled")  # each of the first two is compared with all that follow
+EVALUATED = ORDER[:2]
 EXAMPLES = 20
+CHUNK_BYTES = 1 << 22
 
 
-def find_duplicates(test: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Look for images of `test` (`uint8 [N, C, H, W]`) whose every pixel occurs again in `others`, by part.
+def find_duplicates(parts: Mapping[str, ImageSet]) -> dict[str, Any]:
+    """Look for images of `test` and `validation` that are in other parts too, and for the same image in two classes.
+
+    Every image is read once.
 
     Returns:
-        `test_images`, how many they are, and up to 20 `examples`: `[index in test, part, index in part]`.
+        - `duplicates`: of `test` and `validation` the number of `images` whose every pixel occurs again in a part that
+          follows (validation, train, unlabelled), in how many of each of the `parts`, and up to 20 `examples`:
+          `[row, part, row there]`.
+        - `near_duplicates`: of both, how many images were `looked_at`, to how many `images` of these one in a part that
+          follows looks nearly alike (see `near_duplicates.py`), and `examples`. Duplicates are left out.
+        - `two_classes`: the number of `images` that another class has as well, pixel for pixel, in whatever part, and
+          `examples`: `[part, row, part, row]`.
     """
-    sought = _hashes(test)
-    pairs: list[tuple[int, str, int]] = []
-    for part, images in others.items():
-        hashes = _hashes(images)
-        order = np.argsort(hashes, kind="stable")
-        position = np.searchsorted(hashes[order], sought)
-        for index in np.flatnonzero(np.isin(sought, hashes)):
-            pairs.append((int(index), part, int(order[position[index]])))
+    hashes: dict[str, np.ndarray] = {}
+    lookouts: dict[str, Lookout] = {}
+    for name in ORDER:
+        images = parts[name].images
+        hashes[name] = np.empty(len(images), np.uint64)
+        own = Lookout(len(images), sum(len(parts[other]) for other in _after(name))) if name in EVALUATED else None
+        for rows in row_chunks(images, CHUNK_BYTES):
+            chunk = images[rows]
+            hashes[name][rows] = _hashes(chunk)
+            descriptions = describe(chunk)
+            if own:
+                own.take(descriptions, rows.start)
+            for lookout in lookouts.values():
+                lookout.compare(descriptions, name, rows.start)
+        if own:
+            lookouts[name] = own
+    exact = {name: _in_other_parts(name, hashes) for name in EVALUATED}
     return {
-        "test_images": len({index for index, _, _ in pairs}),
-        "examples": [list(pair) for pair in sorted(pairs)[:EXAMPLES]],
+        "duplicates": {
+            name: {
+                "images": len({row for row, _, _ in pairs}),
+                "parts": {other: sum(part == other for _, part, _ in pairs) for other in _after(name)},
+                "examples": [list(pair) for pair in pairs[:EXAMPLES]],
+            }
+            for name, pairs in exact.items()
+        },
+        "near_duplicates": {
+            name: _near(lookout, {row for row, _, _ in exact[name]}) for name, lookout in lookouts.items()
+        },
+        "two_classes": _in_two_classes({name: one for name, one in parts.items() if one.labels is not None}, hashes),
     }
+
+
+def _after(name: str) -> tuple[str, ...]:
+    return ORDER[ORDER.index(name) + 1 :]
 
 
 def _hashes(images: np.ndarray) -> np.ndarray:
     """`uint64 [N]`, a hash of each image's pixels."""
-    hashes = np.empty(len(images), np.uint64)
-    for rows in row_chunks(images):
-        digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images[rows])
-        hashes[rows] = np.frombuffer(b"".join(digests), np.uint64)
-    return hashes
+    digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _in_other_parts(name: str, hashes: Mapping[str, np.ndarray]) -> list[tuple[int, str, int]]:
+    """Of each image and each part that has it too: its row, the part, and the first row there."""
+    pairs = []
+    for part in _after(name):
+        order = np.argsort(hashes[part], kind="stable")
+        position = np.searchsorted(hashes[part][order], hashes[name])
+        for row in np.flatnonzero(np.isin(hashes[name], hashes[part])):
+            pairs.append((int(row), part, int(order[position[row]])))
+    return sorted(pairs)
+
+
+def _near(lookout: Lookout, exact: set[int]) -> dict[str, Any]:
+    pairs = [list(pair) for pair in lookout.found() if pair[0] not in exact]
+    return {"looked_at": len(lookout.rows), "images": len(pairs), "examples": pairs[:EXAMPLES]}
+
+
+def _in_two_classes(parts: Mapping[str, ImageSet], hashes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if not parts:
+        return {"images": 0, "examples": []}
+    every = np.concatenate([hashes[name] for name in parts])
+    labels = np.concatenate([image_set.labels for image_set in parts.values() if image_set.labels is not None])
+    order = np.lexsort((labels, every))
+    one, other = order[:-1], order[1:]
+    pairs = np.flatnonzero((every[one] == every[other]) & (labels[one] != labels[other]))
+    starts = np.cumsum([0, *map(len, parts.values())])
+
+    def place(row: int) -> tuple[str, int]:
+        part = int(np.searchsorted(starts, row, side="right")) - 1
+        return list(parts)[part], int(row - starts[part])
+
+    return {
+        "images": int(np.isin(every, every[one[pairs]]).sum()),
+        "examples": [[*place(one[pair]), *place(other[pair])] for pair in pairs[:EXAMPLES]],
+    }

@@ -59,7 +59,6 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
         parts = _divide(given, classes, data, seed)
         descriptions = {name: _write_part(folder / name, part, classes) for name, part in parts.items()}
         shutil.rmtree(folder / "decoded", ignore_errors=True)
-        images = {name: ImageSet.load(folder / name).images for name in parts}
         summary = {
             "dataset": data.dataset,
             "shape": list(image_shape(data)),
@@ -67,7 +66,7 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
             "parts": _summary(descriptions, given),
             "rejected": [asdict(file) for file in rejected],
             "cropped": cropped,
-            "duplicates": find_duplicates(images.pop("test"), images),
+            **find_duplicates({name: ImageSet.load(folder / name) for name in parts}),
         }
         write_json(folder / "description.json", summary)
     return summary

@@ -17,6 +17,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from convae.errors import ConvaeError
 from convae.evaluation.logistic_regression import fit_path
+from convae.evaluation.metrics import DIGITS, FIGURES
 from convae.files import row_chunks
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ def fit_best(
     y_validation: np.ndarray,
     seed: int,
 ) -> tuple[BaseEstimator, list[dict[str, Any]]]:
-    """Fit every candidate and keep the most accurate on validation images, the first among equals.
+    """Fit every candidate and keep the best on validation images by `params.select_by`, the first among equals.
 
     Args:
-        params: which classifier, and the candidates of its settings.
+        params: which classifier, the candidates of its settings, and the figure that chooses one.
         train: features `float32 [N, D]`, maybe mapped from a file: logistic regression reads them in pieces.
         y: labels `int64 [N]`.
         validation: features `float32 [M, D]`.
@@ -63,8 +64,8 @@ def fit_best(
         seed: of the initial weights and of whatever else a classifier draws.
 
     Returns:
-        The fitted classifier, and of each candidate its settings, `validation_accuracy`, and
-        `converged`, which is false where the solver stopped before the optimum.
+        The fitted classifier, and of each candidate its settings, the figure that chooses, such as
+        `validation_accuracy`, and `converged`, which is false where the solver stopped before the optimum.
 
     Raises:
         ConvaeError: features are not finite or all alike, labels are all alike, a setting does not suit, or there are
@@ -72,7 +73,8 @@ def fit_best(
     """
     _check(train, y, validation)
     _check_size(params.kind, train)
-    best, best_accuracy, tried = None, -1.0, []
+    best, highest, tried = None, -1.0, []
+    figure = f"validation_{params.select_by}"
     fitted = _fit_in_turn(params, train, y, seed)
     for settings in _grid(params):
         name = ", ".join([params.kind, *(f"{key} = {value}" for key, value in settings.items())])
@@ -81,11 +83,11 @@ def fit_best(
             scores = class_scores(estimator, validation, int(y.max()) + 1)
         except ValueError as error:  # such as more neighbours than there are training images
             raise ConvaeError(f"classifier {name}: {str(error).splitlines()[0]}") from None
-        accuracy = float(np.mean(scores.argmax(axis=1) == y_validation))
-        print(f"{name}: validation accuracy {100 * accuracy:.2f} %", file=sys.stderr, flush=True)
-        tried.append({**settings, "validation_accuracy": round(accuracy, 6), "converged": converged})
-        if accuracy > best_accuracy:
-            best, best_accuracy = estimator, accuracy
+        value = FIGURES[params.select_by](y_validation, scores.argmax(axis=1))
+        print(f"{name}: {figure.replace('_', ' ')} {100 * value:.2f} %", file=sys.stderr, flush=True)
+        tried.append({**settings, figure: round(value, DIGITS), "converged": converged})
+        if value > highest:
+            best, highest = estimator, value
     return best, tried
 
 
@@ -167,10 +169,11 @@ def _fit_in_turn(
 ) -> Iterator[tuple[BaseEstimator, bool]]:
     """A fitted classifier for each entry of `_grid`, and whether its solver converged."""
     if params.kind == "logistic_regression":
-        yield from fit_path(train, y, [settings["C"] for settings in _grid(params)])
+        yield from fit_path(train, y, [settings["C"] for settings in _grid(params)], params.class_weight)
         return
+    weighted = {"class_weight": params.class_weight} if params.class_weight else {}
     for settings in _grid(params):
-        estimator = make_classifier(params.kind, seed).set_params(**settings)
+        estimator = make_classifier(params.kind, seed).set_params(**settings, **weighted)
         yield estimator, _fit(estimator, train, y)
 
 

@@ -1,35 +1,127 @@
-"""What the numbers of an evaluation say against its encoder."""
+"""What makes an experiment doubtful: its encoder, its numbers, and the images that they were measured on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from convae.datasets.image_folder import printable
 
 LEAST_RANK = 2  # of features that tell images apart
 AS_WELL = 1.1  # times the error
+FEW = 5  # images of a class: its recall goes by steps of 20 points, or more
+NAMED = 3
+PARTS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
+LACKING = {
+    "train": "What a classifier has not seen it cannot tell: more images of them are needed",
+    "validation": "They have next to no say in the choice of settings: a larger data.validation_size would help",
+    "test": "The accuracy says next to nothing of them: a larger data.test_size would help",
+}
+EXAMPLES = "data/prepared/description.json names some."
 
 
-def concerns(metrics: Mapping[str, Any]) -> list[str]:
-    """What makes an encoder doubtful and what to do about it, a sentence or two each; empty for a sound one.
+def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """What is doubtful and what to do about it, a sentence or two each; empty where all is sound.
 
     Args:
         metrics: what `metrics.json` holds.
+        description: what `description.json` of the prepared images holds.
     """
-    health, found = metrics["health"], []
+    return [
+        *_of_accuracy(metrics["test"]),
+        *_of_classes(description),
+        *_of_copies(description),
+        *_of_encoder(metrics["health"]),
+    ]
+
+
+def beside_accuracy(test: Mapping[str, Any]) -> str:
+    """What an accuracy has to be read with, from the figures of test images."""
+    return (
+        f"balanced {_percent(test['balanced_accuracy'])}, lowest recall {_percent(test['worst_recall'])} "
+        f"({printable(test['worst_class'])}), always the commonest class {_percent(test['majority_accuracy'])}"
+    )
+
+
+def _percent(part: float) -> str:
+    """`92.41 %` of 0.9241."""
+    return f"{100 * part:.2f} %"
+
+
+def _of_accuracy(test: Mapping[str, Any]) -> Iterator[str]:
+    if "accuracy" not in test:
+        return
+    advice = "classifier.class_weight: balanced, select_by: balanced_accuracy or more images of rare classes may help"
+    if test["accuracy"] <= test["majority_accuracy"]:
+        yield (
+            f"The accuracy is no higher than that of always guessing the commonest class: {_percent(test['accuracy'])} "
+            f"against {_percent(test['majority_accuracy'])}. The features tell nothing, or the classifier does not use "
+            f"them; {advice}."
+        )
+    if test["never_found"]:
+        yield f"No test image of {_named(test['never_found'])} is recognised; {advice}."
+
+
+def _of_classes(description: Mapping[str, Any]) -> Iterator[str]:
+    """Parts that lack a class, or nearly so."""
+    for part, what in LACKING.items():
+        counts = description["parts"][part].get("images_per_class") or {}
+        lacking = [name for name, count in counts.items() if count == 0]
+        few = [name for name, count in counts.items() if 0 < count < FEW]
+        if lacking:
+            yield f"{len(lacking)} of {len(counts)} classes have no {PARTS[part]} image: {_named(lacking)}. {what}."
+        if few:
+            which = f"fewer than {FEW} {PARTS[part]} images: {_named(few)}"
+            yield f"{len(few)} of {len(counts)} classes have {which}. {what}."
+
+
+def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
+    """Pictures that are there twice."""
+    of = {part: description["parts"][part]["images"] for part in description["parts"]}
+    for part, found in description["duplicates"].items():
+        if found["images"]:
+            where = ", ".join(
+                f"{count} among the {PARTS[name]} images" for name, count in found["parts"].items() if count
+            )
+            yield (
+                f"{found['images']} of {of[part]} {PARTS[part]} images occur in another part as well, pixel for pixel: "
+                f"{where}. What is measured on them flatters; take them out of one of the parts. {EXAMPLES}"
+            )
+    for part, found in description["near_duplicates"].items():
+        if found["images"]:
+            yield (
+                f"{found['images']} of {found['looked_at']} {PARTS[part]} images look like a copy of one in another "
+                "part: saved again, resized, in another shade or slightly cropped. As far as they are, what is "
+                f"measured on them flatters. {EXAMPLES}"
+            )
+    twice = description["two_classes"]["images"]
+    if twice:
+        yield (
+            f"{twice} of {sum(of.values())} images occur under two classes or more, pixel for pixel: some of the "
+            f"labels are wrong. {EXAMPLES}"
+        )
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    shown = ", ".join(f"'{printable(name)}'" for name in names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+def _of_encoder(health: Mapping[str, Any]) -> Iterator[str]:
     for number, layer in enumerate(health["filters"], 1):
         for kind, advice in (
             ("dead", "a smaller train.learning_rate or a larger objective.sparsity.lifetime may keep them alive"),
             ("duplicates", "fewer filters, or winners that compete (objective.sparsity), would do"),
         ):
             if layer[kind] > layer["filters"] / 2:
-                found.append(f"Layer {number}: {layer[kind]} of {layer['filters']} filters are {kind}; {advice}.")
+                yield f"Layer {number}: {layer[kind]} of {layer['filters']} filters are {kind}; {advice}."
     if health["effective_rank"] < LEAST_RANK:
-        found.append("The features hardly vary from image to image: see whether the training went well.")
+        yield "The features hardly vary from image to image: see whether the training went well."
     copied = health["copying"]
     if copied and copied["reconstruction_mse"] >= copied["baseline_mse"]:
-        found.append("This encoder reconstructs no better than the mean image: train it longer or faster.")
+        yield "This encoder reconstructs no better than the mean image: train it longer or faster."
     elif copied and copied["twin_reconstruction_mse"] <= AS_WELL * copied["reconstruction_mse"]:
-        found.append(
+        yield (
             "The low reconstruction error says nothing about the filters: a random encoder with a trained decoder "
             "reconstructs as well. Where there are more activations than pixels the input can be copied; winners "
             "(objective.sparsity) or masking (objective.corruption) prevent that."
         )
-    return found

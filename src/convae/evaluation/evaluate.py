@@ -1,5 +1,6 @@
 """The evaluation: choose the classifier on validation images, then look at the test images, once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,12 @@ def evaluate(
         raise ConvaeError(f"{features}: not the features of this encoder; rerun `dvc repro features`")
     if _labelled(parts, prepared):
         estimator, description = _choose(params, encoder, parts["train"], parts["validation"])
-        tables = _measure(estimator, parts["validation"], parts["test"], metrics)
+        tables = _measure(estimator, parts, metrics)
         metrics["classifier"] = {"kind": description["kind"], **description["settings"]}
-        names = ("accuracy", "accuracy_low", "accuracy_high")
+        names = ["accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall"]
+        description["validation"] = {name: metrics["validation"][name] for name in names}
+        names += ["accuracy_low", "accuracy_high", "worst_class"]
         description["test"] = {name: metrics["test"][name] for name in names}
-        description["validation"] = {"accuracy": metrics["validation"]["accuracy"]}
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
         tables = _empty_tables(len(parts["test"].image_set))
@@ -155,6 +157,8 @@ def _choose(params: Params, encoder: Encoder, train: Part, validation: Part) -> 
     description = {
         "kind": params.classifier.kind,
         "settings": {name: settings[name] for name in params.classifier.candidates},
+        "class_weight": params.classifier.class_weight,
+        "select_by": params.classifier.select_by,
         "classes": list(train.image_set.classes),
         "dimension": train.features.shape[1],
         "candidates": candidates,
@@ -164,26 +168,29 @@ def _choose(params: Params, encoder: Encoder, train: Part, validation: Part) -> 
     return estimator, description
 
 
-def _measure(estimator: BaseEstimator, validation: Part, test: Part, metrics: dict[str, Any]) -> Tables:
+def _measure(estimator: BaseEstimator, parts: Mapping[str, Part], metrics: dict[str, Any]) -> Tables:
     """Fill in the metrics of validation and test images; the one place that predicts test images."""
+    test = parts["test"]
     classes = test.image_set.classes
     probabilities = has_probabilities(estimator)
+    commonest = int(np.bincount(parts["train"].labels).argmax())
     check_finite(test.features, "test")
-    scores = {
-        name: class_scores(estimator, part.features, len(classes))
-        for name, part in (("validation", validation), ("test", test))
-    }
-    prediction = scores["test"].argmax(axis=1)
-    for name, part in (("validation", validation), ("test", test)):
+    scores = {name: class_scores(estimator, parts[name].features, len(classes)) for name in ("validation", "test")}
+    for name, own in scores.items():
         metrics[name] = classification_metrics(
-            part.labels, scores[name].argmax(axis=1), scores[name] if probabilities else None
+            parts[name].labels, own.argmax(axis=1), own if probabilities else None, commonest
         )
+    prediction = scores["test"].argmax(axis=1)
     low, high = wilson_interval(int(np.sum(test.labels == prediction)), len(prediction))
-    metrics["test"] |= {"accuracy_low": low, "accuracy_high": high}
-    return (
-        per_class_table(test.labels, prediction, classes),
-        predictions_table(test.labels, scores["test"], probabilities, classes),
-    )
+    per_class = per_class_table(test.labels, prediction, classes)
+    occurring = per_class[per_class["support"] > 0].sort_values("recall", kind="stable")
+    metrics["test"] |= {
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "worst_class": occurring["class"].tolist()[0],
+        "never_found": occurring["class"][occurring["recall"] == 0].tolist(),
+    }
+    return per_class, predictions_table(test.labels, scores["test"], probabilities, classes)
 
 
 def _empty_tables(images: int) -> Tables:

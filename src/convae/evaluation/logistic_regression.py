@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.extmath import randomized_svd
 
 from convae.files import row_chunks
@@ -26,38 +27,46 @@ CURVATURE = 0.05  # of the loss in a class's score: p(1 - p), averaged over imag
 
 
 def fit_path(
-    x: np.ndarray, y: np.ndarray, inverse_penalties: Iterable[float]
+    x: np.ndarray, y: np.ndarray, inverse_penalties: Iterable[float], class_weight: str | None = None
 ) -> Iterator[tuple[LogisticRegression, bool]]:
     """Fit one classifier for each C, starting from the one before.
 
-        minimise over W, b:  mean over images of -log softmax(W x + b)[y]  +  |W|² / (2 C N)
+        minimise over W, b:  mean over images of -v[y] log softmax(W x + b)[y]  +  |W|² / (2 C N)
 
-    Of two classes scikit-learn knows the difference w of their rows alone, and |W|² is |w|².
+    The weight v of a class is 1 or, if `balanced`, N / (number of classes * its number of images). Of two classes
+    scikit-learn knows the difference w of their rows alone, and |W|² is |w|².
 
     Args:
         x: features `float32 [N, D]`, finite.
         y: labels `int64 [N]` of at least two classes.
         inverse_penalties: values of C; increasing ones make the way shortest.
+        class_weight: `balanced`, or None.
 
     Yields:
         The fitted scikit-learn classifier, and whether it is at the optimum up to `TOLERANCE`.
     """
     classes, target = np.unique(y, return_inverse=True)
-    coordinates = _Coordinates(x)
+    importance = None
+    if class_weight:
+        importance = compute_class_weight(class_weight, classes=classes, y=y).astype(np.float32)[target]
+    coordinates = _Coordinates(x, importance)
     weights, bias = np.zeros((len(classes), x.shape[1]), np.float32), np.zeros(len(classes), np.float32)
     for c in inverse_penalties:
         # Two rows that are each other's opposite have half the square of their difference.
         penalty = (2 if len(classes) == 2 else 1) / (c * len(x))
-        weights, bias, iterations, converged = _minimize(x, target, penalty, coordinates, weights, bias)
-        yield _estimator(c, classes, weights, bias, iterations), converged
+        weights, bias, iterations, converged = _minimize(x, target, importance, penalty, coordinates, weights, bias)
+        yield _estimator(c, class_weight, classes, weights, bias, iterations), converged
 
 
 class _Coordinates:
     """Coordinates of the weights in which the curvature is about one."""
 
-    def __init__(self, x: np.ndarray) -> None:
+    def __init__(self, x: np.ndarray, importance: np.ndarray | None) -> None:
         count = min(len(x), IMAGES, max(1, SAMPLE_VALUES // x.shape[1]))
-        some = x[np.linspace(0, len(x) - 1, count).astype(int)]  # spread, as rows may be in the order of classes
+        rows = np.linspace(0, len(x) - 1, count).astype(int)  # spread, as rows may be in the order of classes
+        some = x[rows]
+        if importance is not None:
+            some = some * np.sqrt(importance[rows, None])
         _, singular, self.directions = randomized_svd(
             some, min(DIRECTIONS, *some.shape), n_iter=2, power_iteration_normalizer="QR", random_state=0
         )
@@ -77,7 +86,13 @@ class _Coordinates:
 
 
 def _minimize(
-    x: np.ndarray, target: np.ndarray, penalty: float, coordinates: _Coordinates, weights: np.ndarray, bias: np.ndarray
+    x: np.ndarray,
+    target: np.ndarray,
+    importance: np.ndarray | None,
+    penalty: float,
+    coordinates: _Coordinates,
+    weights: np.ndarray,
+    bias: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, int, bool]:
     """Weights, bias, how many iterations it took, and whether the gradient vanishes there."""
     scaled = torch.from_numpy(coordinates.scale(weights, penalty, 0.5))
@@ -96,7 +111,7 @@ def _minimize(
 
     def closure() -> float:
         tried, tried_bias = plain()
-        loss, weights_gradient, bias_gradient = _loss(x, target, tried, tried_bias)
+        loss, weights_gradient, bias_gradient = _loss(x, target, importance, tried, tried_bias)
         weights_gradient += np.float32(penalty) * tried
         scaled.grad = torch.from_numpy(coordinates.scale(weights_gradient, penalty, -0.5))
         scaled_bias.grad = torch.from_numpy(bias_gradient / np.float32(CURVATURE**0.5))
@@ -111,27 +126,31 @@ def _minimize(
 
 
 def _loss(
-    x: np.ndarray, target: np.ndarray, weights: np.ndarray, bias: np.ndarray
+    x: np.ndarray, target: np.ndarray, importance: np.ndarray | None, weights: np.ndarray, bias: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean over images of the negative log-likelihood, and its gradients."""
+    """Mean over images of the negative log-likelihood, each times its importance, and its gradients."""
     loss, weights_gradient, bias_gradient = 0.0, np.zeros_like(weights), np.zeros_like(bias)
     for rows in row_chunks(x):
         scores = x[rows] @ weights.T + bias
         scores -= scores.max(axis=1, keepdims=True)
         log_probabilities = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         own = (np.arange(len(log_probabilities)), target[rows])
-        loss -= float(log_probabilities[own].sum(dtype=np.float64))
+        likelihoods = log_probabilities[own]
         residuals = np.exp(log_probabilities)
         residuals[own] -= 1
+        if importance is not None:
+            likelihoods *= importance[rows]
+            residuals *= importance[rows, None]
+        loss -= float(likelihoods.sum(dtype=np.float64))
         weights_gradient += residuals.T @ x[rows]
         bias_gradient += residuals.sum(0)
     return loss / len(x), weights_gradient / np.float32(len(x)), bias_gradient / np.float32(len(x))
 
 
 def _estimator(
-    c: float, classes: np.ndarray, weights: np.ndarray, bias: np.ndarray, iterations: int
+    c: float, class_weight: str | None, classes: np.ndarray, weights: np.ndarray, bias: np.ndarray, iterations: int
 ) -> LogisticRegression:
-    estimator = LogisticRegression(C=c, max_iter=ITERATIONS)
+    estimator = LogisticRegression(C=c, class_weight=class_weight, max_iter=ITERATIONS)
     if len(classes) == 2:
         weights, bias = weights[1:] - weights[:1], bias[1:] - bias[:1]
     estimator.classes_, estimator.coef_, estimator.intercept_ = classes, weights, bias

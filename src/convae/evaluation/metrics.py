@@ -1,7 +1,7 @@
 """What is measured on predictions and reconstructions. Reported figures are rounded to six digits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,23 +27,58 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return round(max(0.0, low), DIGITS), round(min(1.0, high), DIGITS)
 
 
+def accuracy(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Part of the labels `int64 [N]` that were predicted."""
+    return float(np.mean(truth == prediction))
+
+
+def recalls(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Of each class that occurs in `truth`, in the order of labels: the part of its images that were predicted so."""
+    images = np.bincount(truth)
+    right: np.ndarray = np.bincount(truth[truth == prediction], minlength=len(images))[images > 0]
+    return right / images[images > 0]
+
+
+def balanced_accuracy(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Mean recall of the classes that occur in `truth`."""
+    return float(recalls(truth, prediction).mean())
+
+
+def macro_f1(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """F1 score, the mean over the classes that occur in truth or prediction."""
+    return float(f1_score(truth, prediction, average="macro", zero_division=0))
+
+
+# What may choose among classifiers.
+FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
+}
+
+
 def classification_metrics(
-    truth: np.ndarray, prediction: np.ndarray, probabilities: np.ndarray | None
+    truth: np.ndarray, prediction: np.ndarray, probabilities: np.ndarray | None, commonest: int
 ) -> dict[str, float]:
-    """Accuracy, macro F1 and, where there are probabilities, log loss.
+    """How good predictions are, and how good they would be without looking.
 
     Args:
         truth: labels `int64 [N]`.
         prediction: labels `int64 [N]`.
         probabilities: `[N, classes]`, or None.
+        commonest: the label that most training images have.
 
     Returns:
-        `accuracy`, `macro_f1` (mean over the classes that occur in truth or prediction), `log_loss` (natural
-        logarithm, mean over the images).
+        `accuracy`; `majority_accuracy`, that of always guessing `commonest`; `balanced_accuracy`; `worst_recall`, the
+        lowest of a class that occurs; `macro_f1`; and, where there are probabilities, `log_loss` (natural logarithm,
+        mean over the images).
     """
     metrics = {
-        "accuracy": np.mean(truth == prediction),
-        "macro_f1": f1_score(truth, prediction, average="macro", zero_division=0),
+        "accuracy": accuracy(truth, prediction),
+        "majority_accuracy": np.mean(truth == commonest),
+        "balanced_accuracy": balanced_accuracy(truth, prediction),
+        "worst_recall": recalls(truth, prediction).min(),
+        "macro_f1": macro_f1(truth, prediction),
     }
     if probabilities is not None:
         metrics["log_loss"] = log_loss(truth, probabilities, labels=np.arange(probabilities.shape[1]))

@@ -67,13 +67,13 @@ def write_report(
         for picture in pictures:
             save_figure(picture.figure, scratch / f"{picture.name}.png")
     files = [reports / "figures" / f"{picture.name}.png" for picture in pictures]
-    metrics = read_json(reports / "metrics.json")
+    metrics, description = read_json(reports / "metrics.json"), read_json(prepared / "description.json")
     write_page(
         reports / "report.html",
         "report.html",
-        description=read_json(prepared / "description.json"),
+        description=description,
         metrics=metrics,
-        concerns=concerns(metrics),
+        concerns=concerns(metrics, description),
         classifier=read_json(classifier / "classifier.json"),
         per_class=_read_table(reports / "per_class.csv").to_dict("records"),
         origin=_origin(params, len(pd.read_csv(reports / "training.csv"))),

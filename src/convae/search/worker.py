@@ -60,6 +60,7 @@ class Worker:
         self._path = path
         self._settings = load_search(path)
         self._base = base_of_workspace(params, path)
+        self._figure = params.classifier.select_by
         self._study = open_study(path, self._settings, params)
         if self._settings.pruning:
             with store_errors():
@@ -98,17 +99,17 @@ class Worker:
         best = self._study.best_trial
         changes = ", ".join(f"{key}={value}" for key, value in best.params.items())
         name = best.user_attrs[EXPERIMENT]
-        return f"best: {name}, validation accuracy {best.value:.4f}, {changes}\ndvc exp apply {name}"
+        return f"best: {name}, validation {self._figure} {best.value:.4f}, {changes}\ndvc exp apply {name}"
 
     def _objective(self, trial: optuna.Trial) -> float:
         try:
-            return self._accuracy(trial)
+            return self._validation_figure(trial)
         except (optuna.TrialPruned, FailedError):
             raise
         except (Exception, KeyboardInterrupt) as error:
             raise LeftError(error) from None
 
-    def _accuracy(self, trial: optuna.Trial) -> float:
+    def _validation_figure(self, trial: optuna.Trial) -> float:
         recorded = self._study.get_trials(deepcopy=False)[trial.number]
         first = RetryHeartbeatStaleTrialCallback.retried_trial_number(recorded)
         name = f"{self._settings.study}-{trial.number if first is None else first}"
@@ -130,11 +131,11 @@ class Worker:
         for row in csv.DictReader(git("show", f"{commit}:./reports/training.csv").splitlines()):
             self._report(trial, int(row["epoch"]), float(row["validation_loss"] or "nan"))
         validation = json.loads(git("show", f"{commit}:./reports/metrics.json"))["validation"]
-        if "accuracy" not in validation:
+        if self._figure not in validation:
             raise ConvaeError("the images have no labels, so there is no validation accuracy to search for")
-        accuracy = float(validation["accuracy"])
-        print(f"{name}: validation accuracy {accuracy:.4f}", flush=True)
-        return accuracy
+        value = float(validation[self._figure])
+        print(f"{name}: validation {self._figure} {value:.4f}", flush=True)
+        return value
 
     def _watch(self, trial: optuna.Trial, name: str) -> None:
         """Look after a trial that runs: end with it if it is no longer this worker's, and prune it."""

@@ -15,6 +15,7 @@ from convae.classifier import ImageClassifier, load_image_classifier
 from convae.datasets.image_set import ImageSet
 from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
+from convae.evaluation.concerns import beside_accuracy
 from convae.models.geometry import show
 from convae.params import PARAMS_FILE, TrackingParams, load_params
 from convae.tracking.git import Place
@@ -223,6 +224,7 @@ def _card(classifier: ImageClassifier, place: Place) -> str:
 | classifier | {about["kind"].replace("_", " ")}, {len(about["classes"])} classes |
 | accuracy | test {100 * test["accuracy"]:.2f} % (95 % interval {100 * test["accuracy_low"]:.2f} to \
 {100 * test["accuracy_high"]:.2f}), validation {100 * about["validation"]["accuracy"]:.2f} % |
+| beside it | {code(beside_accuracy(test)) if "balanced_accuracy" in test else "not measured"} |
 | versions | {", ".join(f"{name} {number}" for name, number in config["versions"].items())} |
 
 {back} Images are `uint8 [N, C, H, W]`. Classes: {code(json.dumps(about["classes"], ensure_ascii=False))}.

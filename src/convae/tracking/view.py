@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 NAME = "convae"
 # The first of them says which is best: test images choose nothing.
-ACCURACIES = ("validation.accuracy", "test.accuracy")
+ACCURACIES = (
+    "validation.accuracy",
+    "test.accuracy",
+    "test.balanced_accuracy",
+    "test.worst_recall",
+    "test.majority_accuracy",
+)
 ERRORS = ("validation.reconstruction_mse", "test.reconstruction_mse")
 CURVES = ("validation_loss", "train_loss")
 MOST_PARAMETERS = 12  # a wider table is no comparison
