@@ -17,7 +17,7 @@ def main() -> None:
         print(f"test accuracy   {test['accuracy']:.2%}   (95 % interval {low:.2%} to {high:.2%})")
         print(f"balanced        {test['balanced_accuracy']:.2%}   (mean recall of the classes)")
         print(f"worst class     {test['worst_recall']:.2%}   (recall of {printable(test['worst_class'])})")
-        print(f"no features     {test['majority_accuracy']:.2%}   (accuracy of always guessing the commonest class)")
+        print(f"commonest       {test['majority_accuracy']:.2%}   (accuracy of always guessing the commonest class)")
     else:
         print("no labels, so no accuracy")
     if "reconstruction_mse" in test:

@@ -83,32 +83,31 @@ def test_a_part_without_a_class_or_with_few_of_it_is_told(part):
     name = "training" if part == "train" else part
     assert found(**{part: (5, 9)}) == []
     (lacking,) = found(**{part: (0, 9)})
-    assert lacking.startswith(f"1 of 2 classes have no {name} image: 'a'. ")
+    assert lacking.startswith(f"No {name} image of 'a' (1 of 2 classes). ")
     lacking, few = found(**{part: (0, 9, 4, 1, 1, 3)})
-    assert lacking.startswith(f"1 of 6 classes have no {name} image: 'a'. ")
-    assert few.startswith(f"4 of 6 classes have fewer than 5 {name} images: 'c', 'd', 'e' and 1 more. ")
+    assert lacking.startswith(f"No {name} image of 'a' (1 of 6 classes). ")
+    assert few.startswith(f"Fewer than 5 {name} images of 'c', 'd', 'e' and 1 more (4 of 6 classes). ")
 
 
 def test_copies_are_counted_among_how_many():
     test = {"images": 3, "parts": {"validation": 1, "train": 2, "unlabelled": 0}}
     (text,) = found(duplicates={"test": test})
     assert text.startswith(
-        "3 of 40 test images occur in another part as well, pixel for pixel: "
-        "1 among the validation images, 2 among the training images. "
+        "Test images that another part has too, pixel for pixel: 3 of 40 (1 in validation, 2 in training). "
     )
     (text,) = found(duplicates={"validation": {"images": 10, "parts": {"train": 0, "unlabelled": 10}}})
-    assert "10 of 10 validation images" in text
-    assert "10 among the unlabelled images" in text
-    (text,) = found(near_duplicates={"test": {"looked_at": 40, "images": 4}})
-    assert text.startswith("4 of 40 test images look like a copy of one in another part")
+    assert text.startswith("Validation images that another part has too, pixel for pixel: 10 of 10 (10 in unlabelled).")
+    (text,) = found(near_duplicates={"test": {"looked_at": 30, "images": 4}})
+    assert text.startswith("Test images that look like a copy of one in another part, ")
+    assert ": 4 of 30. " in text
     (text,) = found(two_classes={"images": 2})
-    assert text.startswith("2 of 157 images occur under two classes or more, pixel for pixel")
+    assert text.startswith("Images that are in two classes or more, pixel for pixel: 2 of 157. ")
 
 
 def test_images_without_labels_can_be_doubtful_too():
     assert found({}, train=None, validation=None, test=None) == []
     (text,) = found({}, train=None, validation=None, test=None, near_duplicates={"test": {"looked_at": 7, "images": 7}})
-    assert "7 of 7 test images" in text
+    assert ": 7 of 7. " in text
 
 
 def test_what_an_accuracy_is_read_with_is_one_line():

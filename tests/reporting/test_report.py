@@ -122,7 +122,7 @@ def test_copies_come_before_the_numbers_and_their_absence_in_the_notes(evaluated
     some = {"images": 1, "parts": {"validation": 0, "train": 1}, "examples": [[0, "train", 0]]}
     change_description(duplicates={"test": some, "validation": none})
     page = read(experiment.write())
-    assert page.index("1 of 6 test images occur in another part as well") < page.index("<h2>Numbers")
+    assert page.index("pixel for pixel: 1 of 6 (1 in training)") < page.index("<h2>Numbers")
     assert "No test or validation image" not in page
 
 

@@ -11,9 +11,9 @@ FEW = 5  # images of a class: its recall goes by steps of 20 points, or more
 NAMED = 3
 PARTS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 LACKING = {
-    "train": "What a classifier has not seen it cannot tell: more images of them are needed",
-    "validation": "They have next to no say in the choice of settings: a larger data.validation_size would help",
-    "test": "The accuracy says next to nothing of them: a larger data.test_size would help",
+    "train": "What a classifier has hardly seen it cannot tell: more images are needed",
+    "validation": "Such classes have next to no say in the choice of settings: a larger data.validation_size helps",
+    "test": "The accuracy says next to nothing of such classes: a larger data.test_size helps",
 }
 EXAMPLES = "data/prepared/description.json names some."
 
@@ -66,36 +66,34 @@ def _of_classes(description: Mapping[str, Any]) -> Iterator[str]:
         counts = description["parts"][part].get("images_per_class") or {}
         lacking = [name for name, count in counts.items() if count == 0]
         few = [name for name, count in counts.items() if 0 < count < FEW]
-        if lacking:
-            yield f"{len(lacking)} of {len(counts)} classes have no {PARTS[part]} image: {_named(lacking)}. {what}."
-        if few:
-            which = f"fewer than {FEW} {PARTS[part]} images: {_named(few)}"
-            yield f"{len(few)} of {len(counts)} classes have {which}. {what}."
+        for names, number in ((lacking, "No"), (few, f"Fewer than {FEW}")):
+            if names:
+                which = f"{_named(names)} ({len(names)} of {len(counts)} classes)"
+                yield f"{number} {PARTS[part]} image{'s' if names is few else ''} of {which}. {what}."
 
 
 def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
     """Pictures that are there twice."""
-    of = {part: description["parts"][part]["images"] for part in description["parts"]}
+    of = {part: about["images"] for part, about in description["parts"].items()}
     for part, found in description["duplicates"].items():
         if found["images"]:
-            where = ", ".join(
-                f"{count} among the {PARTS[name]} images" for name, count in found["parts"].items() if count
-            )
+            where = ", ".join(f"{count} in {PARTS[name]}" for name, count in found["parts"].items() if count)
             yield (
-                f"{found['images']} of {of[part]} {PARTS[part]} images occur in another part as well, pixel for pixel: "
-                f"{where}. What is measured on them flatters; take them out of one of the parts. {EXAMPLES}"
+                f"{PARTS[part].capitalize()} images that another part has too, pixel for pixel: "
+                f"{found['images']} of {of[part]} ({where}). What is measured on them flatters: take them out of "
+                f"one of the parts. {EXAMPLES}"
             )
     for part, found in description["near_duplicates"].items():
         if found["images"]:
             yield (
-                f"{found['images']} of {found['looked_at']} {PARTS[part]} images look like a copy of one in another "
-                "part: saved again, resized, in another shade or slightly cropped. As far as they are, what is "
+                f"{PARTS[part].capitalize()} images that look like a copy of one in another part, saved again, resized "
+                f"or in another shade: {found['images']} of {found['looked_at']}. As far as they are copies, what is "
                 f"measured on them flatters. {EXAMPLES}"
             )
     twice = description["two_classes"]["images"]
     if twice:
         yield (
-            f"{twice} of {sum(of.values())} images occur under two classes or more, pixel for pixel: some of the "
+            f"Images that are in two classes or more, pixel for pixel: {twice} of {sum(of.values())}. Some of their "
             f"labels are wrong. {EXAMPLES}"
         )
 
