@@ -221,6 +221,17 @@ ABSURD = {
         "objective.corruption.block = 4×29: images are 28×28, and a block is at most as large",
     ),
     "batch": (by("batch_size: 64", "batch_size: 9999999999"), "train.batch_size = 9999999999: must be less than"),
+    "one image to classify": (
+        several(by("batch_size: 64", "batch_size: 1"), by("kind: reconstruct ", "kind: classify ")),
+        "train.batch_size = 1: objective.kind = classify normalises over a batch, and one image gives a single value;",
+    ),
+    "one image to normalise": (
+        several(
+            by("batch_size: 64", "batch_size: 1"),
+            layer(filters=8, kernel="image", padding="valid", batch_norm="true"),
+        ),
+        "train.batch_size = 1: model.layers[0] normalises over a batch, and one image gives a single value; at least 2",
+    ),
     "threads": (by("threads: 2", "threads: 2000"), "train.threads = 2000: must be less than or equal to 1024"),
     "shift": (by("augmentation: null", "augmentation: {flip: true, shift: 99999999999}"), "train.augmentation.shift"),
     "window": (by("window: 9", "window: 1000001"), "preprocessing.local_contrast.window = 1000001: must be less than"),

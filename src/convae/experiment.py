@@ -41,6 +41,7 @@ def load_experiment(path: Path = PARAMS_FILE, text: str | None = None) -> Params
         raise ConvaeError(f"{path}: {error} (images are {show((height, width))})") from None
     _check_memory(path, params)
     _check_corruption(path, params)
+    _check_batch(path, params)
     _check_source(path, params)
     grid = params.features.grid
     for layer in params.features.layers:
@@ -139,6 +140,28 @@ def _check_corruption(path: Path, params: Params) -> None:
         raise ConvaeError(
             f"{path}: objective.corruption.block = {show(corruption.block)}: images are {show((height, width))}, "
             "and a block is at most as large"
+        )
+
+
+def _check_batch(path: Path, params: Params) -> None:
+    """Whether batch normalisation has more than one value to learn from, if there are images enough."""
+    if params.train.batch_size > 1 or params.objective.kind == "none":
+        return
+    _, *size = image_shape(params.data)
+    sizes = layer_sizes((size[0], size[1]), _geometry(params), params.model.stacked_on)
+    single = [
+        f"model.layers[{index}]"
+        for index, (geometry, (below, _)) in enumerate(zip(_geometry(params), sizes, strict=True))
+        if index >= params.frozen_layers
+        and params.model.layers[index].batch_norm
+        and geometry.convolved(below) == (1, 1)
+    ]
+    if params.objective.kind == "classify":
+        single.append("objective.kind = classify")
+    if single:
+        raise ConvaeError(
+            f"{path}: train.batch_size = 1: {single[0]} normalises over a batch, and one image gives a single value; "
+            "at least 2 are needed"
         )
 
 

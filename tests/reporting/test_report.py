@@ -161,6 +161,20 @@ def test_colour_and_oblong_images_and_a_hundred_classes(evaluated, shape):
     assert "kind 99" in read(folder)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layers", [1, 0])
+def test_principal_components_of_patches_are_reported(evaluated, channels, layers):
+    experiment = evaluated(
+        shape=(channels, 8, 8),
+        model={"layers": [{"filters": 4, "kernel": (3, 3)}] * layers},
+        preprocessing={"whitening": {"kind": "pca", "window": 3, "epsilon": 0.1}},
+        objective={"kind": "none", "sparsity": None},
+        history="",
+    )
+    folder = experiment.write()
+    assert "reconstructions" in figures(folder)
+
+
 def test_each_layer_has_its_activation_maps(evaluated):
     layers = [
         {"filters": 4, "kernel": (3, 3), "pool": {"kind": "max", "size": (2, 2)}},

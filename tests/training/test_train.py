@@ -281,6 +281,38 @@ def test_a_loss_that_is_not_finite_says_what_to_do(experiment, train_set, valida
         train_encoder(params, train_set, validation_set, ignore)
 
 
+DENSE = {"filters": 4, "kernel": (8, 8), "padding": "valid", "batch_norm": True}
+
+
+@pytest.mark.parametrize("order", ["end_to_end", "greedy", "simultaneous"])
+@pytest.mark.parametrize(("images", "size"), [(1, 64), (5, 1)])
+def test_a_single_value_to_normalise_over_is_one_line(experiment, train_set, validation_set, order, images, size):
+    params = experiment(
+        model={"layers": [DENSE]}, objective={"sparsity": None}, train={"order": order, "batch_size": size}
+    )
+    with pytest.raises(ConvaeError, match=r"^batch normalisation has one value of a map to learn from: a larger train"):
+        train_encoder(params, some(train_set, images), some(validation_set, 1), ignore)
+
+
+def test_a_single_labelled_image_is_no_batch_to_classify(experiment, train_set, validation_set):
+    params = experiment(objective={"kind": "classify", "sparsity": None})
+    with pytest.raises(ConvaeError, match=r"^batch normalisation has one value of a map to learn from: a larger train"):
+        train_encoder(params, some(train_set, 1), validation_set, ignore)
+
+
+@pytest.mark.parametrize("kind", ["reconstruct", "classify"])
+def test_a_last_batch_of_one_and_a_single_validation_image_are_no_matter(experiment, train_set, validation_set, kind):
+    params = experiment(
+        model={"layers": [DENSE]}, objective={"kind": kind, "sparsity": None}, train={"batch_size": 4, "epochs": 1}
+    )
+    _, history, _ = train_encoder(params, some(train_set, 9), some(validation_set, 1), ignore)
+    assert len(history) == 1
+
+
+def some(image_set, count):
+    return replace(image_set, images=image_set.images[:count], labels=image_set.labels[:count])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_a_gpu_that_is_not_there_is_named(experiment, train_set, validation_set):
     with pytest.raises(ConvaeError, match=r"train.accelerator = gpu, .*: No supported gpu backend"):

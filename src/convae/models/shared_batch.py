@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convae.errors import ConvaeError
 from convae.processes import count, share_of
 
 _images = 0  # in the batch of all processes; 0: the whole batch is here
@@ -78,6 +79,7 @@ class BatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, values: Tensor) -> Tensor:
         """As of `nn.BatchNorm1d`."""
+        _check_values(self, values)
         return _normalize(self, values) if _images and self.training else super().forward(values)
 
 
@@ -86,6 +88,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """As of `nn.BatchNorm2d`."""
+        _check_values(self, maps)
         return _normalize(self, maps) if _images and self.training else super().forward(maps)
 
 
@@ -103,6 +106,15 @@ class _Sum(torch.autograd.Function):
         """Of its gradient."""
         dist.all_reduce(total := gradients[0].clone())
         return total
+
+
+def _check_values(norm: nn.Module, values: Tensor) -> None:
+    """Refuse to learn from a single value of each map, which has no variance."""
+    if norm.training and (_images or len(values)) * values.shape[2:].numel() == 1:
+        raise ConvaeError(
+            "batch normalisation has one value of a map to learn from: a larger train.batch_size, more training images "
+            "or larger maps are needed"
+        )
 
 
 def _normalize(norm: nn.BatchNorm1d | nn.BatchNorm2d, values: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ def reconstructions_figure(encoder: Encoder, images: np.ndarray, names: list[str
     reconstructions have one scale: zero is grey, white the 99.5 % quantile of the preprocessed magnitudes.
     """
     preprocessed = encoder.preprocess(images)
-    changed = not np.allclose(preprocessed, images / 255, atol=1e-6)
+    # Whitening may give other channels than those of the image.
+    changed = preprocessed.shape != images.shape or not np.allclose(preprocessed, images / 255, atol=1e-6)
     rows = [to_rgb(images / 255)]
     labels = ["original"]
     if changed:
