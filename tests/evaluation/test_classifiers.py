@@ -179,6 +179,8 @@ def test_one_class_is_refused():
     train, y, validation, y_validation = split()
     with pytest.raises(ConvaeError, match="at least two"):
         fit_best(make_classifier_params("ridge"), train, np.zeros_like(y), validation, y_validation, 0)
+    with pytest.raises(ConvaeError, match="at least two"):  # a single image is no sign of dead filters
+        fit_best(make_classifier_params("ridge"), train[:1], y[:1], validation, y_validation, 0)
 
 
 def test_a_setting_that_does_not_suit_the_data_is_one_line():

@@ -140,10 +140,10 @@ def check_finite(features: np.ndarray, part: str) -> None:
 def _check(train: np.ndarray, y: np.ndarray, validation: np.ndarray) -> None:
     check_finite(train, "training")
     check_finite(validation, "validation")
-    if all((train[rows] == train[0]).all() for rows in row_chunks(train)):
-        raise ConvaeError("all training images have the same features: all filters are dead; change train or model")
     if len(np.unique(y)) < 2:
         raise ConvaeError("all training images are of one class; a classifier needs at least two")
+    if all((train[rows] == train[0]).all() for rows in row_chunks(train)):
+        raise ConvaeError("all training images have the same features: all filters are dead; change train or model")
 
 
 def _check_size(kind: str, train: np.ndarray) -> None:
