@@ -5,10 +5,12 @@ from pathlib import Path
 from convae.datasets.image_folder import printable
 from convae.evaluation.concerns import concerns
 from convae.files import read_json
+from convae.terminal import survive_any_encoding
 
 
 def main() -> None:
-    """Print the test accuracy with its interval, the report's path and the command that opens MLflow."""
+    """Print the test accuracy and what it has to be read with, what is doubtful, and where to read on."""
+    survive_any_encoding()
     metrics = read_json(Path("reports/metrics.json"))
     test = metrics["test"]
     print()
