@@ -96,7 +96,11 @@ def _try(classifier: ImageClassifier) -> None:
     """Classify an image: what does not belong together shows here."""
     if not all(isinstance(name, str) for name in classifier.classes):
         raise TypeError("names of classes are text")
-    config = classifier.encoder.config
-    scores = classifier.scores(np.zeros((1, config["channels"], *config["image_size"]), np.uint8))
+    encoder = classifier.encoder
+    # Of the smallest image there can be: what is forged shows without taking long.
+    features = encoder.features(
+        np.zeros((1, encoder.config["channels"], *encoder.minimum_size), np.uint8), resize=False
+    )
+    scores = class_scores(classifier.estimator, features, len(classifier.classes))
     if np.isnan(scores).any():
         raise ValueError("a score is not a number")

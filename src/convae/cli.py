@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convae import __version__
 from convae.errors import ConvaeError
-from convae.terminal import finish_bars, survive_any_encoding
+from convae.terminal import finished_bars, survive_any_encoding
 
 EXAMPLES = """examples:
   convae classify photo.jpg pictures/          labels and probabilities
@@ -107,13 +107,13 @@ def main() -> None:
     module, _, function = vars(arguments).pop("command").partition(":")
     try:
         # Imported here alone, so that help is there at once.
-        getattr(import_module(f"convae.{module}"), function)(**vars(arguments))
+        with finished_bars():
+            getattr(import_module(f"convae.{module}"), function)(**vars(arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ConvaeError, ModuleNotFoundError, OSError, KeyboardInterrupt) as error:
-        finish_bars()
         if isinstance(error, KeyboardInterrupt):
             print("convae: interrupted", file=sys.stderr)
             sys.exit(130)

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from convae.addresses import fetched, is_address
+from convae.datasets.foreign import is_litter
 from convae.datasets.image_folder import UnusableError, printable
 from convae.datasets.pictures import read_picture
 from convae.encoder import Encoder, load_encoder
@@ -106,7 +107,7 @@ def _named(argument: str) -> list[str]:
     if argument == "-":
         return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
     if Path(argument).is_dir():
-        found = sorted(path for path in Path(argument).rglob("*") if not _is_hidden(path.relative_to(argument)))
+        found = sorted(path for path in Path(argument).rglob("*") if not _is_ignored(path.relative_to(argument)))
         files = [path for path in found if not path.is_dir()]
         pictures = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
         others = [path for path in files if path.suffix.lower() not in SUFFIXES]
@@ -121,8 +122,8 @@ def _named(argument: str) -> list[str]:
     return [argument]
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _is_ignored(path: Path) -> bool:
+    return any(part.startswith(".") or is_litter(part) for part in path.parts)
 
 
 def write_features(images: list[str], encoder: str, resize: bool, output: Path, force: bool) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -14,10 +16,15 @@ def survive_any_encoding() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def finish_bars() -> None:
-    """Leave the line of the progress bars that an exception has interrupted."""
-    for bar in list(tqdm._instances):  # type: ignore[attr-defined]
-        bar.close()
+@contextmanager
+def finished_bars() -> Iterator[None]:
+    """Where an exception interrupts progress bars, leave their lines before it is told."""
+    try:
+        yield
+    except BaseException:
+        for bar in list(tqdm._instances):  # type: ignore[attr-defined]
+            bar.close()
+        raise
 
 
 def warn_beside_bars(

@@ -178,7 +178,7 @@ def test_a_picture_of_too_many_pixels_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not a readable PNG"),
+        (b"", "empty file"),
         (b"just some text", "not a readable PNG"),
         (b"\x89PNG\r\n\x1a\n", "not a readable PNG|SyntaxError|EOFError|OSError"),
         (encoded(RGB)[:-40], "truncated|broken"),

@@ -150,6 +150,21 @@ def test_an_image_folder_becomes_image_sets(tmp_path: Path, pictures: Path, fold
     assert hashes(tmp_path / "prepared") == hashes(tmp_path / "again")
 
 
+def test_what_is_lost_of_pictures_is_written_down(tmp_path: Path, folder_params: Params) -> None:
+    """Strips of 12 bits: by default dark and cropped, by parameters whole and of full range."""
+    for index in range(30):
+        path = tmp_path / f"local/train/{'ab'[index % 2]}/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.linspace(0, 4095, 6 * 16).reshape(6, 16).astype(np.uint16)).save(path)
+    lost = run(folder_params(color="grey"), tmp_path)
+    assert (lost["cropped"], lost["parts"]["train"]["levels"]) == (0.75, [1, 15])
+    whole = run(folder_params(color="grey", fit="stretch", white_level=4095), tmp_path, name="whole")
+    darkest, brightest = whole["parts"]["train"]["levels"]
+    assert whole["cropped"] == 0
+    assert darkest < 16
+    assert brightest > 239
+
+
 def test_given_parts_of_an_image_folder_are_kept(tmp_path: Path, pictures: Path, folder_params: Params) -> None:
     shutil.copytree(pictures / "train/a", pictures / "validation/a")
     shutil.copytree(pictures / "train/b", pictures / "test/b")

@@ -18,17 +18,19 @@ COPIES = {
 }
 
 
-def describe(train=(50, 50), validation=(5, 5), test=(20, 20), **copies):
+def describe(train=(50, 50), validation=(5, 5), test=(20, 20), cropped=0.0, levels=(0, 255), **copies):
     """What `data/prepared/description.json` says of classes `a`, `b` ... with so many images, or of sets without."""
     parts = {"train": train, "validation": validation, "test": test, "unlabelled": None}
     return {
         "parts": {
             name: {
                 "images": sum(counts or (7,)),
+                "levels": list(levels),
                 "images_per_class": counts and dict(zip("abcdefgh", counts, strict=False)),
             }
             for name, counts in parts.items()
         },
+        "cropped": cropped,
         **{key: COPIES[key] | copies.get(key, {}) for key in COPIES},
     }
 
@@ -54,6 +56,18 @@ def test_what_is_doubtful_of_an_encoder_is_said(changes, words):
     texts = found(health=HEALTH | changes)
     assert len(texts) == len(words)
     assert all(word in text for word, text in zip(words, texts, strict=True))
+
+
+def test_pictures_of_which_little_is_left_are_told():
+    assert found(cropped=1 / 3, levels=(100, 164)) == []
+    (text,) = found(cropped=0.8)
+    assert text.startswith(
+        "Cropping takes 80% of its area from the median picture. If what counts may lie there, data.fit"
+    )
+    (text,) = found(levels=(0, 15))
+    assert text.startswith(
+        "The training images use only the levels 0 to 15 of 0 to 255. If their files hold fewer bits"
+    )
 
 
 def test_an_accuracy_that_looks_at_nothing_is_told():

@@ -53,7 +53,12 @@ def write_parts(root: Path, shape: tuple[int, int, int], classes: Sequence[str],
             labels[0] = 1  # an image of class 0: a mistake is certain
         names, known = (classes, labels) if labelled else ((), None)
         content = write_image_set(root / part, images.shape, [images], known, names)
-        parts[part] = {"images": len(images), "origin": "given", "sha256": content["sha256"]}
+        parts[part] = {
+            "images": len(images),
+            "origin": "given",
+            "levels": content["levels"],
+            "sha256": content["sha256"],
+        }
     write_image_set(root / "unlabelled", (0, *shape), [], None, [])
     parts["unlabelled"] = {"images": 0, "origin": "none", "sha256": ""}
     description = {
@@ -62,7 +67,7 @@ def write_parts(root: Path, shape: tuple[int, int, int], classes: Sequence[str],
         "classes": list(classes) if labelled else [],
     }
     copies = find_duplicates({name: ImageSet.load(root / name) for name in parts})
-    write_json(root / "description.json", {**description, "parts": parts, "rejected": [], **copies})
+    write_json(root / "description.json", {**description, "parts": parts, "rejected": [], "cropped": 0.0, **copies})
 
 
 @pytest.fixture

@@ -77,12 +77,14 @@ def decode(content: bytes, reading: Reading) -> Picture:
             beside grey, colour and transparency, signed or floating-point numbers, more than 16 bits a channel, or
             values above `reading.white_level`.
     """
+    if other := what_it_is(content) if content else "empty file; get it again":
+        raise UnusableError(other)
     with _one_line_errors():
         try:
             opened = Image.open(io.BytesIO(content), formats=FORMATS)
         except UnidentifiedImageError:  # its message has an address in memory
             _check_tiff(_tiff_tags(content))
-            raise UnusableError(what_it_is(content) or "not a readable PNG, JPEG, WebP, BMP or TIFF image") from None
+            raise UnusableError("not a readable PNG, JPEG, WebP, BMP or TIFF image") from None
         with opened as image:
             if image.width * image.height > MOST_PIXELS:
                 raise UnusableError(f"{image.width}×{image.height} pixels; at most {MOST_PIXELS} are decoded")

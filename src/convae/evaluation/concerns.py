@@ -9,6 +9,8 @@ LEAST_RANK = 2  # of features that tell images apart
 AS_WELL = 1.1  # times the error
 FEW = 5  # images of a class: its recall goes by steps of 20 points, or more
 NAMED = 3
+MOST_CROPPED = 1 / 3
+FEW_LEVELS = 64  # a quarter of them
 PARTS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 LACKING = {
     "train": "What a classifier has hardly seen it cannot tell: more images are needed",
@@ -29,6 +31,7 @@ def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list
         *_of_accuracy(metrics["test"]),
         *_of_classes(description),
         *_of_copies(description),
+        *_of_pixels(description),
         *_of_encoder(metrics["health"]),
     ]
 
@@ -95,6 +98,21 @@ def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"Images that are in two classes or more, pixel for pixel: {twice} of {sum(of.values())}. Some of their "
             f"labels are wrong. {EXAMPLES}"
+        )
+
+
+def _of_pixels(description: Mapping[str, Any]) -> Iterator[str]:
+    """Pictures of which little is left."""
+    if description["cropped"] > MOST_CROPPED:
+        yield (
+            f"Cropping takes {description['cropped']:.0%} of its area from the median picture. If what counts may lie "
+            "there, data.fit: pad or stretch keeps it, and so does a data.image_size of the pictures' own ratio."
+        )
+    darkest, brightest = description["parts"]["train"]["levels"]
+    if brightest - darkest < FEW_LEVELS:
+        yield (
+            f"The training images use only the levels {darkest} to {brightest} of 0 to 255. If their files hold fewer "
+            "bits than they have room for, data.white_level (4095 for 12 bits in 16) spreads them."
         )
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tqdm import tqdm
+
 from convae.errors import ConvaeError
 from convae.tracking.lock import LOCK_FILE, REPORTS, Executions, lock_here, read_lock
 
@@ -68,7 +70,7 @@ def lock_at(commit: str) -> Executions:
     try:
         return read_lock(git("show", f"{commit}:./{LOCK_FILE}"))
     except ConvaeError as error:
-        print(f"commit {commit[:7]}: {error}; left out", file=sys.stderr)
+        tqdm.write(f"commit {commit[:7]}: {error}; left out", file=sys.stderr)  # there is a bar
         return {}
 
 

@@ -1,8 +1,9 @@
 """The process beside a stage that records it, so that MLflow's imports and a slow store cost the stage no time.
 
 What happens arrives as lines of JSON on stdin. The first says where to record and about whom, the last how the stage
-ended; where that one is missing, the stage was killed. Nothing is printed but a line on stderr where recording fails,
-and on stdout, which the stage reads, a sign before the outputs are hashed and one after.
+ended; where that one is missing, the stage was killed. On stdout, which the stage reads, there is a sign before the
+outputs are hashed and one after, and the reason where recording fails, which the stage tells once its progress bars
+are gone.
 """
 
 import gc
@@ -19,7 +20,7 @@ from convae.tracking.context import context_tags
 from convae.tracking.git import Place, now, workspace
 from convae.tracking.lock import Execution, begun, chain, ended, load_stage, reports_in
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import GAVE_UP, SERVERS, WARNING, check_answer, import_mlflow, one_at_a_time, presentable
+from convae.tracking.store import SERVERS, check_answer, import_mlflow, one_at_a_time, presentable
 
 SAMPLING_SECONDS = 5  # of system metrics
 
@@ -32,12 +33,12 @@ def main() -> None:
     if first is None:  # the stage ended before it had begun
         return
     code = 0
-    with _own_streams() as (signs, stderr):
+    with _own_stdout() as signs:
         try:
             _record(messages, signs, **first)
         except Exception as error:  # of MLflow, SQLAlchemy, a driver, DVC or ours: nothing may disturb the stage
-            print(WARNING.format(first["stage"], presentable(error)), file=stderr, flush=True)
-            code = GAVE_UP
+            print(f"failed: {presentable(error)}", file=signs, flush=True)
+            code = 1
     # All is written. What libraries still do at an exit takes a second, or for ever where a connection hangs.
     os._exit(code)
 
@@ -129,16 +130,12 @@ def _system_metrics(run_id: str, uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own_streams() -> Iterator[tuple[TextIO, TextIO]]:
-    """Stdout and stderr for the recorder alone; what libraries print is for nobody."""
-    with (
-        os.fdopen(os.dup(1), "w") as stdout,
-        os.fdopen(os.dup(2), "w") as stderr,
-        Path(os.devnull).open("w") as nowhere,
-    ):
+def _own_stdout() -> Iterator[TextIO]:
+    """Stdout for the recorder alone; what libraries print there and on stderr is for nobody."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout, Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-        yield stdout, stderr
+        yield stdout
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from convae.errors import ConvaeError
 from convae.params import Params
 from convae.tracking.context import process_tags
 from convae.tracking.git import now
-from convae.tracking.store import GAVE_UP, SQLITE, WARNING, ending, store_uri
+from convae.tracking.store import SQLITE, WARNING, ending, store_uri
 
 # How long a stage waits for its recorder to end. A server may be dead; a database's first tables take a while.
 SERVER_PATIENCE = 10.0
 SQLITE_PATIENCE = 120.0
+# What a recorder says.
+HASHING, FAILED = b"hashing\n", b"failed: "
 LONGEST_PROBLEM = 600  # characters: a message within the 4096 bytes that a pipe takes whole or not at all
 
 
@@ -92,8 +94,7 @@ class Run:
                 recorder.kill()
                 recorder.wait()
             if recorder.returncode:
-                if recorder.returncode != GAVE_UP:
-                    self._warn(reason)
+                self._warn(reason)
                 self._leave_word(status)
             self._messages.close()
             self._signs.close()
@@ -107,13 +108,15 @@ class Run:
         if not select.select([self._signs], [], [], max(0.0, left))[0]:
             return "no answer in time"
         left = self._patience - (time.monotonic() - start)
-        if self._signs.readline():  # it hashes the outputs, however long; DVC need not do it again
-            self._signs.readline()
+        said = self._signs.readline()
+        if said == HASHING:  # however long that takes: DVC need not do it again
+            said = self._signs.readline()
         try:
             recorder.wait(max(0.0, left))
         except subprocess.TimeoutExpired:
             return "no answer in time"
-        return "its recorder died"
+        _, failed, reason = (said + self._signs.read()).partition(FAILED)
+        return reason.decode(errors="replace").strip() if failed else "its recorder died"
 
     def _leave_word(self, status: str) -> None:
         """For whoever finds the run still open: how the stage ended."""

@@ -17,6 +17,7 @@ from convae import processes
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
 from convae.params import PARAMS_FILE, Params, read_text
+from convae.terminal import finished_bars, survive_any_encoding
 from convae.tracking.launch import start_processes
 from convae.tracking.lock import changes
 from convae.tracking.runs import Run, start_run
@@ -38,6 +39,7 @@ def run_stage(name: str, body: Callable[[Params, Run], None], parallel: bool = F
     """
     end_with_dvc()
     keep_freed_memory()
+    survive_any_encoding()
     rank = 0
     try:
         adopt_srun()
@@ -81,6 +83,7 @@ def _run(name: str, body: Callable[[Params, Run], None], params: Params, text: s
         nullcontext() if rank else _alone(name),
         limit_threads(params.train.threads),
         start_run(name, params, text) as run,
+        finished_bars(),
     ):
         if parallel:
             processes.connect()

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
 WARNING = "{}: no longer recorded in MLflow ({}); results are unaffected"
-GAVE_UP = 3  # exit code of a recorder that has said so itself
 
 # Two attempts of 5 s bound what a server costs that is dead or hangs; a Retry-After of an hour is not obeyed.
 SETTINGS = {
