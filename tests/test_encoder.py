@@ -286,6 +286,7 @@ def test_arrays_of_another_size_give_one_warning(encoder):
     ) as said:
         encoder.features(images)
     assert len(said) == 1
+    assert said[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder.features(images[:1], resize=False)
@@ -324,6 +325,22 @@ def test_saving_leaves_what_else_is_in_the_folder(encoder, images, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     encoder.save(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link that leads nowhere"])
+def test_saving_onto_what_is_no_folder_is_refused(encoder, tmp_path, kind):
+    target = tmp_path / "target"
+    target.write_bytes(b"precious") if kind == "a file" else target.symlink_to("nowhere")
+    with pytest.raises(ConvaeError, match=f"target: {kind}; name a folder"):
+        encoder.save(target)
+    assert target.is_symlink() or target.read_bytes() == b"precious"
+
+
+def test_what_a_kill_left_of_saving_can_be_written_over(encoder, tmp_path):
+    encoder.save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    encoder.save(tmp_path)
+    load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

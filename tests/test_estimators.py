@@ -230,6 +230,14 @@ def test_numbers_that_fit_knew_nothing_of_are_refused():
     np.testing.assert_allclose(own.transform(IMAGES[:5].astype(float)), own.transform(IMAGES[:5]), rtol=1e-4, atol=1e-4)
 
 
+def test_bytes_are_not_taken_for_numbers_of_another_range():
+    own = ConvolutionalAutoencoderFeatures(**SMALL).fit(DIGITS[:100])
+    with pytest.raises(ConvaeError, match="X is uint8, and fit saw numbers from 0 to 16; give the same kind"):
+        own.transform(DIGITS[:5].astype(np.uint8))
+    own = ConvolutionalAutoencoderFeatures(**SMALL).fit(IMAGES[:100] / 255)
+    np.testing.assert_allclose(own.transform(IMAGES[:5]), own.transform(IMAGES[:5] / 255), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("images", [IMAGES[:100, ..., None][0], IMAGES[:100, :, :3], IMAGES[:100, :, :4]])
 def test_fit_takes_no_single_image_for_many(images):
     with pytest.raises(ConvaeError, match="of a single image, give images"):

@@ -31,7 +31,6 @@ def pictures(convae: Convae) -> Convae:
         (["features", "pictures", "-o", "f.npy"], "f.npy"),
         (["features", "pictures", "-o", "f.npy"], "f.npy.partial"),
         (["features", "pictures", "-o", "f.parquet"], "f.parquet"),
-        (["reconstruct", "pictures", "-o", "pictures"], "pictures/0.png"),
         (["reconstruct", "pictures/1.png", "pictures/0.png", "-o", "made"], "made/0.png"),
         (["reconstruct", "pictures/0.png", "pictures/0.png", "-o", "made"], "made/0-2.png"),
         (["export", "--onnx", "e.onnx"], "e.onnx"),
@@ -55,8 +54,26 @@ def test_a_link_to_a_folder_takes_reconstructions(pictures: Convae) -> None:
     Path("lost").symlink_to("nowhere")
     assert pictures("reconstruct", "pictures", "-o", "made") == ""
     assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["0.png", "1.png"]
-    assert pictures("reconstruct", "pictures", "-o", "lost") == "convae: lost: File exists"
-    assert pictures("reconstruct", "pictures", "-o", "picture.png") == "convae: picture.png: File exists"
+    nowhere, file = "a link that leads nowhere; name a folder", "a file; name a folder"
+    assert pictures("reconstruct", "pictures", "-o", "lost") == f"convae: lost: {nowhere}"
+    assert pictures("reconstruct", "pictures", "-o", "picture.png") == f"convae: picture.png: {file}"
+
+
+def test_no_source_is_overwritten_even_by_force(pictures: Convae) -> None:
+    before = Path("pictures/0.png").read_bytes()
+    for folder in ("pictures", "link"):
+        if folder == "link":
+            Path("link").symlink_to("pictures")
+        said = pictures("reconstruct", "pictures", "-o", folder, "--force")
+        assert said == f"convae: {folder}/0.png: one of the pictures to read; name another folder"
+        assert Path("pictures/0.png").read_bytes() == before
+
+
+def test_a_folder_that_is_a_link_is_not_left_out_in_silence(pictures: Convae) -> None:
+    Path("elsewhere").mkdir()
+    Path("pictures/more").symlink_to(Path("elsewhere").absolute())
+    said = "links to folders are not followed; name the folder itself, or remove the link"
+    assert pictures("classify", "pictures") == f"convae: pictures/more: {said}"
 
 
 def test_where_there_are_no_pictures_it_is_said_what_lies_there(
@@ -89,8 +106,8 @@ def test_without_a_run_it_is_said_how_to_have_an_encoder(convae: Convae, command
         "export": ["--onnx", "e.onnx"],
     }
     said = convae(command, *arguments.get(command, []))
-    lack = "convae: models/encoder: not an encoder: there is no file config.json; `make run` trains models/encoder"
-    assert said.startswith(lack)
+    lack = "not an encoder: there is no file config.json; train one with `make run`, or name another folder"
+    assert said == f"convae: models/encoder: {lack}"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 """
 IMAGES = """IMAGES are files, folders (every PNG, JPEG, WebP, BMP or TIFF below them), patterns such as
 'scans/**/*.png', or - for names from standard input, one a line. A picture that can't be read is reported and left out,
-and the exit code is 1. They are brought to the size of those that the encoder learned from, and read as these were.
+and the exit code is 1. Pictures are resized and read like the training images.
 """
 DETAILS = {
     "features": f"""{IMAGES}
@@ -49,8 +49,8 @@ example:
   convae reconstruct pictures/ -o reconstructions/
 """,
     "export": """The model maps images, uint8 [N, C, H, W], to features, float32 [N, D], for any N. H and W are those of
-the images that the encoder learned from, since features of images of another size mean something else. The file is
-checked against the encoder before it is kept.
+the training images, since features are comparable only between images of one size. The file is checked against the
+encoder before it is kept.
 
 example:
   convae export --onnx encoder.onnx
@@ -208,7 +208,7 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_original_size(parser: argparse.ArgumentParser) -> None:
-    text = "leave the pictures as large as they are: features mean something else than at the size learned from"
+    text = "don't resize; features are comparable only between pictures of the size that the encoder was trained on"
     parser.add_argument("--original-size", action="store_false", dest="resize", help=text)
 
 

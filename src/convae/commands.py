@@ -24,7 +24,7 @@ from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
 from convae.evaluation.saving import load_classifier
-from convae.files import check_free, new_file
+from convae.files import check_folder, check_free, new_file
 from convae.models.geometry import show
 from convae.terminal import warn_beside_bars
 
@@ -102,12 +102,17 @@ def _named(argument: str) -> list[str]:
     """The pictures that an argument stands for.
 
     Raises:
-        ConvaeError: it is a folder without any.
+        ConvaeError: it is a folder without any, or with a link to another folder.
     """
     if argument == "-":
         return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
     if Path(argument).is_dir():
         found = sorted(path for path in Path(argument).rglob("*") if not _is_ignored(path.relative_to(argument)))
+        for path in found:
+            if path.is_symlink() and path.is_dir():
+                raise ConvaeError(
+                    f"{path}: links to folders are not followed; name the folder itself, or remove the link"
+                )
         files = [path for path in found if not path.is_dir()]
         pictures = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
         others = [path for path in files if path.suffix.lower() not in SUFFIXES]
@@ -232,8 +237,12 @@ def reconstruct(images: list[str], encoder: str, resize: bool, output: Path, for
     loaded.reconstruct([])  # tells that there is no decoder, before anything is written
     pictures = Pictures(images, loaded, resize)
     paths = _free_names(output, [Path(file).stem for file in pictures.files])
+    sources = {Path(file).resolve() for file in pictures.files}
     for path in paths:
         check_free(path, force)
+        if path.resolve() in sources:  # it may not have been read when it is overwritten
+            raise ConvaeError(f"{path}: one of the pictures to read; name another folder")
+    check_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     for pixels in pictures:
         seen, made = loaded.preprocess(pixels[None])[0], loaded.reconstruct(pixels[None])[0]

@@ -23,7 +23,7 @@ from convae.addresses import fetched, is_address
 from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
 from convae.features.readout import Readout
-from convae.files import content_sha256, new_file, read_file, read_json, write_json
+from convae.files import check_folder, content_sha256, new_file, read_file, read_json, write_json
 from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
 from convae.models.geometry import GeometryError, Size, layer_sizes, show, smallest_size
@@ -190,8 +190,8 @@ class Encoder:
                 warnings.warn(
                     f"images of {show((batch.shape[2], batch.shape[3]))} pixels; the encoder learned from "
                     f"{show(trained_on)}, and features of other sizes are not comparable with those "
-                    "(resize=False says that this is meant)",
-                    stacklevel=2,
+                    "(pass resize=False if this is intended)",
+                    stacklevel=5,  # whoever called `features`
                 )
                 trained_on = None  # once is enough
             features: Tensor = readout(self._encode(batch))
@@ -257,16 +257,17 @@ class Encoder:
         What else is in the folder stays, and another encoder in it is replaced.
 
         Raises:
-            ConvaeError: files of these names are there that are no encoder's.
+            ConvaeError: files of these names are there that are no encoder's, or `folder` is a file.
         """
         folder = Path(folder)
+        check_folder(folder)
         config, weights = self.serialize()
         for name in (CONFIG, WEIGHTS):
             if (folder / name).exists() and not _is_encoder(folder):
                 raise ConvaeError(f"{folder / name}: exists, and is no encoder's; name another folder")
+        write_json(folder / CONFIG, config)  # first: what is left by a kill in between can be written over
         with new_file(folder / WEIGHTS) as scratch:
             scratch.write_bytes(weights)
-        write_json(folder / CONFIG, config)
 
     def serialize(self) -> tuple[dict[str, Any], bytes]:
         """What the two files hold: the configuration, with the SHA-256 over both, and the weights."""
@@ -324,7 +325,7 @@ def load_encoder(source: str | Path) -> Encoder:
         config = json.loads(read_file(folder / CONFIG, MOST_CONFIG_BYTES).decode("utf-8"))
         weights = read_file(folder / WEIGHTS)
     except FileNotFoundError as error:
-        advice = "`make run` trains models/encoder, and other folders can be named"
+        advice = "train one with `make run`, or name another folder"
         raise ConvaeError(f"{folder}: not an encoder: {error}; {advice}") from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None

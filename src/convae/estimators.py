@@ -167,7 +167,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         image_shape: as in `CAEFeatures`; flattened images are grey.
         value_range: as in `CAEFeatures`; None takes the least and the largest value that `fit` sees, and
             cuts others off.
-        random_state: of filters, batches and the tenth of X whose loss chooses the epoch.
+        random_state: seeds the filters, the batches and the 10 % of X held out to choose the epoch.
         verbose: show progress.
 
     X are arrays as in `CAEFeatures`, in `fit` all of one size.
@@ -241,6 +241,21 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         fit_readout(encoder.readout, encoder.features(images))
         self.encoder_ = encoder
         return self
+
+    def transform(self, X: Images) -> np.ndarray:
+        """As `CAEFeatures.transform`.
+
+        Raises:
+            ConvaeError: also where X is `uint8`, and `fit` saw numbers of another range than 0 to 1.
+        """
+        if "uint8" in str(getattr(X, "dtype", "")) and self.value_range is None:
+            low, high = getattr(self, "value_range_", None) or (0, 1)
+            if (low, high) != (0, 1):
+                raise ConvaeError(
+                    f"X is uint8, and fit saw numbers from {low:g} to {high:g}; give the same kind, or "
+                    "value_range=(black, white) for what is not uint8"
+                )
+        return super().transform(X)
 
     def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
         if reset:

@@ -64,6 +64,17 @@ def check_free(path: Path, force: bool) -> None:
             raise ConvaeError(f"{taken}: exists; name another file, or overwrite it with --force")
 
 
+def check_folder(path: Path) -> None:
+    """Whether files can be written into a folder of this name.
+
+    Raises:
+        ConvaeError: it is a file, or a link that leads nowhere.
+    """
+    if os.path.lexists(path) and not path.is_dir():
+        kind = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "a file"
+        raise ConvaeError(f"{path}: {kind}; name a folder")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` the same way every time: keys in the order given, no NaN, a newline at the end."""
     with new_file(path) as scratch:

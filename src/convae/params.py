@@ -106,7 +106,7 @@ class DataParams(Section):
 
     dataset: DatasetName
     root: Folder
-    trust: bool
+    trust: bool = False
     image_size: Pair | None
     color: Literal["rgb", "grey"]
     fit: Literal["crop", "pad", "stretch"] = "crop"
@@ -300,8 +300,8 @@ class ClassifierParams(Section):
         "mlp",
         "gradient_boosting",
     ]
-    class_weight: Literal["balanced"] | None
-    select_by: Literal["accuracy", "balanced_accuracy", "macro_f1"]
+    class_weight: Literal["balanced"] | None = None
+    select_by: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
     logistic_regression: InverseRegularization
     linear_svm: InverseRegularization
     ridge: RidgeSettings

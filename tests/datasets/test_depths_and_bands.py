@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from picture_files import pair, png, tiff
+from picture_files import chunk, pair, png, tiff
 from PIL import Image
 
 from convae.datasets.image_folder import UnusableError
@@ -110,6 +110,8 @@ REFUSED = {
     "signed": (tiff(EIGHT[..., :1].astype(np.int8), 1), "^signed numbers of 8 bits"),
     "signed, 16 bits": (tiff(EIGHT[..., :1].astype(np.int16), 1), "^signed numbers of 16 bits; save whole numbers"),
     "32 bits": (tiff(EIGHT[..., :1].astype("u4"), 1), "^32 bits a channel; 8 or 16 are allowed"),
+    "10 bits": (tiff(EIGHT[..., :1], 1, bits=10), "^10 bits a channel; 8 or 16 are allowed"),
+    "14 bits": (tiff(EIGHT[..., :1], 1, bits=14), "^14 bits a channel; 8 or 16 are allowed"),
     "a mask": (tiff(EIGHT[..., :1], 4), "^a TIFF of photometric interpretation 4; save it as grey or RGB$"),
     "CIELAB": (tiff(EIGHT[..., :3], 8), "^a TIFF of photometric interpretation 8"),
     "a filter over a sensor": (tiff(EIGHT[..., :1], 32803), "^a TIFF of photometric interpretation 32803"),
@@ -133,6 +135,48 @@ def test_they_are_refused_from_pillow_too(case: str) -> None:
     content, message = REFUSED[case]
     with Image.open(io.BytesIO(content)) as image, pytest.raises(UnusableError, match=message):
         from_pillow(image, Reading(3))
+
+
+def test_a_loaded_picture_of_pillow_keeps_its_depth() -> None:
+    levels = np.array([[[0], [2048]], [[4095], [1]]], np.uint16)
+    with Image.open(io.BytesIO(tiff(levels, 1, bits=12, raw=bytes([0x00, 0x08, 0x00, 0xFF, 0xF0, 0x01])))) as image:
+        image.load()
+        assert from_pillow(image, Reading(1)).pixels.tolist() == [[[0, 128], [255, 0]]]
+    with Image.open(io.BytesIO(COLOURS["TIFF"])) as image:
+        image.load()
+        with pytest.raises(UnusableError, match="give the file instead"):
+            from_pillow(image, Reading(3))
+
+
+def test_pages_of_a_picture_of_pillow_do_not_vanish() -> None:
+    stream = io.BytesIO()
+    Image.new("L", (2, 2)).save(stream, "TIFF", save_all=True, append_images=[Image.new("L", (2, 2), 255)])
+    with Image.open(stream) as image:
+        with pytest.raises(UnusableError, match="2 frames or pages"):
+            from_pillow(image, Reading(1))
+        image.seek(1)
+        assert from_pillow(image.copy(), Reading(1)).pixels.min() == 255
+
+
+def test_a_picture_of_pillow_is_not_changed() -> None:
+    with Image.open(io.BytesIO(png(4, 1, 2, 0, b"\0\x1b", chunk(b"tRNS", pair(1))))) as image:
+        for _ in range(2):
+            assert from_pillow(image, Reading(1)).pixels.tolist() == [[[0, 255, 170, 255]]]
+            break
+        assert image.info["transparency"] == 1
+
+
+@pytest.mark.parametrize("fourth", [0, 255, None])
+def test_a_bitmap_of_32_bits_has_three_bands(fourth: int | None) -> None:
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[..., 3] = [[1, 2], [3, 4]] if fourth is None else fourth
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "BMP")
+    if fourth is None:
+        with pytest.raises(UnusableError, match="4 bands, and a BMP does not say what the fourth is; save it as PNG"):
+            decode(stream.getvalue(), Reading(3))
+    else:
+        assert decode(stream.getvalue(), Reading(3)).pixels.max() == 0
 
 
 def test_a_picture_that_pillow_would_cut_is_refused_from_pillow() -> None:

@@ -50,22 +50,39 @@ def test_grey_and_colour_convert_into_each_other() -> None:
     np.testing.assert_array_equal(grey, np.repeat(RGB[None, ..., 0], 3, axis=0))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation: int) -> None:
-    turns: dict[int, Any] = {  # how the stored pixels come from the upright ones
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
-        8: lambda a: np.rot90(a, -1),
-    }
+TURNS: dict[int, Any] = {  # how the stored pixels come from the upright ones
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("pixels", [RGB, RGB[..., 0], RGB[..., 0].astype(np.uint16) * 257], ids=["RGB", "L", "I;16"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})],
+    ids=["PNG", "TIFF", "LZW", "WEBP"],
+)
+def test_exif_orientation_is_undone(orientation: int, pixels: np.ndarray, kind: str, options: dict[str, Any]) -> None:
+    if kind == "WEBP" and pixels.dtype == np.uint16:
+        pytest.skip("WebP has 8 bits")
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = np.ascontiguousarray(turns[orientation](RGB))
-    np.testing.assert_array_equal(decode(encoded(stored, exif=exif), 3, (12, 8)), RGB.transpose(2, 0, 1))
+    content = encoded(np.ascontiguousarray(TURNS[orientation](pixels)), kind, exif=exif, **options)
+    upright = RGB.transpose(2, 0, 1) if pixels.ndim == 3 else RGB[None, ..., 0]
+    np.testing.assert_array_equal(decode(content, len(upright)), upright)
+    for loaded in (False, True):
+        with Image.open(io.BytesIO(content)) as image:
+            if loaded:
+                image.load()
+            found = pictures.from_pillow(image, Reading(len(upright))).pixels
+        np.testing.assert_array_equal(found, upright)
 
 
 def test_palettes_are_resolved() -> None:

@@ -115,7 +115,7 @@ def test_copies_are_counted_among_how_many():
     assert text.startswith("Test images that look like a copy of one in another part, ")
     assert ": 4 of 30. " in text
     (text,) = found(two_classes={"images": 2})
-    assert text.startswith("Images that are in two classes or more, pixel for pixel: 2 of 157. ")
+    assert text.startswith("Images that occur in two or more classes, pixel for pixel: 2 of 157. ")
 
 
 def test_images_without_labels_can_be_doubtful_too():

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from convae.params import Params, load_params
+from convae.tracking.moving import COLUMNS
 from convae.tracking.moving import REPOSITORY as REPOSITORY_TAG
 from convae.tracking.records import COMMAND, KEY, NOTE, Records, this_repository
 from convae.tracking.registry import CLASSIFIER, CONTENT, ENCODER, _register, downloaded
@@ -174,6 +175,18 @@ def test_figures_elsewhere_keep_their_address_and_new_ones_lie_beside_the_databa
     assert client.list_artifacts(train.info.run_id)
     added = client.create_run(experiment)
     assert added.info.artifact_uri == f"{store.as_uri()}/kept/mlartifacts/{added.info.run_id}/artifacts"
+
+
+def test_figures_on_a_disk_that_is_not_mounted_keep_their_address(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted = store.with_name("disk")
+    with closing(sqlite3.connect(store / "mlflow.db")) as connection, connection:
+        for table, column in COLUMNS:
+            connection.execute(
+                f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(store), f"{mounted}/projects/a")
+            )
+    shutil.rmtree(store / "mlartifacts")
+    client, _ = open_store(uri(), STAGES)
+    assert {run.info.artifact_uri.startswith(f"file://{mounted}/projects/a/") for run in recorded(client)} == {True}
 
 
 def test_folders_of_others_are_left_alone(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """A picture decoded to an array, for the pipeline and for whoever uses an encoder alike.
 
-Only what is plainly one picture, grey or in colour, is read. Everything else is refused in words.
+Only what is plainly one picture, grey or in colour, is read. Everything else raises `UnusableError` with the reason.
 """
 
 import io
@@ -26,6 +26,7 @@ MOST_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 # RGB, palette, CMYK, YCbCr.
 BITS, PHOTOMETRIC, PLANAR, SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 262, 284, 330, 338, 339
 WHITE_IS_ZERO = 0
+DEPTHS = {1, 2, 4, 8, 12, 16}
 CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
 TRANSPARENCY = ((1,), (2,))  # the extra samples that are one
 NUMBERS = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
@@ -88,10 +89,10 @@ def decode(content: bytes, reading: Reading) -> Picture:
         with opened as image:
             if image.width * image.height > MOST_PIXELS:
                 raise UnusableError(f"{image.width}×{image.height} pixels; at most {MOST_PIXELS} are decoded")
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise UnusableError(f"{frames} frames or pages; save each as a file of its own")
+            _check_single(image)
             _check_tiff(getattr(image, "tag_v2", {}))
+            if image.format == "BMP" and _raw_mode(image) == "BGRX":
+                _check_padding(content, image)
             if _has_deep_colours(image):
                 flat = _flat_from_deep(image, content, reading.white_level)
             else:
@@ -100,14 +101,19 @@ def decode(content: bytes, reading: Reading) -> Picture:
 
 
 def from_pillow(image: Image.Image, reading: Reading) -> Picture:
-    """A picture that Pillow holds, of several frames the one it stands at; see `decode`.
+    """A picture that Pillow holds; see `decode`.
+
+    Pillow keeps the upper 8 of 16 bits of colour. That is refused as long as it can be told from the image: once a PNG
+    is loaded, it can't.
 
     Raises:
         UnusableError: as `decode`, or a mode that Pillow can't convert.
     """
     with _one_line_errors():
-        _check_tiff(getattr(image, "tag_v2", {}))
-        if _has_deep_colours(image):
+        _check_single(image)
+        tags = getattr(image, "tag_v2", {})
+        _check_tiff(tags)
+        if _has_deep_colours(image) or (max(tags.get(BITS, (1,))) > 8 and not image.mode.startswith("I")):
             raise UnusableError("16 bits a channel, of which Pillow keeps 8; give the file instead")
         return _finish(_flat(image, reading.white_level), _turn(image), reading)
 
@@ -133,11 +139,26 @@ def _tiff_tags(content: bytes) -> Mapping[int, Any]:
     return tags
 
 
+def _check_single(image: Image.Image) -> None:
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise UnusableError(f"{frames} frames or pages; save each as a file of its own")
+
+
+def _check_padding(content: bytes, image: Image.Image) -> None:
+    """Refuse a BMP whose fourth bytes, which have no meaning in it, say something all the same."""
+    fourth = np.frombuffer(content, np.uint8, 4 * image.width * image.height, int.from_bytes(content[10:14], "little"))
+    if len(np.unique(fourth[3::4])) > 1:
+        raise UnusableError("4 bands, and a BMP does not say what the fourth is; save it as PNG")
+
+
 def _check_tiff(tags: Mapping[int, Any]) -> None:
     """Refuse bands and numbers that Pillow drops, takes for transparency, or turns into other ones."""
-    if PHOTOMETRIC not in tags:
+    if not tags:
         return
-    photometric, bits = tags[PHOTOMETRIC], tags.get(BITS, (1,))
+    photometric, bits = tags.get(PHOTOMETRIC), tags.get(BITS, (1,))
+    if photometric is None:
+        raise UnusableError("a TIFF that does not say whether 0 is black or white; save it as grey or RGB")
     if SUB_IFDS in tags:
         raise UnusableError("a TIFF with further pictures in it, as camera raw files are; save the one that is meant")
     if photometric not in CHANNELS:
@@ -147,13 +168,14 @@ def _check_tiff(tags: Mapping[int, Any]) -> None:
             raise UnusableError(f"{NUMBERS[kind]} of {max(bits)} bits; save whole numbers from 0, of 8 or 16 bits")
     if len(bits) != CHANNELS[photometric] + (tags.get(EXTRA_SAMPLES) in TRANSPARENCY):
         raise UnusableError(f"{len(bits)} bands; save one as grey or three as RGB")
-    if max(bits) > 16:
+    if not set(bits) <= DEPTHS:
         raise UnusableError(f"{max(bits)} bits a channel; 8 or 16 are allowed")
     if max(bits) > 8 and len(bits) > 1 and tags.get(PLANAR) == 2:
         raise UnusableError(f"{max(bits)} bits a channel and one band after the other; save the bands interleaved")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
+    image.load()  # which turns a TIFF, and removes its orientation
     return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
@@ -182,13 +204,13 @@ def _flat_from_deep(image: Image.Image, content: bytes, white_level: int | None)
         levels = upper << 8 | _decoded_as(content, f"{kind};16{'B' if is_little else 'L'}")
     else:
         raise UnusableError(f"16 bits a channel of {kind}; save it as RGB")
-    clear = (levels == image.info.get("transparency", -1)).all(axis=2)
     if kind == "RGB":
-        flat, alpha = Image.fromarray(_scaled(levels, 16, white_level)), np.where(clear, 0, 255).astype(np.uint8)
-    elif kind == "RGBA":
-        flat, alpha = Image.fromarray(_scaled(levels[..., :3], 16, white_level)), _scaled(levels[..., 3], 16, None)
+        clear = (levels == image.info.get("transparency", -1)).all(axis=2)
+        colours, alpha = levels, np.where(clear, 0, 255).astype(np.uint8)
     else:
-        flat, alpha = Image.fromarray(_scaled(levels[..., 0], 16, white_level)), _scaled(levels[..., 1], 16, None)
+        colours, alpha = levels[..., :-1], _scaled(levels[..., -1], 16, None)
+    scaled = _scaled(colours, 16, white_level)
+    flat = Image.fromarray(scaled[..., 0] if kind == "LA" else scaled)
     flat.putalpha(Image.fromarray(alpha))
     return _on_white(flat)
 
@@ -211,7 +233,7 @@ def _flat(image: Image.Image, white_level: int | None) -> Image.Image:
         numbers = "whole" if image.mode == "I" else "floating-point"
         raise UnusableError(f"{numbers} numbers of 32 bits; 8 or 16 bits a channel are allowed")
     if image.mode.startswith("I;16"):
-        bits = 12 if ";12" in _raw_mode(image) else 16
+        bits = max(getattr(image, "tag_v2", {}).get(BITS, (16,)))
         levels = np.asarray(image)
         if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
             pixels = 255 - _scaled(levels, bits, white_level)
@@ -220,13 +242,14 @@ def _flat(image: Image.Image, white_level: int | None) -> Image.Image:
         return Image.fromarray(np.where(levels == clear, 255, pixels).astype(np.uint8))
     if image.has_transparency_data:
         if (raw_mode := _raw_mode(image)) in ("L;2", "L;4"):  # Pillow scales the pixels, but not this value
+            image = image.copy()
             image.info["transparency"] = clear * (85 if raw_mode == "L;2" else 17)
         return _on_white(image)
     return image
 
 
 def _scaled(levels: np.ndarray, bits: int, white_level: int | None) -> np.ndarray:
-    """Numbers of `bits` bits as `uint8`, so that white becomes 255."""
+    """Scale to `uint8`: `white_level`, or else the largest number of so many bits, becomes 255."""
     white = white_level or 2**bits - 1
     if white_level and levels.size and levels.max() > white:
         raise UnusableError(f"a value of {levels.max()}, above data.white_level = {white}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convae.datasets.catalogue import Dataset
+from convae.datasets.catalogue import CATALOGUE, Dataset
 from convae.datasets.foreign import HEAD_BYTES, what_it_is
 from convae.errors import ConvaeError
 
@@ -83,13 +83,15 @@ def _check_archive(dataset: Dataset, name: str, path: Path, trust: bool) -> None
 
 def _check_idx(dataset: Dataset, name: str, path: Path, content: np.ndarray, trust: bool) -> None:
     """Whether a file decodes to what is known of it, or else is the archive that was published."""
-    if name in dataset.unpacked:
-        digest = hashlib.md5(_idx_header(content.shape))
-        digest.update(content.data)
-        if digest.hexdigest() != dataset.unpacked[name]:
-            found, known = digest.hexdigest(), dataset.unpacked[name]
-            raise ConvaeError(f"{path.name} unpacks to MD5 {found}, known is {known}: another file; get it again")
-    elif not dataset.sha256:
+    digest = hashlib.md5(_idx_header(content.shape))
+    digest.update(content.data)
+    found, known = digest.hexdigest(), dataset.unpacked.get(name)
+    for other, about in CATALOGUE.items():
+        if about is not dataset and about.unpacked.get(name) == found:
+            raise ConvaeError(f"{path.name}: that of {other}, whose files have the same names; get the right one")
+    if known and found != known:
+        raise ConvaeError(f"{path.name} unpacks to MD5 {found}, known is {known}: another file; get it again")
+    if not known and not dataset.sha256:
         _check_archive(dataset, name, path, trust)
 
 

@@ -1,4 +1,4 @@
-"""How a picture becomes an array of pixels. Every encoder keeps it, so that later pictures are read alike."""
+"""How a picture becomes an array of pixels. Saved with the encoder, so that new pictures are read the same way."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ class Reading:
         channels: 1 is grey (ITU-R 601-2 luma), 3 are RGB.
         size: height and width in pixels; None leaves each picture as large as it is.
         fit: `crop` scales the largest centred part with the right ratio, `pad` scales the whole picture and adds
-            black at two sides, `stretch` gives up the ratio.
+            black at two sides, `stretch` ignores its aspect ratio.
         white_level: the value that is white where a channel has more than 8 bits; None is the largest that the bits
             allow. Pictures of 8 bits stay as they are.
     """

@@ -13,9 +13,9 @@ MOST_CROPPED = 1 / 3
 FEW_LEVELS = 64  # a quarter of them
 PARTS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 LACKING = {
-    "train": "What a classifier has hardly seen it cannot tell: more images are needed",
-    "validation": "Such classes have next to no say in the choice of settings: a larger data.validation_size helps",
-    "test": "The accuracy says next to nothing of such classes: a larger data.test_size helps",
+    "train": "The classifier cannot learn a class from so few images; add more",
+    "validation": "These classes hardly affect the choice of settings; a larger data.validation_size helps",
+    "test": "The accuracy says next to nothing about these classes; a larger data.test_size helps",
 }
 EXAMPLES = "data/prepared/description.json names some."
 
@@ -37,7 +37,7 @@ def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list
 
 
 def beside_accuracy(test: Mapping[str, Any]) -> str:
-    """What an accuracy has to be read with, from the figures of test images."""
+    """The baselines to print beside the test accuracy."""
     return (
         f"balanced {_percent(test['balanced_accuracy'])}, lowest recall {_percent(test['worst_recall'])} "
         f"({printable(test['worst_class'])}), always the commonest class {_percent(test['majority_accuracy'])}"
@@ -56,8 +56,8 @@ def _of_accuracy(test: Mapping[str, Any]) -> Iterator[str]:
     if test["accuracy"] <= test["majority_accuracy"]:
         yield (
             f"The accuracy is no higher than that of always guessing the commonest class: {_percent(test['accuracy'])} "
-            f"against {_percent(test['majority_accuracy'])}. The features tell nothing, or the classifier does not use "
-            f"them; {advice}."
+            f"against {_percent(test['majority_accuracy'])}. The features say nothing about the classes, or the "
+            f"classifier ignores it; {advice}."
         )
     if test["never_found"]:
         yield f"No test image of {_named(test['never_found'])} is recognised; {advice}."
@@ -83,20 +83,20 @@ def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
             where = ", ".join(f"{count} in {PARTS[name]}" for name, count in found["parts"].items() if count)
             yield (
                 f"{PARTS[part].capitalize()} images that another part has too, pixel for pixel: "
-                f"{found['images']} of {of[part]} ({where}). What is measured on them flatters: take them out of "
-                f"one of the parts. {EXAMPLES}"
+                f"{found['images']} of {of[part]} ({where}). Scores are too high: remove them from one of the parts. "
+                f"{EXAMPLES}"
             )
     for part, found in description["near_duplicates"].items():
         if found["images"]:
             yield (
-                f"{PARTS[part].capitalize()} images that look like a copy of one in another part, saved again, resized "
-                f"or in another shade: {found['images']} of {found['looked_at']}. As far as they are copies, what is "
-                f"measured on them flatters. {EXAMPLES}"
+                f"{PARTS[part].capitalize()} images that look like a copy of one in another part, re-saved, resized "
+                f"or brightened: {found['images']} of {found['looked_at']}. If they are copies, scores are too "
+                f"high. {EXAMPLES}"
             )
     twice = description["two_classes"]["images"]
     if twice:
         yield (
-            f"Images that are in two classes or more, pixel for pixel: {twice} of {sum(of.values())}. Some of their "
+            f"Images that occur in two or more classes, pixel for pixel: {twice} of {sum(of.values())}. Some of their "
             f"labels are wrong. {EXAMPLES}"
         )
 

@@ -3,7 +3,7 @@
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -26,8 +26,9 @@ def artifacts_beside(database: Path) -> Path:
 def follow(database: Path, experiments: tuple[str, ...] = ()) -> None:
     """Make addresses that lead to the `mlartifacts` of another folder lead to the one beside this database.
 
-    What lies only at its old address keeps it, unless another database of this name is there: then this one is a copy,
-    which must not write into the original.
+    Those of figures that are here are changed. Others are where the old repository is gone, but not where its parent
+    folder is missing too, as of a disk that is not mounted; and where it has a database of its own: then this one is a
+    copy, which must not write into the original.
 
     Args:
         database: a file of SQLite; without MLflow's tables there is nothing to do.
@@ -73,16 +74,22 @@ def _elsewhere(connection: sqlite3.Connection, table: str, column: str, here: Pa
 
 
 def _belongs_here(database: Path, folder: Path, below: str) -> bool:
-    if _exists(Path(f"{artifacts_beside(database)}{below}")) or not _exists(Path(f"{folder}{below}")):
+    if _exists(Path(f"{artifacts_beside(database)}{below}")):
         return True
-    other = folder.parent / database.name
+    root = folder.parent
+    if not _exists(root):
+        return _exists(root.parent)
+    other = root / database.name
     return _exists(other) and not other.samefile(database)
 
 
 def _exists(path: Path) -> bool:
-    with suppress(OSError):  # below a folder of somebody else
+    try:
         return path.exists()
-    return False
+    except PermissionError:  # somebody else's, who has it
+        return True
+    except OSError:
+        return False
 
 
 def _path(address: str) -> Path:

@@ -105,7 +105,10 @@ def _run(name: str, body: Callable[[Params, Run], None], params: Params, text: s
 def _check_unedited(name: str, text: str) -> None:
     """DVC reads params.yaml for dvc.lock when the stage has ended, and would record what the stage has not seen."""
     after = read_text(PARAMS_FILE)
-    changed = changes(name, text, after) if "DVC_STAGE" in os.environ and after != text else []
+    if "DVC_STAGE" not in os.environ or after == text:
+        return
+    load_experiment(PARAMS_FILE, after)  # or DVC could not read it either
+    changed = changes(name, text, after)
     if changed:
         raise ConvaeError(
             f"{PARAMS_FILE} was edited while the stage ran ({', '.join(changed)}): DVC would record the new values; "

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def train_encoder(
         ConvaeError: the loss is not finite, the accelerator asked for is not there, or there are no labels to learn.
     """
     installed = version("pytorch-lightning")
-    if tuple(map(int, installed.split(".")[:2])) < LIGHTNING:
+    if tuple(map(int, re.findall(r"\d+", installed)[:2])) < LIGHTNING:
         needed = ".".join(map(str, LIGHTNING))
         raise ConvaeError(f"pytorch-lightning {installed}: {needed} or newer is needed; install convae[train] again")
     if params.objective.kind == "classify" and training.labels is None:
@@ -163,7 +164,7 @@ def prune(checkpoints: Path, current: Path) -> None:
     with FileLock(checkpoints.with_name(f"{checkpoints.name}.lock")):
         if current.exists():
             os.utime(current)
-        for folder in checkpoints.iterdir():
+        for folder in filter(Path.is_dir, checkpoints.iterdir()):
             with suppress(FileNotFoundError):  # its training has ended just now
                 last_used = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
                 if folder != current and last_used < time.time() - KEPT_SECONDS:
