@@ -27,13 +27,13 @@ def _jpeg(quality: int, image: Image.Image) -> Image.Image:
 
 
 def _halved(image: Image.Image) -> Image.Image:
-    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BILINEAR)
-    return half.resize(image.size, Image.Resampling.BILINEAR)
+    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
+    return half.resize(image.size, Image.Resampling.BICUBIC)
 
 
 def _cropped(part: float, image: Image.Image) -> Image.Image:
     x, y = part * image.width, part * image.height
-    return image.resize(image.size, Image.Resampling.BILINEAR, (x, y, image.width - x, image.height - y))
+    return image.resize(image.size, Image.Resampling.BICUBIC, (x, y, image.width - x, image.height - y))
 
 
 ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
