@@ -23,15 +23,16 @@ def pair(*values: int) -> bytes:
     return struct.pack(f">{len(values)}H", *values)
 
 
-def tiff(pixels: np.ndarray, photometric: int = 2, order: str = "<", **tags: Any) -> bytes:
+def tiff(pixels: np.ndarray, photometric: int | None = 2, order: str = "<", **tags: Any) -> bytes:
     """A TIFF `[H, W, bands]`; `extra`, `planar`, `sub_ifds`, `bits`, `compression` and `raw` bytes as given."""
     height, width, bands = pixels.shape
     stored = pixels.transpose(2, 0, 1) if tags.get("planar") == 2 else pixels
     data = tags.get("raw") or stored.astype(pixels.dtype.newbyteorder(order)).tobytes()
     bits = tags.get("bits", pixels.dtype.itemsize * 8)
-    entries: list[tuple[int, str, list[int]]] = [
+    entries: list[tuple[int, str, list[Any]]] = [
         (256, "I", [width]), (257, "I", [height]), (258, "H", [bits] * bands), (259, "H", [tags.get("compression", 1)]),
-        (262, "H", [photometric]), (273, "I", [0]), (277, "H", [bands]), (278, "I", [height]), (279, "I", [len(data)]),
+        (262, "H", [photometric]), (273, "I", [0]), (277, "H", [bands]), (278, "I", [tags.get("rows", height)]),
+        (279, "I", [len(data)]),
         (284, "H", [tags.get("planar", 1)]), (339, "H", [TYPES[pixels.dtype]] * bands),
     ]  # fmt: skip
     if tags.get("planar") == 2:
@@ -40,6 +41,11 @@ def tiff(pixels: np.ndarray, photometric: int = 2, order: str = "<", **tags: Any
         entries.append((338, "H", tags["extra"]))
     if "sub_ifds" in tags:
         entries.append((330, "I", [8]))
+    if "colors" in tags:
+        entries.append((320, "H", tags["colors"]))
+    if "inks" in tags:
+        entries.append((332, "H", [tags["inks"]]))
+    entries = [entry for entry in entries if entry[2] != [None]]
     entries.sort()
     start = 8 + 2 + 12 * len(entries) + 4
     far = sum(

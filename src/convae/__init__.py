@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convae.classifier import ImageClassifier, load_image_classifier
     from convae.encoder import Encoder, load_encoder
+    from convae.errors import ConvaeError
     from convae.estimators import CAEFeatures, ConvolutionalAutoencoderFeatures
 
 __version__ = "0.1.0"
 __all__ = [
     "CAEFeatures",
+    "ConvaeError",
     "ConvolutionalAutoencoderFeatures",
     "Encoder",
     "ImageClassifier",
@@ -18,6 +20,7 @@ __all__ = [
 ]
 _ELSEWHERE = {
     "CAEFeatures": "estimators",
+    "ConvaeError": "errors",
     "ConvolutionalAutoencoderFeatures": "estimators",
     "ImageClassifier": "classifier",
     "load_image_classifier": "classifier",

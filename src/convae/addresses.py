@@ -19,6 +19,8 @@ def fetched(address: str) -> AbstractContextManager[Path]:
     Raises:
         ConvaeError: MLflow is not installed, or has no such model.
     """
+    if not address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
+        raise ConvaeError(f"{address}: neither a folder nor an address of MLflow, such as models:/; download it first")
     try:
         from convae.tracking.registry import downloaded
     except ImportError as error:

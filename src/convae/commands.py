@@ -107,13 +107,7 @@ def _named(argument: str) -> list[str]:
     if argument == "-":
         return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
     if Path(argument).is_dir():
-        found = sorted(path for path in Path(argument).rglob("*") if not _is_ignored(path.relative_to(argument)))
-        for path in found:
-            if path.is_symlink() and path.is_dir():
-                raise ConvaeError(
-                    f"{path}: links to folders are not followed; name the folder itself, or remove the link"
-                )
-        files = [path for path in found if not path.is_dir()]
+        files = sorted(_files_below(Path(argument)))
         pictures = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
         others = [path for path in files if path.suffix.lower() not in SUFFIXES]
         left_out = f"{len(others)} of another suffix, such as {printable(others[0].name)}" if others else "no others"
@@ -127,8 +121,18 @@ def _named(argument: str) -> list[str]:
     return [argument]
 
 
-def _is_ignored(path: Path) -> bool:
-    return any(part.startswith(".") or is_litter(part) for part in path.parts)
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and those in it, but hidden ones and litter; OSError where one can't be read."""
+    with os.scandir(folder) as entries:
+        kept = [entry for entry in entries if not (entry.name.startswith(".") or is_litter(entry.name))]
+    for entry in kept:
+        path = folder / entry.name
+        if not path.is_dir():
+            yield path
+        elif path.is_symlink():
+            raise ConvaeError(f"{path}: links to folders are not followed; name the folder itself, or remove the link")
+        else:
+            yield from _files_below(path)
 
 
 def write_features(images: list[str], encoder: str, resize: bool, output: Path, force: bool) -> None:
@@ -149,6 +153,8 @@ def write_features(images: list[str], encoder: str, resize: bool, output: Path, 
         for features in loaded.feature_batches(pictures, resize):
             append(features, pictures.used[done : done + len(features)])
             done += len(features)
+        if not done:  # nothing to write
+            pictures.finish()
     pictures.finish()
 
 

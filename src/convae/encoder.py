@@ -259,6 +259,8 @@ class Encoder:
         Raises:
             ConvaeError: files of these names are there that are no encoder's, or `folder` is a file.
         """
+        if is_address(str(folder)) or str(folder).startswith("~"):
+            raise ConvaeError(f"{folder}: name a folder; addresses and ~ are not looked up")
         folder = Path(folder)
         check_folder(folder)
         config, weights = self.serialize()

@@ -78,6 +78,8 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _pixels(self, X: Any, channels: int | None, reset: bool = False) -> Any:
         """X as an encoder takes it: arrays as `uint8` or from 0 to 1, and flattened images in their shape."""
+        if np.ma.isMaskedArray(X):
+            raise ConvaeError("X is a masked array, and an encoder knows no mask; fill it (X.filled(0))")
         if isinstance(X, Tensor):
             X = X.numpy(force=True)
         if isinstance(X, np.ndarray) and X.dtype.kind in "OU" and X.ndim == 1:
@@ -88,7 +90,12 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             X = check_array(X, ensure_2d=False, allow_nd=True, estimator=self)
         else:
             X = validate_data(self, X, reset=reset)
-            X = X.reshape(len(X), channels or 1, *self._shape(X.shape[1], channels or 1))
+            try:
+                X = X.reshape(len(X), channels or 1, *self._shape(X.shape[1], channels or 1))
+            except (TypeError, ValueError):
+                raise ConvaeError(
+                    f"X has {X.shape[1]} columns, no images of image_shape = {self.image_shape}"
+                ) from None
         if X.dtype == np.uint8:
             return X
         return self._scaled(X, reset).astype(np.float32)
@@ -145,7 +152,7 @@ class CAEFeatures(_ImageTransformer):
         return self
 
     def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
-        low, high = self.value_range
+        low, high = _checked_range(self.value_range)
         scaled: np.ndarray = (X - low) / (high - low)
         return scaled
 
@@ -219,7 +226,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             raise ConvaeError(f"{error}; install convae[train]") from None
         if _holds_pictures(X):
             raise ConvaeError(f"X is a {type(X).__name__} of pictures; arrays are needed to learn from")
-        self.value_range_ = self.value_range
+        self.value_range_ = None if self.value_range is None else _checked_range(self.value_range)
         images = _quantized(self._pixels(X, None, reset=True))
         generator = check_random_state(self.random_state)
         seed, order = int(generator.randint(2**31)), generator.permutation(len(images))
@@ -258,8 +265,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         return super().transform(X)
 
     def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
-        if reset:
-            low, high = self.value_range or (float(X.min()), float(X.max()))
+        if reset and self.value_range is None:
+            low, high = float(X.min()), float(X.max())
             self.value_range_ = (low, high if high > low else low + 1)
         if self.value_range_ is None:
             raise ConvaeError(
@@ -271,13 +278,16 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
 
     def _experiment(self, seed: int, empty: str) -> "Params":
         """What `params.yaml` would hold, with an empty folder for the encoder to start from; pydantic checks it."""
+        from pydantic import ValidationError
+
         from convae import params as sections
 
-        if not len(self.filters):
-            raise ConvaeError("filters is empty; a number for each layer is needed")
+        filters = np.asarray(self.filters)
+        if filters.ndim != 1 or not len(filters) or filters.dtype.kind not in "iu":
+            raise ConvaeError(f"filters = {self.filters}: a whole number for each layer is needed, such as (64,)")
         layers = [
-            {"filters": int(filters), "kernel": self.kernel, "activation": "linear", "pool": POOL}
-            for filters in self.filters
+            {"filters": count, "kernel": self.kernel, "activation": "linear", "pool": POOL}
+            for count in filters.tolist()
         ]
         layers[-1] |= {"pool": None}
         train = {
@@ -309,15 +319,30 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             "tied_weights": True,
         }
         readout = READOUT | {"layers": list(range(len(layers))), "grid": self.grid}
-        return sections.Params.model_construct(
-            seed=seed,
-            data=sections.DataParams.model_construct(dataset="arrays", fit="crop", white_level=None),
-            preprocessing=sections.PreprocessingParams.model_validate(PREPROCESSING),
-            model=sections.ModelParams.model_validate(model),
-            objective=sections.ObjectiveParams.model_validate(OBJECTIVE),
-            train=sections.TrainParams.model_validate(train),
-            features=sections.FeaturesParams.model_validate(readout),
-        )
+        try:
+            return sections.Params.model_construct(
+                seed=seed,
+                data=sections.DataParams.model_construct(dataset="arrays", fit="crop", white_level=None),
+                preprocessing=sections.PreprocessingParams.model_validate(PREPROCESSING),
+                model=sections.ModelParams.model_validate(model),
+                objective=sections.ObjectiveParams.model_validate(OBJECTIVE),
+                train=sections.TrainParams.model_validate(train),
+                features=sections.FeaturesParams.model_validate(readout),
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = next(str(part) for part in reversed(first["loc"]) if part in self.get_params() or part == "layers")
+            raise ConvaeError(f"{key} = {first['input']}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not -math.inf < low < high < math.inf:
+        raise ConvaeError(f"value_range = {value_range}: must be (black, white), two numbers of which white is larger")
+    return low, high
 
 
 def _quantized(images: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def image_batches(images: Images, reading: Reading, batch_size: Callable[[Size],
     if isinstance(images, (np.ndarray, Tensor)) and not _holds_names(images):
         yield from _slices(channels_first(images, reading.channels), batch_size)
         return
-    one = isinstance(images, (str, os.PathLike)) or _is_pillow(images)
+    one = isinstance(images, (str, os.PathLike)) or _is_pillow(images) or not isinstance(images, Iterable)
     pixels = (_single(image, reading) for image in (cast("Iterable[Single]", [images] if one else images)))
     for (shape, _), alike in groupby(pixels, lambda image: (image.shape, image.dtype)):
         while batch := list(islice(alike, batch_size((shape[1], shape[2])))):

@@ -87,12 +87,11 @@ def test_where_white_is_zero_the_picture_is_inverted(dtype: type) -> None:
 
 
 def test_alpha_of_16_bits_is_laid_on_white_whatever_white_is() -> None:
-    clear = pair(4095, 0, 0, 65535, 4095, 0, 0, 0)
-    assert decode(png(2, 1, 16, 6, b"\0" + clear), Reading(3, white_level=4095)).pixels.tolist() == [
-        [[255, 255]],
-        [[0, 255]],
-        [[0, 255]],
-    ]
+    """Whether it has as many bits as the colours, or all 16."""
+    for opaque in (4095, 65535):
+        content = png(2, 1, 16, 6, b"\0" + pair(4095, 0, 0, opaque, 4095, 0, 0, 0))
+        found = decode(content, Reading(3, white_level=4095)).pixels.tolist()
+        assert found == [[[255, 255]], [[0, 255]], [[0, 255]]]
 
 
 EIGHT = RANDOM.integers(0, 256, (5, 7, 6)).astype(np.uint8)
@@ -227,3 +226,30 @@ def test_the_thinnest_picture_can_be_padded(size: tuple[int, int]) -> None:
     found = decode(stream.getvalue(), Reading(1, (4, 4), "pad")).pixels
     assert sorted(np.unique(found).tolist()) == [0, 255]
     assert (found == 255).sum() == 4
+
+
+MORE = {
+    "fewer strips than rows": (tiff(EIGHT[..., :1], 1, rows=2), "^truncated: 1 of 3 strips; get it again$"),
+    "white is zero in the other order of bytes": (
+        tiff(DEEP[..., :1], 0, order=">"),
+        "^a TIFF of 16 bits in an order that can't be read; save it as PNG$",
+    ),
+    "other inks": (tiff(EIGHT[..., :4], 5, inks=2), "^inks other than CMYK; save it as RGB$"),
+    "a palette that is black": (tiff(EIGHT[..., :1], 3, colors=[*range(256)] * 3), "^a palette of 8 bits where 16 are"),
+    "nothing on black or white": (tiff(EIGHT[..., :1], None), "^a TIFF that does not say whether 0 is black or white"),
+}
+
+
+@pytest.mark.parametrize("case", MORE)
+@pytest.mark.filterwarnings("ignore")
+def test_what_tiffs_leave_open_is_not_guessed(case: str) -> None:
+    content, message = MORE[case]
+    with pytest.raises(UnusableError, match=message):
+        decode(content, Reading(1))
+
+
+def test_a_bitmap_of_16_bits_a_pixel_is_read() -> None:
+    header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 70, 0, 0, 66, 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    content = header + masks + struct.pack("<HH", 0xF800, 0)
+    assert decode(content, Reading(3)).pixels.ravel().tolist() == [255, 0, 0]

@@ -63,7 +63,7 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
     """
     try:
         if not root.is_dir():
-            raise ConvaeError(f"data.root = {root}: no such folder; {LAYOUT}")
+            raise ConvaeError(f"data.root = {root}: {'not a' if os.path.lexists(root) else 'no such'} folder; {LAYOUT}")
         candidates, places = _candidates(root)
     except OSError as error:
         raise ConvaeError(f"data.root = {root}: {printable(str(error.filename))}: {error.strerror}") from None

@@ -24,10 +24,11 @@ MOST_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 
 # TIFF's tags, and how many channels its pictures have by their PhotometricInterpretation: white is zero, black is zero,
 # RGB, palette, CMYK, YCbCr.
-BITS, PHOTOMETRIC, PLANAR, SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 262, 284, 330, 338, 339
-WHITE_IS_ZERO = 0
+HEIGHT, BITS, PHOTOMETRIC, STRIPS, SAMPLES, ROWS_PER_STRIP, PLANAR = 257, 258, 262, 273, 277, 278, 284
+COLOR_MAP, SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 320, 330, 332, 338, 339
+WHITE_IS_ZERO, PALETTE = 0, 3
 DEPTHS = {1, 2, 4, 8, 12, 16}
-CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
+CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, PALETTE: 1, 5: 4, 6: 3}
 TRANSPARENCY = ((1,), (2,))  # the extra samples that are one
 NUMBERS = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
 
@@ -84,7 +85,11 @@ def decode(content: bytes, reading: Reading) -> Picture:
         try:
             opened = Image.open(io.BytesIO(content), formats=FORMATS)
         except UnidentifiedImageError:  # its message has an address in memory
-            _check_tiff(_tiff_tags(content))
+            tags = _tiff_tags(content)
+            _check_tiff(tags)
+            if tags:
+                bits = max(tags.get(BITS, (1,)))
+                raise UnusableError(f"a TIFF of {bits} bits in an order that can't be read; save it as PNG") from None
             raise UnusableError("not a readable PNG, JPEG, WebP, BMP or TIFF image") from None
         with opened as image:
             if image.width * image.height > MOST_PIXELS:
@@ -103,8 +108,8 @@ def decode(content: bytes, reading: Reading) -> Picture:
 def from_pillow(image: Image.Image, reading: Reading) -> Picture:
     """A picture that Pillow holds; see `decode`.
 
-    Pillow keeps the upper 8 of 16 bits of colour. That is refused as long as it can be told from the image: once a PNG
-    is loaded, it can't.
+    Pillow keeps the upper 8 of 16 bits of colour. That is refused as long as it can be told from the image: a PNG that
+    was loaded, and a copy of any image, have forgotten what their file said.
 
     Raises:
         UnusableError: as `decode`, or a mode that Pillow can't convert.
@@ -125,7 +130,8 @@ def _one_line_errors() -> Iterator[None]:
     except UnusableError:
         raise
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
-        raise UnusableError(printable(f"{type(error).__name__}: {error}")) from None
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise UnusableError(printable(f"damaged, or not as its format demands ({reason})")) from None
 
 
 def _tiff_tags(content: bytes) -> Mapping[int, Any]:
@@ -157,6 +163,7 @@ def _check_tiff(tags: Mapping[int, Any]) -> None:
     if not tags:
         return
     photometric, bits = tags.get(PHOTOMETRIC), tags.get(BITS, (1,))
+    bands = tags.get(SAMPLES, len(bits))
     if photometric is None:
         raise UnusableError("a TIFF that does not say whether 0 is black or white; save it as grey or RGB")
     if SUB_IFDS in tags:
@@ -166,12 +173,20 @@ def _check_tiff(tags: Mapping[int, Any]) -> None:
     for kind in tags.get(SAMPLE_FORMAT, ()):
         if kind in NUMBERS:
             raise UnusableError(f"{NUMBERS[kind]} of {max(bits)} bits; save whole numbers from 0, of 8 or 16 bits")
-    if len(bits) != CHANNELS[photometric] + (tags.get(EXTRA_SAMPLES) in TRANSPARENCY):
-        raise UnusableError(f"{len(bits)} bands; save one as grey or three as RGB")
+    if bands != CHANNELS[photometric] + (tags.get(EXTRA_SAMPLES) in TRANSPARENCY):
+        raise UnusableError(f"{bands} bands; save one as grey or three as RGB")
     if not set(bits) <= DEPTHS:
         raise UnusableError(f"{max(bits)} bits a channel; 8 or 16 are allowed")
-    if max(bits) > 8 and len(bits) > 1 and tags.get(PLANAR) == 2:
+    if max(bits) > 8 and bands > 1 and tags.get(PLANAR) == 2:
         raise UnusableError(f"{max(bits)} bits a channel and one band after the other; save the bands interleaved")
+    if photometric == PALETTE and max(tags.get(COLOR_MAP, (0,))) < 256:
+        raise UnusableError("a palette of 8 bits where 16 are due, which reads as black; save it again")
+    if tags.get(INK_SET, 1) != 1:
+        raise UnusableError("inks other than CMYK; save it as RGB")
+    rows = min(tags.get(ROWS_PER_STRIP, tags[HEIGHT]), tags[HEIGHT])
+    strips = -(-tags[HEIGHT] // max(1, rows)) * (bands if tags.get(PLANAR) == 2 else 1)
+    if STRIPS in tags and len(tags[STRIPS]) < strips:
+        raise UnusableError(f"truncated: {len(tags[STRIPS])} of {strips} strips; get it again")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -188,7 +203,8 @@ def _raw_mode(image: Image.Image) -> str:
 
 def _has_deep_colours(image: Image.Image) -> bool:
     """Whether there are several channels of 16 bits, of which Pillow keeps the upper 8."""
-    return ";16" in _raw_mode(image) and not image.mode.startswith("I")
+    raw_mode = _raw_mode(image)  # of which BGR;16 has 16 bits in all
+    return ";16" in raw_mode and not raw_mode.startswith("BGR") and not image.mode.startswith("I")
 
 
 def _flat_from_deep(image: Image.Image, content: bytes, white_level: int | None) -> Image.Image:
@@ -208,7 +224,8 @@ def _flat_from_deep(image: Image.Image, content: bytes, white_level: int | None)
         clear = (levels == image.info.get("transparency", -1)).all(axis=2)
         colours, alpha = levels, np.where(clear, 0, 255).astype(np.uint8)
     else:
-        colours, alpha = levels[..., :-1], _scaled(levels[..., -1], 16, None)
+        colours, opaque = levels[..., :-1], levels[..., -1]
+        alpha = _scaled(opaque, 16, white_level if white_level and opaque.max() <= white_level else None)
     scaled = _scaled(colours, 16, white_level)
     flat = Image.fromarray(scaled[..., 0] if kind == "LA" else scaled)
     flat.putalpha(Image.fromarray(alpha))

@@ -10,7 +10,7 @@ AS_WELL = 1.1  # times the error
 FEW = 5  # images of a class: its recall goes by steps of 20 points, or more
 NAMED = 3
 MOST_CROPPED = 1 / 3
-FEW_LEVELS = 64  # a quarter of them
+FEW_LEVELS = 64  # a quarter of them, as 14 of 16 bits give
 PARTS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 LACKING = {
     "train": "The classifier cannot learn a class from so few images; add more",
@@ -57,7 +57,7 @@ def _of_accuracy(test: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"The accuracy is no higher than that of always guessing the commonest class: {_percent(test['accuracy'])} "
             f"against {_percent(test['majority_accuracy'])}. The features say nothing about the classes, or the "
-            f"classifier ignores it; {advice}."
+            "classifier favours rare ones, as with classifier.class_weight: balanced."
         )
     if test["never_found"]:
         yield f"No test image of {_named(test['never_found'])} is recognised; {advice}."
@@ -109,7 +109,7 @@ def _of_pixels(description: Mapping[str, Any]) -> Iterator[str]:
             "there, data.fit: pad or stretch keeps it, and so does a data.image_size of the pictures' own ratio."
         )
     darkest, brightest = description["parts"]["train"]["levels"]
-    if brightest - darkest < FEW_LEVELS:
+    if brightest - darkest <= FEW_LEVELS:
         yield (
             f"The training images use only the levels {darkest} to {brightest} of 0 to 255. If their files hold fewer "
             "bits than they have room for, data.white_level (4095 for 12 bits in 16) spreads them."
