@@ -129,6 +129,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except UnusableError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UnusableError(f"too many pixels: {error}") from None
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise UnusableError(printable(f"damaged, or not as its format demands ({reason})")) from None
