@@ -69,7 +69,7 @@ PARAMETERS = {
     "not YAML": ("seed: 0", "seed: [0", "not readable as YAML"),
 }
 
-IMAGES, LABELS, TEST_IMAGES = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz"
+IMAGES, TEST_IMAGES = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
 ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda root: remove(root / TEST_IMAGES), f"data/local lacks {TEST_IMAGES}"),
     "empty": (lambda root: (root / IMAGES).write_bytes(b""), f"{IMAGES}: begins with 0x,"),
