@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from helpers import free_port, stop, wait_for
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from convae import CAEFeatures, load_encoder
@@ -103,9 +104,11 @@ def test_onnx_gives_the_features_of_the_pipeline_and_those_of_other_sizes(publis
     session = onnxruntime.InferenceSession(published.folder / "build/encoder.onnx")
     assert_same(session.run(None, {"images": images_of(published)})[0], expected)
     encoder = load_encoder(published.folder / "models/encoder")
+    published.run(*CONVAE, "export", "--any-size", "--onnx", "build/any.onnx")
+    session = onnxruntime.InferenceSession(published.folder / "build/any.onnx")
     for shape in ((1, 1, 8, 8), (3, 1, 28, 28), (2, 1, 33, 70)):
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        assert_same(session.run(None, {"images": images})[0], encoder.features(images))
+        assert_same(session.run(None, {"images": images})[0], encoder.features(images, resize=False))
 
 
 def test_mlflow_gives_the_features_of_the_pipeline(published, client, expected):
@@ -175,7 +178,9 @@ def test_a_published_model_says_what_it_is_and_holds_no_pickle(published, client
     assert client.get_run(version.run_id).data.tags["dvc.stage"] == "evaluate"
     folder = Path(mlflow.artifacts.download_artifacts("models:/convae-classifier@champion", dst_path=str(tmp_path)))
     model = mlflow.models.Model.load(str(folder))
-    assert model.signature.inputs.inputs[0].shape == (-1, 1, -1, -1)
+    assert model.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    with pytest.raises(MlflowException, match="shape"):  # whose features would mean something else
+        mlflow.pyfunc.load_model("models:/convae-classifier@champion").predict(np.zeros((1, 1, 16, 16), np.uint8))
     assert model.signature.outputs.input_names()[:2] == ["label", "probability 0"]
     assert model.load_input_example(str(folder)).shape == (2, 1, 8, 8)
     assert not [file for file in folder.rglob("*") if file.suffix in (".pkl", ".pickle", ".joblib", ".pt", ".bin")]

@@ -36,7 +36,10 @@ def test_what_is_doubtful_is_told_on_any_terminal(
     (tmp_path / "data/prepared").mkdir(parents=True)
     write_json(tmp_path / "reports/metrics.json", {"test": TEST if labelled else {}, "health": HEALTH})
     counts = {"cat": 20, "猫\n": 0} if labelled else None
-    parts = {part: {"images": 20, "images_per_class": counts} for part in ("train", "validation", "test", "unlabelled")}
+    parts = {
+        part: {"images": 20, "levels": [0, 255], "images_per_class": counts}
+        for part in ("train", "validation", "test", "unlabelled")
+    }
     about = {"parts": parts, "cropped": 0.0, **COPIES}
     write_json(tmp_path / "data/prepared/description.json", about)
     done = subprocess.run(
