@@ -86,6 +86,14 @@ def test_where_white_is_zero_the_picture_is_inverted(dtype: type) -> None:
     assert decode(tiff(levels, 1), Reading(1)).pixels.tolist() == [[[0, 255, 100]]]
 
 
+def test_deep_pictures_that_are_dark_are_marked() -> None:
+    grey = png(2, 1, 16, 0, b"\0" + pair(4095, 7))
+    for content in (grey, COLOURS["PNG"], COLOURS["TIFF"]):
+        assert decode(content, Reading(3)).dim
+        assert not decode(content, Reading(3, white_level=4095)).dim
+    assert not decode(png(2, 1, 8, 0, b"\0\1\2"), Reading(3)).dim
+
+
 def test_alpha_of_16_bits_is_laid_on_white_whatever_white_is() -> None:
     """Whether it has as many bits as the colours, or all 16."""
     for opaque in (4095, 65535):
@@ -207,7 +215,7 @@ WIDE_PNG = png(8, 4, 8, 0, b"".join(b"\0" + row.tobytes() for row in WIDE))
     ],
 )
 def test_a_picture_is_fit_as_asked(fit: Any, expected: list[list[int]] | None, cropped: float) -> None:
-    pixels, lost = decode(WIDE_PNG, Reading(1, (4, 4), fit))
+    pixels, lost, _ = decode(WIDE_PNG, Reading(1, (4, 4), fit))
     picture = Image.fromarray(WIDE)
     if fit == "stretch":
         expected = np.asarray(picture.resize((4, 4), Image.Resampling.BILINEAR)).tolist()

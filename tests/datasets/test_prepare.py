@@ -157,10 +157,10 @@ def test_what_is_lost_of_pictures_is_written_down(tmp_path: Path, folder_params:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.linspace(0, 4095, 6 * 16).reshape(6, 16).astype(np.uint16)).save(path)
     lost = run(folder_params(color="grey"), tmp_path)
-    assert (lost["cropped"], lost["parts"]["train"]["levels"]) == (0.75, [1, 15])
+    assert (lost["cropped"], lost["dim"], lost["parts"]["train"]["levels"]) == (0.75, 30, [1, 15])
     whole = run(folder_params(color="grey", fit="stretch", white_level=4095), tmp_path, name="whole")
     darkest, brightest = whole["parts"]["train"]["levels"]
-    assert whole["cropped"] == 0
+    assert (whole["cropped"], whole["dim"]) == (0, 0)
     assert darkest < 16
     assert brightest > 239
 

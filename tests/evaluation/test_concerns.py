@@ -18,7 +18,9 @@ COPIES = {
 }
 
 
-def describe(train=(50, 50), validation=(5, 5), test=(20, 20), cropped=0.0, levels=(0, 255), **copies):
+def describe(
+    train=(50, 50), validation=(5, 5), test=(20, 20), cropped=0.0, levels=(0, 255), dim=0, rejected=(), **copies
+):
     """What `data/prepared/description.json` says of classes `a`, `b` ... with so many images, or of sets without."""
     parts = {"train": train, "validation": validation, "test": test, "unlabelled": None}
     return {
@@ -31,6 +33,8 @@ def describe(train=(50, 50), validation=(5, 5), test=(20, 20), cropped=0.0, leve
             for name, counts in parts.items()
         },
         "cropped": cropped,
+        "dim": dim,
+        "rejected": list(rejected),
         **{key: COPIES[key] | copies.get(key, {}) for key in COPIES},
     }
 
@@ -68,6 +72,13 @@ def test_pictures_of_which_little_is_left_are_told():
     assert text.startswith(
         "The training images use only the levels 0 to 15 of 0 to 255. If their files hold fewer bits"
     )
+
+
+def test_files_that_are_left_out_and_dark_ones_are_told():
+    (text,) = found(rejected=[{"path": "train/a/x.jpg", "reason": "an HEIC photo; save it as PNG"}] * 2)
+    assert text.startswith("Files that are left out: 2, such as train/a/x.jpg (an HEIC photo; save it as PNG). data")
+    (text,) = found(dim=6)
+    assert "brighter than a quarter of white: 6 of 157. If their files hold fewer" in text
 
 
 def test_an_accuracy_that_looks_at_nothing_is_told():

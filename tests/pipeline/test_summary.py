@@ -40,7 +40,7 @@ def test_what_is_doubtful_is_told_on_any_terminal(
         part: {"images": 20, "levels": [0, 255], "images_per_class": counts}
         for part in ("train", "validation", "test", "unlabelled")
     }
-    about = {"parts": parts, "cropped": 0.0, **COPIES}
+    about = {"parts": parts, "cropped": 0.0, "dim": 0, "rejected": [], **COPIES}
     write_json(tmp_path / "data/prepared/description.json", about)
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.summary"],

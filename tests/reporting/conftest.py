@@ -67,7 +67,9 @@ def write_parts(root: Path, shape: tuple[int, int, int], classes: Sequence[str],
         "classes": list(classes) if labelled else [],
     }
     copies = find_duplicates({name: ImageSet.load(root / name) for name in parts})
-    write_json(root / "description.json", {**description, "parts": parts, "rejected": [], "cropped": 0.0, **copies})
+    write_json(
+        root / "description.json", {**description, "parts": parts, "rejected": [], "cropped": 0.0, "dim": 0, **copies}
+    )
 
 
 @pytest.fixture

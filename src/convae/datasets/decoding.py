@@ -33,14 +33,14 @@ def decode_files(
     """Decode `files`, listed under `root`, into `images` (`uint8 [N, C, H, W]`) in their order, in threads.
 
     Returns:
-        The rows that were left empty, with the file that is rejected; and the part of each picture's area that was
-        cropped away, `float32 [N]`.
+        The rows that were left empty, with the file that is rejected; and of each picture `cropped` and `dim`, see
+        `Picture`, `float32 [N, 2]`.
 
     Raises:
         ConvaeError: a file is no longer the one that was listed.
     """
     total = images.shape[0]
-    refused, cropped = {}, np.zeros(total, np.float32)
+    refused, lost = {}, np.zeros((total, 2), np.float32)
     step = min(max(1, CHUNK_BYTES // prod(images.shape[1:])), MOST_AT_ONCE)
     files, start = iter(files), 0
     with (
@@ -59,10 +59,10 @@ def decode_files(
                 if isinstance(result, UnusableError):
                     refused[row] = Rejected(printable(file.path), str(result))
                 else:
-                    images[row], cropped[row] = result
+                    images[row], *lost[row] = result
                 progress.update()
             start += len(some)
-    return refused, cropped
+    return refused, lost
 
 
 def _decode_some(root: Path, reading: Reading, files: Sequence[ImageFile]) -> list[Picture | UnusableError]:

@@ -27,6 +27,7 @@ MOST_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 HEIGHT, BITS, PHOTOMETRIC, STRIPS, SAMPLES, ROWS_PER_STRIP, PLANAR = 257, 258, 262, 273, 277, 278, 284
 COLOR_MAP, SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 320, 330, 332, 338, 339
 WHITE_IS_ZERO, PALETTE = 0, 3
+DIM = 64  # of 255, as 14 bits in 16 give
 DEPTHS = {1, 2, 4, 8, 12, 16}
 CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, PALETTE: 1, 5: 4, 6: 3}
 TRANSPARENCY = ((1,), (2,))  # the extra samples that are one
@@ -44,10 +45,16 @@ TURNS = {
 
 
 class Picture(NamedTuple):
-    """Pixels `uint8 [C, H, W]`, and the part of the picture's area that was cropped away."""
+    """Pixels `uint8 [C, H, W]`, and what may have been lost.
+
+    Attributes:
+        cropped: the part of the picture's area that was cropped away.
+        dim: whether it has more than 8 bits a channel, and none of them is brighter than a quarter of white.
+    """
 
     pixels: np.ndarray
     cropped: float
+    dim: bool = False
 
 
 def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
@@ -98,11 +105,10 @@ def decode(content: bytes, reading: Reading) -> Picture:
             _check_tiff(getattr(image, "tag_v2", {}))
             if image.format == "BMP" and _raw_mode(image) == "BGRX":
                 _check_padding(content, image)
-            if _has_deep_colours(image):
-                flat = _flat_from_deep(image, content, reading.white_level)
-            else:
-                flat = _flat(image, reading.white_level)
-            return _finish(flat, _turn(image), reading)
+            deep = _has_deep_colours(image)
+            flat = _flat_from_deep(image, content, reading.white_level) if deep else _flat(image, reading.white_level)
+            dim = (deep or image.mode.startswith("I;16")) and int(np.asarray(flat.convert("RGB")).max()) <= DIM
+            return _finish(flat, _turn(image), reading)._replace(dim=dim)
 
 
 def from_pillow(image: Image.Image, reading: Reading) -> Picture:

@@ -49,9 +49,9 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
     """
     with shared_folder(output) as folder:
         rejected: list[Rejected] = []
-        cropped = 0.0
+        lost = np.zeros((1, 2))
         if data.dataset == "image_folder":
-            given, classes, rejected, cropped = _from_folder(data, raw, folder / "decoded")
+            given, classes, rejected, lost = _from_folder(data, raw, folder / "decoded")
         else:
             given, classes = _from_arrays(data, raw), CATALOGUE[data.dataset].classes
         if rank():  # the others have done their part
@@ -65,7 +65,8 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
             "classes": list(classes),
             "parts": _summary(descriptions, given),
             "rejected": [asdict(file) for file in rejected],
-            "cropped": cropped,
+            "cropped": round(float(np.median(lost[:, 0])), 6),
+            "dim": int(lost[:, 1].sum()),
             **find_duplicates({name: ImageSet.load(folder / name) for name in parts}),
         }
         write_json(folder / "description.json", summary)
@@ -103,12 +104,12 @@ def _from_arrays(data: DataParams, raw: Path) -> dict[str, Part]:
 
 def _from_folder(
     data: DataParams, raw: Path, scratch: Path
-) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected], float]:
+) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected], np.ndarray]:
     """Decode what `raw` lists into arrays in `scratch`, or the training part into `data.shards`.
 
     Returns:
-        The parts, the classes, the files that are rejected, and the part of its area that the median picture lost by
-        cropping.
+        The parts, the classes, the files that are rejected, and of each picture what it may have lost, see
+        `decode_files`.
     """
     rejected = read_rejected(raw)
     classes = classes_of(ListedFiles(raw, "train"))
@@ -133,13 +134,13 @@ def _from_folder(
             mine = decode_files(Path(data.root), islice(files, share.start, share.stop), images[share], reading)
         done = collect((share.start, *mine))
         refused = {start + row: file for start, rows, _ in done for row, file in rows.items()}
-        lost += [np.delete(cropped, list(rows)) for _, rows, cropped in done]
+        lost += [np.delete(of_each, list(rows), axis=0) for _, rows, of_each in done]
         rejected += refused.values()
         index = np.setdiff1d(np.arange(len(labels)), list(refused))
         parts[name] = Part(images, labels if classes else None, index, files)
     if not rank():
         _check_folder(data, parts, classes, rejected)
-    return parts, classes, rejected, round(float(np.median(np.concatenate(lost))), 6)
+    return parts, classes, rejected, np.concatenate(lost)
 
 
 def _decode_into_shards(

@@ -17,7 +17,7 @@ LACKING = {
     "validation": "These classes hardly affect the choice of settings; a larger data.validation_size helps",
     "test": "The accuracy says next to nothing about these classes; a larger data.test_size helps",
 }
-EXAMPLES = "data/prepared/description.json names some."
+EXAMPLES = "data/prepared/description.json has examples, by their rows."
 
 
 def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
@@ -102,7 +102,18 @@ def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_pixels(description: Mapping[str, Any]) -> Iterator[str]:
-    """Pictures of which little is left."""
+    """Pictures of which little or nothing is left."""
+    rejected = description["rejected"]
+    if rejected:
+        first = f"{rejected[0]['path']} ({rejected[0]['reason']})"
+        yield f"Files that are left out: {len(rejected)}, such as {first}. data/prepared/description.json lists them."
+    if description["dim"]:
+        total = sum(about["images"] for about in description["parts"].values())
+        yield (
+            "Pictures of more than 8 bits per channel that are nowhere brighter than a quarter of white: "
+            f"{description['dim']} of {total}. If their files "
+            "hold fewer bits than they have room for, data.white_level (4095 for 12 bits in 16) spreads them."
+        )
     if description["cropped"] > MOST_CROPPED:
         yield (
             f"Cropping takes {description['cropped']:.0%} of its area from the median picture. If what counts may lie "
