@@ -9,7 +9,7 @@ from convae.terminal import survive_any_encoding
 
 
 def main() -> None:
-    """Print the test accuracy and what it has to be read with, what is doubtful, and where to read on."""
+    """Print the test accuracy and what it has to be read with, any concerns, and where to read on."""
     survive_any_encoding()
     metrics = read_json(Path("reports/metrics.json"))
     test = metrics["test"]
@@ -25,7 +25,7 @@ def main() -> None:
     if "reconstruction_mse" in test:
         print(f"reconstruction  {test['reconstruction_mse']:.4f}   (mean squared error of preprocessed test images)")
     for concern in concerns(metrics, read_json(Path("data/prepared/description.json"))):
-        print(f"doubtful        {concern}")
+        print(f"concern         {concern}")
     print("report          reports/report.html")
     print("compare runs    make ui")
 

@@ -51,7 +51,7 @@ def test_what_is_doubtful_is_told_on_any_terminal(
     )
     lines = done.stdout.decode(encoding).splitlines()
     name = "猫\\n" if encoding == "utf-8" else "\\u732b\\n"
-    doubtful = [line.removeprefix("doubtful").strip() for line in lines if line.startswith("doubtful")]
+    doubtful = [line.removeprefix("concern").strip() for line in lines if line.startswith("concern")]
     assert any(line.startswith("Test images that another part has too, pixel for pixel: 3 of 20") for line in doubtful)
     assert lines[-2:] == ["report          reports/report.html", "compare runs    make ui"]
     if not labelled:

@@ -7,6 +7,7 @@ from typing import Any
 from helpers import chromium, mlflow_server, needs_chromium, wait_for
 from mlflow import MlflowClient
 
+from convae.datasets.reading import Reading
 from convae.tracking.git import Place
 from convae.tracking.records import NOTE
 from convae.tracking.registry import _card
@@ -44,7 +45,8 @@ def card() -> str:
         "trained_on": {"dataset": "image_folder", "images": 9, "sha256": "0" * 64},
         "versions": {"torch": "2"},
     }
-    classifier: Any = SimpleNamespace(description=description, encoder=SimpleNamespace(config=config))
+    encoder = SimpleNamespace(config=config, reading=lambda: Reading(1, (8, 8)))
+    classifier: Any = SimpleNamespace(description=description, encoder=encoder)
     return _card(classifier, Place("here", {}, 0, f"git checkout {HOSTILE[2]}"))
 
 

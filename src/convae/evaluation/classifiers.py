@@ -17,7 +17,6 @@ from sklearn.svm import SVC, LinearSVC
 
 from convae.errors import ConvaeError
 from convae.evaluation.logistic_regression import fit_path
-from convae.evaluation.metrics import DIGITS, FIGURES
 from convae.files import row_chunks
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ def fit_best(
         ConvaeError: features are not finite or all alike, labels are all alike, a setting does not suit, or there are
             more than 16 GiB of features for a classifier that needs them in memory.
     """
+    from convae.evaluation.metrics import DIGITS, FIGURES  # with pandas, which those who only classify need not have
+
     _check(train, y, validation)
     _check_size(params.kind, train)
     best, highest, tried = None, -1.0, []
