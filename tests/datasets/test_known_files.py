@@ -262,9 +262,9 @@ def test_stl10_on_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_pa
 
 
 def test_mnist_is_known_by_the_hashes_of_its_uncompressed_files() -> None:
-    assert list(CATALOGUE["mnist"].unpacked.values()) == [
-        "6bbc9ace898e44ae57da46a324031adb",
-        "a25bea736e30d166cdddb491f175f624",
-        "2646ac647ad5339dbf082846283269ea",
-        "27ae3e4e09519cfbb04c329615203637",
-    ]
+    assert CATALOGUE["mnist"].unpacked == {
+        "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
+    }
