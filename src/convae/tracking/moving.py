@@ -1,4 +1,4 @@
-"""A database that was moved or copied with its figures: MLflow writes their addresses absolute, and they lead back."""
+"""Artifact addresses in a store that was moved or copied. MLflow keeps them absolute: they name the old place."""
 
 import re
 import sqlite3
@@ -24,11 +24,11 @@ def artifacts_beside(database: Path) -> Path:
 
 
 def follow(database: Path, experiments: tuple[str, ...] = ()) -> None:
-    """Make addresses that lead to the `mlartifacts` of another folder lead to the one beside this database.
+    """Point addresses below another folder's `mlartifacts` to the one beside this database.
 
-    Those of figures that are here are changed. Others are where the old repository is gone, but not where its parent
-    folder is missing too, as of a disk that is not mounted; and where it has a database of its own: then this one is a
-    copy, which must not write into the original.
+    An address changes if its figures are here; if the old repository is gone, unless its parent folder is missing too,
+    as on a disk that is not mounted; or if the old repository has a database of its own: then this one is a copy, which
+    must not write into the original.
 
     Args:
         database: a file of SQLite; without MLflow's tables there is nothing to do.

@@ -1,9 +1,8 @@
 """The process beside a stage that records it, so that MLflow's imports and a slow store cost the stage no time.
 
 What happens arrives as lines of JSON on stdin. The first says where to record and about whom, the last how the stage
-ended; where that one is missing, the stage was killed. On stdout, which the stage reads, there is a sign before the
-outputs are hashed and one after, and the reason where recording fails, which the stage tells once its progress bars
-are gone.
+ended; where that one is missing, the stage was killed. On stdout it tells the stage when it starts and ends hashing the
+outputs, and why recording failed. The stage prints that reason once its progress bars are gone.
 """
 
 import gc
