@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from convae.params import Params
+from convae.stages.runner import run_stage
 from convae.tracking.runs import Run
-from convae.tracking.stage import run_stage
 
 
 def main(params: Params, run: Run) -> None:

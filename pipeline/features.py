@@ -3,15 +3,19 @@
 from pathlib import Path
 
 from convae.params import Params
+from convae.processes import Processes
+from convae.stages.runner import run_stage
 from convae.tracking.runs import Run
-from convae.tracking.stage import run_stage
 
 
-def main(params: Params, run: Run) -> None:
+def main(params: Params, run: Run, processes: Processes) -> None:
     """data/features/, and models/encoder/: the trained encoder with its readout."""
     from convae.features.extract import extract_features
 
-    encoder = extract_features(params, Path("models/autoencoder"), Path("data/prepared"), Path("data/features"))
+    trained, prepared = Path("models/autoencoder"), Path("data/prepared")
+    encoder = extract_features(params, trained, prepared, Path("data/features"), processes)
+    if processes.rank:  # the first process writes the outputs
+        return
     run.log_tags({"device": str(encoder.device)})
     encoder.to("cpu").save(Path("models/encoder"))
 

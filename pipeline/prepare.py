@@ -3,15 +3,17 @@
 from pathlib import Path
 
 from convae.params import Params
+from convae.processes import Processes
+from convae.stages.runner import run_stage
 from convae.tracking.runs import Run
-from convae.tracking.stage import run_stage
 
 
-def main(params: Params, run: Run) -> None:
+def main(params: Params, run: Run, processes: Processes) -> None:
     """data/prepared/: one image set for each part, and a description."""
     from convae.datasets.prepare import prepare
 
-    prepare(params.data, params.seed, Path("data/raw") / params.data.dataset, Path("data/prepared"))
+    raw = Path("data/raw") / params.data.dataset
+    prepare(params.data, params.seed, raw, Path("data/prepared"), processes)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from convae.datasets.image_folder import printable
 from convae.evaluation.concerns import concerns
 from convae.files import read_json
+from convae.names import printable
 from convae.terminal import survive_any_encoding
 
 

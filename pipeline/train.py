@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from convae.params import Params
+from convae.processes import Processes
+from convae.stages.runner import run_stage
 from convae.tracking.runs import Run
-from convae.tracking.stage import run_stage
 
 
-def main(params: Params, run: Run) -> None:
+def main(params: Params, run: Run, processes: Processes) -> None:
     """models/autoencoder/ and reports/training.csv."""
     import pandas as pd
 
@@ -17,7 +18,9 @@ def main(params: Params, run: Run) -> None:
 
     prepared = Path("data/prepared")
     training, validation = load_training_set(params, prepared), ImageSet.load(prepared / "validation")
-    encoder, history, device = train_encoder(params, training, validation, run.log_epoch)
+    encoder, history, device = train_encoder(params, training, validation, run.log_epoch, processes=processes)
+    if processes.rank:  # the first process writes the outputs
+        return
     run.log_tags({"device": device})
     encoder.save(Path("models/autoencoder"))
     columns = ["phase", "epoch", "train_loss", "validation_loss", "learning_rate"]

@@ -18,8 +18,8 @@ from convae.cli import main
 from convae.encoder import Encoder, build_autoencoder
 from convae.evaluation.classifiers import make_classifier
 from convae.evaluation.saving import save_classifier
-from convae.features.readout import Readout
 from convae.files import content_sha256
+from convae.models.readout import Readout
 
 READOUT: dict[str, Any] = {
     "layers": [-1],

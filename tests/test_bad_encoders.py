@@ -15,8 +15,8 @@ from layers import layer
 from saved_models import CONFIG, READOUT, change, sha256, weights, write
 
 from convae.encoder import Encoder, build_autoencoder
-from convae.features.readout import Readout
 from convae.files import content_sha256
+from convae.models.readout import Readout
 
 COMMANDS = {
     "features": ["features", "picture.png", "-o", "features.npy", "--force"],

@@ -15,8 +15,8 @@ from PIL import Image
 from convae.datasets.reading import Reading
 from convae.encoder import Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
-from convae.features.readout import Readout
 from convae.files import content_sha256
+from convae.models.readout import Readout
 from convae.training.train import train_encoder
 
 LAYER = layer(

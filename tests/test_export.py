@@ -11,7 +11,7 @@ from convae import load_encoder
 from convae.encoder import Encoder, build_autoencoder
 from convae.errors import ConvaeError
 from convae.export import export_onnx
-from convae.features.readout import Readout
+from convae.models.readout import Readout
 
 READOUT = {
     "layers": [-1],

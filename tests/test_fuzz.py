@@ -25,10 +25,10 @@ from ruamel.yaml import YAML
 from saved_models import CONFIG, save_models
 
 from convae.datasets.catalogue import CATALOGUE
-from convae.datasets.image_folder import UnusableError, list_images
+from convae.datasets.image_folder import list_images
 from convae.datasets.image_set import ImageSet, write_image_set
 from convae.datasets.listing import ListedFiles, read_rejected, write_listing
-from convae.datasets.pictures import decode
+from convae.datasets.pictures import UnusableError, decode
 from convae.datasets.readers import read, read_idx
 from convae.datasets.reading import Reading
 from convae.encoder import load_encoder

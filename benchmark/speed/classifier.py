@@ -12,7 +12,7 @@ from benchmark.speed.measuring import THREADS, Row, alternate, at_least, in_new_
 from convae.evaluation.logistic_regression import fit_path
 from convae.features.extract import extract_features
 from convae.files import row_chunks
-from convae.tracking.stage import limit_threads
+from convae.stages.runner import limit_threads
 
 C = 0.003
 TOLERANCE = 0.001  # of the accuracy on validation images

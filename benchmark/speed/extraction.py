@@ -12,8 +12,8 @@ from benchmark.speed.measuring import THREADS, Row, alternate, at_least, in_new_
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
 from convae.features.extract import extract_features
-from convae.features.readout import Readout
-from convae.tracking.stage import keep_freed_memory, limit_threads
+from convae.models.readout import Readout
+from convae.stages.runner import keep_freed_memory, limit_threads
 
 PARTS = ("train", "validation", "test")
 IMAGES = 70_000

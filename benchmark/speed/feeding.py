@@ -8,7 +8,7 @@ import torch
 
 from benchmark.speed.measuring import THREADS, Row, alternate, at_least, timed
 from convae.models.preprocessing import Preprocessing
-from convae.tracking.stage import keep_freed_memory
+from convae.stages.runner import keep_freed_memory
 from convae.training.batches import ImageBatches
 
 BATCH = 64
@@ -32,7 +32,7 @@ def ours(shape: tuple[int, int, int]) -> float:
     images, preprocessing = _images(shape), Preprocessing(shape[0])
 
     def epoch() -> None:
-        for batch, _ in ImageBatches(images, BATCH, seed=0):
+        for batch, _ in ImageBatches(images, BATCH, seed=0).of_epoch(0):
             preprocessing(batch)
 
     return timed(epoch)

@@ -30,7 +30,7 @@ from convae.datasets.prepare import prepare
 from convae.features.extract import extract_features
 from convae.files import new_folder, write_json
 from convae.params import Params
-from convae.tracking.stage import keep_freed_memory, limit_threads
+from convae.stages.runner import keep_freed_memory, limit_threads
 
 PLOT = REPOSITORY / "reports/benchmark.png"
 REPETITIONS = 3

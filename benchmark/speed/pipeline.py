@@ -15,8 +15,8 @@ from dvc.utils.hydra import apply_overrides
 
 from benchmark.speed.measuring import Row, alternate, at_least, at_most, clone, command, timed
 from convae.params import load_params
+from convae.stages.runner import keep_freed_memory, limit_threads
 from convae.tracking.runs import Run
-from convae.tracking.stage import keep_freed_memory, limit_threads
 
 STAGES = ("prepare", "features", "evaluate", "report")  # those that need no Lightning
 

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 
 from benchmark.speed.images import changed, default_params, fashion_mnist, some_images
 from benchmark.speed.measuring import REPOSITORY, Row, alternate
-from convae import processes
-from convae.tracking.stage import keep_freed_memory
+from convae.processes import connect
+from convae.stages.runner import keep_freed_memory
 
 IMAGES, VALIDATION = 20_000, 1000
 
@@ -38,11 +38,13 @@ def train(checkpoints: Path, threads: int) -> None:
     from convae.training.train import train_encoder
 
     keep_freed_memory()
-    processes.connect()
+    processes = connect()
     params = changed(default_params(), train={"epochs": 2, "threads": threads, "accelerator": "cpu"})
     training, validation = some_images("train", IMAGES), some_images("validation", VALIDATION)
     ends: list[float] = []
-    train_encoder(params, training, validation, lambda row: ends.append(time.perf_counter()), checkpoints)
+    train_encoder(
+        params, training, validation, lambda row: ends.append(time.perf_counter()), checkpoints, processes=processes
+    )
     print(ends[1] - ends[0])
 
 

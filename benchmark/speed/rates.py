@@ -13,7 +13,7 @@ from benchmark.speed.training import second_epoch
 from convae.datasets.image_folder import list_images
 from convae.datasets.image_set import ImageSet, write_image_set
 from convae.features.extract import extract_features
-from convae.tracking.stage import keep_freed_memory, limit_threads
+from convae.stages.runner import keep_freed_memory, limit_threads
 
 IMAGES, SIDE = 4000, 64
 BYTES = 1 << 28

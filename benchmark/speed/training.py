@@ -17,8 +17,8 @@ from benchmark.speed.measuring import REPOSITORY, THREADS, Row, alternate, at_le
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
 from convae.params import Params, load_params
+from convae.stages.runner import keep_freed_memory, limit_threads
 from convae.tracking.runs import start_run
-from convae.tracking.stage import keep_freed_memory, limit_threads
 
 IMAGES = 24_000
 VALIDATION = 1000

@@ -22,7 +22,7 @@ def fetched(address: str) -> AbstractContextManager[Path]:
     if not address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         raise ConvaeError(f"{address}: neither a folder nor an address of MLflow, such as models:/; download it first")
     try:
-        from convae.tracking.registry import downloaded
+        from convae.tracking.fetch import downloaded
     except ImportError as error:
         raise ConvaeError(f"{address}: {error}; install convae[pipeline]") from None
     return downloaded(address)

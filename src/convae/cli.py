@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from convae import __version__
+from convae.datasets.foreign import FORMAT_NAMES
 from convae.errors import ConvaeError
 from convae.terminal import finished_bars, survive_any_encoding
 
@@ -23,7 +24,7 @@ EXAMPLES = """examples:
   convae verify                                rerun all, and say whether it gives the same bits
   convae lineage models/encoder                the data, code, parameters and runs that an encoder is from
 """
-IMAGES = """IMAGES are files, folders (every PNG, JPEG, WebP, BMP or TIFF below them), patterns such as
+IMAGES = f"""IMAGES are files, folders (every {FORMAT_NAMES} below them), patterns such as
 'scans/**/*.png', or - for names from standard input, one a line. A picture that can't be read is reported and left out,
 and the exit code is 1. Pictures are resized and read like the training images.
 """

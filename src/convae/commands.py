@@ -17,18 +17,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from convae.addresses import fetched, is_address
-from convae.datasets.foreign import is_litter
-from convae.datasets.image_folder import UnusableError, printable
-from convae.datasets.pictures import read_picture
+from convae.datasets.foreign import FORMAT_NAMES, SUFFIXES, is_litter
+from convae.datasets.pictures import UnusableError, read_picture
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
 from convae.evaluation.saving import load_classifier
 from convae.files import check_folder, check_free, new_file
 from convae.models.geometry import show
+from convae.names import printable
 from convae.terminal import warn_beside_bars
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ROW_GROUP = 1024  # rows of a Parquet file that belong together: each group describes every column
 AHEAD = 16  # pictures decoded before they are needed
 Append = Callable[[np.ndarray, list[str]], None]
@@ -112,7 +111,7 @@ def _named(argument: str) -> list[str]:
         others = [path for path in files if path.suffix.lower() not in SUFFIXES]
         left_out = f"{len(others)} of another suffix, such as {printable(others[0].name)}" if others else "no others"
         if not pictures:
-            raise ConvaeError(f"{argument}: no PNG, JPEG, WebP, BMP or TIFF file below it, and {left_out}")
+            raise ConvaeError(f"{argument}: no {FORMAT_NAMES} file below it, and {left_out}")
         if others:
             print(f"convae: {printable(argument)}: {len(pictures)} files are read, and {left_out}", file=sys.stderr)
         return pictures

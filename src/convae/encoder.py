@@ -22,11 +22,12 @@ from torch.nn import functional as F
 from convae.addresses import fetched, is_address
 from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
-from convae.features.readout import Readout
 from convae.files import check_folder, content_sha256, new_file, read_file, read_json, write_json
 from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
 from convae.models.geometry import GeometryError, Size, layer_sizes, show, smallest_size
+from convae.models.readout import Readout
+from convae.processes import ALONE, Processes
 
 FORMAT = 4
 PICTURES = {"fit": "crop", "white_level": None}  # what encoders of format 3, which do not say it, learned from
@@ -304,10 +305,10 @@ def _to_numpy(values: Tensor) -> np.ndarray:
     return result
 
 
-def build_autoencoder(config: dict[str, Any]) -> Autoencoder:
+def build_autoencoder(config: dict[str, Any], processes: Processes = ALONE) -> Autoencoder:
     """The network that `config.json` describes, its weights not yet set."""
     names = ("channels", "preprocessing", "layers", "tied_weights", "stacked_on", "sparsity")
-    return Autoencoder(**{name: config[name] for name in names})
+    return Autoencoder(**{name: config[name] for name in names}, processes=processes)
 
 
 def load_encoder(source: str | Path) -> Encoder:

@@ -1,43 +1,37 @@
 """What surrounds a computation and may change the last bits of its results."""
 
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pyarrow",
-    "pytorch-lightning",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "skops",
-    "torch",
-    "torchvision",
-)
+LIBRARIES = ("torch", "pytorch-lightning", "scikit-learn", "numpy", "scipy", "skops", "pandas", "matplotlib")
+PACKAGES = tuple(sorted((*LIBRARIES, "pillow", "pyarrow", "safetensors", "torchvision")))
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each package; None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def environment() -> dict[str, Any]:
     """Processor, what PyTorch makes of it, GPU, and versions; nothing that tells one machine from its like."""
     import torch
 
-    packages: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
     return {
         "system": platform.system(),
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": versions(PACKAGES),
     }
 
 

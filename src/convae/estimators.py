@@ -16,8 +16,8 @@ from torch import Tensor
 
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
-from convae.features.readout import Readout
 from convae.images import Images, channels_first
+from convae.models.readout import Readout
 from convae.training.state import state_as_before
 
 if TYPE_CHECKING:

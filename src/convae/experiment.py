@@ -6,6 +6,7 @@ from pathlib import Path
 from convae.datasets.catalogue import CATALOGUE, image_shape
 from convae.errors import ConvaeError
 from convae.files import read_json
+from convae.models.compatibility import check_source
 from convae.models.geometry import (
     GeometryError,
     LayerGeometry,
@@ -15,7 +16,6 @@ from convae.models.geometry import (
     resolve_kernels,
     show,
 )
-from convae.models.transfer import check_source
 from convae.params import PARAMS_FILE, Params, parse_sections, read_text
 
 MOST_VALUES = 2**28  # of four bytes

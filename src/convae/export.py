@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
-from convae.features.readout import Readout
 from convae.files import check_free, new_file
+from convae.models.readout import Readout
 
 OPSET = 18
 TOLERANCE = 1e-4  # of the features' largest magnitude

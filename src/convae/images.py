@@ -62,8 +62,7 @@ def _single(image: Single, reading: Reading) -> Tensor:
     if isinstance(image, (np.ndarray, Tensor)):
         some = image[None, None] if image.ndim == 2 and reading.channels == 1 else image[None]
         return _checked(channels_first(some, reading.channels))[0]
-    from convae.datasets.image_folder import UnusableError
-    from convae.datasets.pictures import from_pillow, read_picture
+    from convae.datasets.pictures import UnusableError, from_pillow, read_picture
 
     if reading.channels not in (1, 3):
         raise ConvaeError(f"a picture has 1 or 3 channels; this encoder needs arrays with {reading.channels}")

@@ -1,7 +1,9 @@
-"""Names of parameters and of numbers, as they are shown everywhere."""
+"""Names, as they are written and shown everywhere."""
 
 from collections.abc import Mapping
 from typing import Any
+
+PARTS = ("train", "validation", "test")
 
 
 def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,3 +19,13 @@ def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for key, item in items for k, v in walk(f"{prefix}.{key}" if prefix else key, item).items()}
 
     return walk("", content)
+
+
+def printable(text: str) -> str:
+    """`text` on one line of valid UTF-8: control characters and undecodable bytes are escaped.
+
+    Example:
+        >>> print(printable("one\ntwo"))
+        one\ntwo
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

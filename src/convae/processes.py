@@ -1,12 +1,10 @@
-"""Processes that do the work of one stage together, started by torchrun, by srun or by the stage itself.
-
-The first one writes what is one for all; in a process that is alone nothing here does anything.
-"""
+"""Processes that run one stage together, started by torchrun, by srun or by the stage itself."""
 
 import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -18,74 +16,70 @@ from convae.files import new_array, new_folder
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)  # for a process that works alone for a while; that one died is seen by who started it
-
-_connected = False
+PATIENCE = timedelta(days=1)  # for a peer that works alone for a while; the launcher detects a dead one
 
 
-def connect() -> None:
-    """Get into touch with the other processes, where the environment tells of some: RANK, WORLD_SIZE, MASTER_ADDR."""
-    global _connected
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch.distributed  # prepare does without torch where it is alone
+@dataclass(frozen=True)
+class Processes:
+    """This process among its peers. Rank 0 writes shared outputs; a process without peers does everything itself.
 
-        torch.distributed.init_process_group(timeout=PATIENCE)
-        atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort an ending process
-        _connected = True
+    Attributes:
+        rank: of this process, from 0.
+        count: the world size.
+    """
 
+    rank: int = 0
+    count: int = 1
 
-def count() -> int:
-    """How many processes there are."""
-    if not _connected:
-        return 1
-    import torch.distributed
+    def is_loss_of_another(self, error: RuntimeError) -> bool:
+        """Whether a process could not go on because a peer is gone."""
+        if self.count == 1:
+            return False
+        import torch.distributed
 
-    return torch.distributed.get_world_size()
+        return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
+    def share_of(self, rows: int) -> slice:
+        """The rows that are this process's, in the order of ranks; no two shares differ by more than one row.
 
-def rank() -> int:
-    """The place of this one among them; the first is 0."""
-    if not _connected:
-        return 0
-    import torch.distributed
+        Example:
+            >>> [Processes(rank, 3).share_of(10) for rank in range(3)]
+            [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
+        """
+        return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
-    return torch.distributed.get_rank()
+    def collect(self, value: T) -> list[T]:
+        """The values of all processes, in all of them; nobody returns before everybody has called it."""
+        if self.count == 1:
+            return [value]
+        import torch.distributed
 
+        values: list[T] = [value] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
 
-def is_loss_of_another(error: RuntimeError) -> bool:
-    """Whether a process could not go on because another one is gone."""
-    if not _connected:
-        return False
-    import torch.distributed
+    @contextmanager
+    def shared_folder(self, path: Path) -> Iterator[Path]:
+        """`files.new_folder`, made by rank 0, for all."""
+        with nullcontext(path) if self.rank else new_folder(path) as folder:
+            yield self.collect(folder)[0]
 
-    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
-
-
-def share_of(rows: int) -> slice:
-    """The rows that are this process's: the first has the first ones, and no two shares differ by more than one."""
-    return slice(rows * rank() // count(), rows * (rank() + 1) // count())
-
-
-def collect(value: T) -> list[T]:
-    """The values of all processes, in all of them."""
-    if not _connected:
-        return [value]
-    import torch.distributed
-
-    values: list[T] = [value] * count()
-    torch.distributed.all_gather_object(values, value)
-    return values
+    def shared_array(self, path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+        """`files.new_array`, made by rank 0, mapped by all."""
+        array = None if self.rank else new_array(path, dtype, shape)
+        self.collect(None)
+        return np.load(path, mmap_mode="r+", allow_pickle=False) if array is None else array
 
 
-@contextmanager
-def shared_folder(path: Path) -> Iterator[Path]:
-    """`files.new_folder`, made by the first process, for all."""
-    with nullcontext(path) if rank() else new_folder(path) as folder:
-        yield collect(folder)[0]
+ALONE = Processes()
 
 
-def shared_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-    """`files.new_array`, made by the first process, mapped by all."""
-    array = None if rank() else new_array(path, dtype, shape)
-    collect(None)
-    return np.load(path, mmap_mode="r+", allow_pickle=False) if array is None else array
+def connect() -> Processes:
+    """Connect to the peers that the environment tells of, by RANK, WORLD_SIZE and MASTER_ADDR."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    import torch.distributed  # prepare does without torch where it is alone
+
+    torch.distributed.init_process_group(timeout=PATIENCE)
+    atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort an ending process
+    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())

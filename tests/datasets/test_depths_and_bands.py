@@ -10,8 +10,7 @@ import pytest
 from picture_files import chunk, pair, png, tiff
 from PIL import Image
 
-from convae.datasets.image_folder import UnusableError
-from convae.datasets.pictures import decode, from_pillow
+from convae.datasets.pictures import UnusableError, decode, from_pillow
 from convae.datasets.reading import Reading
 
 RANDOM = np.random.default_rng(0)

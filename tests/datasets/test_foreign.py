@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from convae.datasets.foreign import is_litter, is_picture, what_it_is
-from convae.datasets.image_folder import UnusableError, list_images
-from convae.datasets.pictures import decode
+from convae.datasets.image_folder import list_images
+from convae.datasets.pictures import UnusableError, decode
 
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
 

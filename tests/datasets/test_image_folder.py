@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 from convae.datasets.download import download
-from convae.datasets.image_folder import PARTS, classes_of, list_images
+from convae.datasets.image_folder import classes_of, list_images
 from convae.datasets.listing import ListedFiles, read_rejected, write_listing
 from convae.errors import ConvaeError
 from convae.files import file_sha256
+from convae.names import PARTS
 from convae.params import DataParams
 
 

@@ -13,8 +13,7 @@ from picture_files import chunk, pair, png
 from PIL import Image
 
 from convae.datasets import pictures
-from convae.datasets.image_folder import UnusableError
-from convae.datasets.pictures import from_pillow, read_picture
+from convae.datasets.pictures import UnusableError, from_pillow, read_picture
 from convae.datasets.reading import Reading
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from convae.datasets import pictures
-from convae.datasets.image_folder import UnusableError
+from convae.datasets.pictures import UnusableError
 from convae.datasets.reading import Reading
 
 RANDOM = np.random.default_rng(0)

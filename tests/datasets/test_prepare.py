@@ -28,7 +28,8 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def run(data: DataParams, tmp_path: Path, seed: int = 0, name: str = "prepared") -> dict[str, Any]:
     download(data, tmp_path / "raw", tmp_path / "downloads")
-    return prepare(data, seed, tmp_path / "raw", tmp_path / name)
+    prepare(data, seed, tmp_path / "raw", tmp_path / name)
+    return read_json(tmp_path / name / "description.json")
 
 
 def test_digits_are_divided_in_three(tmp_path: Path, data_params: Params) -> None:
@@ -80,7 +81,8 @@ def test_unlabelled_images_stay_apart(tmp_path: Path, data_params: Params, monke
         np.save(tmp_path / f"raw/{split}_images.npy", images)
         if split != "unlabelled":
             np.save(tmp_path / f"raw/{split}_labels.npy", np.arange(count) % 10)
-    summary = prepare(data_params(dataset="stl10", validation_size=0.25), 0, tmp_path / "raw", tmp_path / "out")
+    prepare(data_params(dataset="stl10", validation_size=0.25), 0, tmp_path / "raw", tmp_path / "out")
+    summary = read_json(tmp_path / "out/description.json")
     assert [summary["parts"][name]["images"] for name in PARTS] == [30, 10, 10, 25]
     unlabelled = ImageSet.load(tmp_path / "out/unlabelled")
     np.testing.assert_array_equal(unlabelled.images, np.load(tmp_path / "raw/unlabelled_images.npy"))

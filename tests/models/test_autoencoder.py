@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from convae.models.autoencoder import Autoencoder
 from convae.models.preprocessing import Preprocessing, normalize_local_contrast
+from convae.models.shared_batch import SharedBatch
 from convae.models.sparsity import WinnerTakeAll
 
 
@@ -65,13 +66,13 @@ def test_every_parameter_learns_and_nothing_is_nan(layers):
 
 def test_one_winner_a_block_and_the_strongest_of_them_over_the_batch():
     maps = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    code = WinnerTakeAll(3, (4, 4), None)(maps)
+    code = WinnerTakeAll(3, (4, 4), None, SharedBatch())(maps)
     blocks = F.unfold((code != 0).float().flatten(0, 1).unsqueeze(1), 4, stride=4)
     assert (blocks.sum(1) == 1).all()
     strongest = F.max_pool2d(maps.abs(), 4)
     assert torch.equal(F.max_pool2d(code.abs(), 4), strongest)
 
-    kept = WinnerTakeAll(3, (4, 4), 0.25)(maps)
+    kept = WinnerTakeAll(3, (4, 4), 0.25, SharedBatch())(maps)
     assert ((kept != 0).sum(dim=(0, 2, 3)) == 6).all()  # a quarter of 6 images × 4 blocks
     for channel in range(3):
         threshold = strongest[:, channel].flatten().topk(6).values[-1]
@@ -80,7 +81,7 @@ def test_one_winner_a_block_and_the_strongest_of_them_over_the_batch():
 
 def test_in_evaluation_an_image_does_not_depend_on_its_batch():
     maps = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    sparsity = WinnerTakeAll(3, (4, 4), 0.25)
+    sparsity = WinnerTakeAll(3, (4, 4), 0.25, SharedBatch())
     trained = sparsity(maps)
     sparsity.eval()
     assert torch.equal(sparsity(maps), trained)  # one batch alone fixes the thresholds
@@ -89,7 +90,7 @@ def test_in_evaluation_an_image_does_not_depend_on_its_batch():
 
 def test_winners_keep_their_values_and_losers_get_no_gradient():
     maps = torch.randn(2, 1, 4, 4, requires_grad=True)
-    code = WinnerTakeAll(1, (4, 4), None)(maps)
+    code = WinnerTakeAll(1, (4, 4), None, SharedBatch())(maps)
     code.sum().backward()
     assert torch.equal(maps.grad != 0, code != 0)
     assert torch.equal(code[code != 0], maps[code != 0])
@@ -97,8 +98,8 @@ def test_winners_keep_their_values_and_losers_get_no_gradient():
 
 def test_a_block_larger_than_the_map_and_blocks_that_do_not_divide_it():
     maps = torch.randn(2, 3, 5, 7)
-    assert ((WinnerTakeAll(3, (9, 9), None)(maps) != 0).sum((2, 3)) == 1).all()
-    assert ((WinnerTakeAll(3, (3, 3), None)(maps) != 0).sum((2, 3)) == 6).all()
+    assert ((WinnerTakeAll(3, (9, 9), None, SharedBatch())(maps) != 0).sum((2, 3)) == 1).all()
+    assert ((WinnerTakeAll(3, (3, 3), None, SharedBatch())(maps) != 0).sum((2, 3)) == 6).all()
 
 
 def test_local_contrast_against_a_loop():

@@ -92,7 +92,7 @@ def test_a_lost_database_has_every_cell_again_after_a_sync(ladder):
 
 
 def test_a_changed_system_reruns_its_own_cells_alone(ladder):
-    assert "python -m benchmark.cell train" not in climb(ladder)
+    assert "python -m benchmark.ladder.cell train" not in climb(ladder)
     before = ladder.read("reports/ladder.json")
     path = ladder.folder / "systems/dense_autoencoder.yaml"
     path.write_text(path.read_text().replace("filters: 256", "filters: 32"))

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 from ruamel.yaml import YAML
@@ -13,12 +14,19 @@ from convae.reporting.report import LEFT_OUT
 
 
 def imported(path):
+    """Names that a file imports, late ones too, but not those that only a type checker reads."""
     tree = ast.parse(path.read_text())
+    unread = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Import) and node not in unread:
             yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+        elif isinstance(node, ast.ImportFrom) and node not in unread:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +43,39 @@ def test_a_framework_is_known_in_one_place(repository, package, home):
     assert all(user.startswith(f"src/convae/{home}/") for user in users)
 
 
+def modules(repository):
+    """Every file of the library by its name within the package: `models.layers`."""
+    source = repository / "src/convae"
+    names = {".".join(path.relative_to(source).with_suffix("").parts): path for path in source.rglob("*.py")}
+    return {name.removesuffix("__init__").removesuffix("."): path for name, path in names.items()}
+
+
+def own_imports(path, known):
+    """The modules of the library that a file imports."""
+    for name in imported(path):
+        if name == "convae" or name.startswith("convae."):
+            inner = name.removeprefix("convae").removeprefix(".")
+            yield inner if inner in known else inner.rpartition(".")[0]
+
+
+def test_imports_go_round_in_no_circle(repository):
+    known = modules(repository)
+    graph = {name: set(own_imports(path, known)) - {name} for name, path in known.items() if name}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+# What may import what: each module those of its own row and of the rows above. The longest name counts, so that
+# opening a store and fetching a model from it stand below the encoder, which can be loaded from there.
 ORDER = [
     {"errors", "environment", "files", "names", "processes", "terminal"},
-    {"deviation", "params"},
-    {"models", "datasets", "experiment", "images", "addresses"},
-    {"features", "encoder", "training", "evaluation"},
+    {"params"},
+    {"models", "datasets", "experiment", "images", "tracking.moving", "tracking.store", "tracking.fetch"},
+    {"addresses"},
+    {"features", "encoder", "training", "evaluation", "history"},
     {"classifier", "estimators", "export"},
     {"commands", "serving"},
     {"tracking", "reporting"},
+    {"stages"},
     {"search"},
     {"cli"},
     {"__main__"},
@@ -51,17 +84,37 @@ ORDER = [
 
 def test_imports_run_one_way(repository):
     level = {name: height for height, names in enumerate(ORDER) for name in names}
-    for path in (repository / "src/convae").rglob("*.py"):
-        own = path.relative_to(repository / "src/convae").with_suffix("").parts[0]
-        for name in imported(path):
-            if name.startswith("convae.") and own != "__init__":
-                other = name.split(".")[1]
-                if (own, other) == ("addresses", "tracking"):  # late, for who loads an encoder from MLflow
-                    continue
-                assert level[other] <= level[own], f"{path} imports {name}"
+
+    def height(module):
+        return level[module] if module in level else level[module.partition(".")[0]]
+
+    known = modules(repository)
+    for name, path in known.items():
+        for other in own_imports(path, known):
+            if name and other:  # not the package itself
+                assert height(other) <= height(name), f"{path} imports {other}"
 
 
-@pytest.mark.parametrize("stage", ["validate", "download", "prepare", "features", "evaluate", "report"])
+STAGES = ["validate", "download", "prepare", "train", "features", "evaluate", "report"]
+RECORD = ("tracking", "history")  # nothing that a stage writes depends on them
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_just_the_modules_that_it_imports(repository, stage):
+    known, script = modules(repository), repository / f"pipeline/{stage}.py"
+    found, waiting = {script}, [script]
+    while waiting:
+        names = [name for name in own_imports(waiting.pop(), known) if name.partition(".")[0] not in RECORD]
+        waiting += {known[name] for name in names} - found
+        found |= {known[name] for name in names}
+    dependencies = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    paths = [repository / name for name in dependencies if name.startswith(("pipeline/", "src/"))]
+    named = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    not_empty = {file for file in named if file.stat().st_size}
+    assert not_empty == {file for file in found if file.stat().st_size}
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "train"])
 def test_only_train_imports_lightning(repository, stage):
     code = f"import sys, pipeline.{stage}; print('pytorch_lightning' in sys.modules, 'mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
@@ -74,19 +127,23 @@ def test_only_evaluate_depends_on_test_features_and_train_never_on_test_images(r
     assert not {"data/prepared", "data/prepared/test"} & set(stages["train"]["deps"])
 
 
+def parameters_of(stage):
+    return [key for one in stage["params"] for key in (one["params.yaml"] if isinstance(one, dict) else [one])]
+
+
 DECIDE_NOTHING = ("train.devices", "train.nodes", "train.strategy", "train.accelerator", "train.checkpoint_minutes")
 
 
 def test_what_cannot_change_a_result_is_no_dependency(repository):
     stages = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"]
-    keys = {key for stage in stages.values() for key in stage["params"]}
+    keys = {key for stage in stages.values() for key in parameters_of(stage)}
     assert not [key for key in keys if key.startswith(("tracking", *DECIDE_NOTHING))]
     assert "train" not in keys
 
 
 def test_the_report_depends_on_every_parameter_that_it_shows(repository):
     stages = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"]
-    keys = stages["report"]["params"]
+    keys = parameters_of(stages["report"])
     shown = [
         key
         for key in flatten(load_params(repository / "params.yaml").model_dump(mode="json"))

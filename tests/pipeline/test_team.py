@@ -12,7 +12,7 @@ from helpers import NO_POSTGRES, ROWS, STAGES, mlflow_server, postgres, recorded
 from mlflow import MlflowClient
 
 from convae import load_encoder
-from convae.tracking.lock import read_lock
+from convae.history.lock import read_lock
 
 NAME = "mlflow.example.org"
 DOCUMENT = Path(__file__).parents[2] / "docs/team.md"

@@ -8,7 +8,7 @@ import pytest
 from helpers import chromium, needs_chromium
 from ladder_rows import ladder_rows
 
-from convae.reporting.ladder import write_ladder
+from benchmark.ladder.page import write_ladder
 
 PWNED = "document.title='pwned'"
 HOSTILE = [

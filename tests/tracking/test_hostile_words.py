@@ -8,7 +8,7 @@ from helpers import chromium, mlflow_server, needs_chromium, wait_for
 from mlflow import MlflowClient
 
 from convae.datasets.reading import Reading
-from convae.tracking.git import Place
+from convae.history.git import Place
 from convae.tracking.records import NOTE
 from convae.tracking.registry import _card
 from convae.tracking.wording import code, link, way_back

@@ -14,10 +14,11 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from convae.params import Params, load_params
+from convae.tracking.fetch import downloaded
 from convae.tracking.moving import COLUMNS
 from convae.tracking.moving import REPOSITORY as REPOSITORY_TAG
 from convae.tracking.records import COMMAND, KEY, NOTE, Records, this_repository
-from convae.tracking.registry import CLASSIFIER, CONTENT, ENCODER, _register, downloaded
+from convae.tracking.registry import CLASSIFIER, CONTENT, ENCODER, _register
 from convae.tracking.runs import start_run
 from convae.tracking.store import known_store, open_store
 from convae.tracking.sync import sync

@@ -25,9 +25,9 @@ from helpers import (
 from mlflow import MlflowClient
 
 from convae.errors import ConvaeError
+from convae.history.lock import path_md5
 from convae.params import Params
 from convae.tracking import runs
-from convae.tracking.lock import path_md5
 from convae.tracking.runs import start_run
 from convae.tracking.store import store_uri
 

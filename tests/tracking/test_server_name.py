@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "mlflow.example.org"
-STAGE = "from convae.tracking.stage import run_stage\nrun_stage('train', lambda params, run: None)"
+STAGE = "from convae.stages.runner import run_stage\nrun_stage('train', lambda params, run: None)"
 COMMAND = "import sys; from convae.cli import main; sys.argv[0] = 'convae'; sys.exit(main())"
 LOAD = """
 from convae.encoder import load_encoder

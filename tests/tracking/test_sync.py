@@ -14,10 +14,10 @@ import pytest
 from helpers import ROWS, STAGES, content, kill_with_recorder, recorded
 from mlflow import MlflowClient
 
+from convae.history.git import git, places
+from convae.history.lock import Execution, chain, ordered, path_md5, read_lock
 from convae.tracking import sync as module
 from convae.tracking.context import process_tags
-from convae.tracking.git import git, places
-from convae.tracking.lock import Execution, chain, ordered, path_md5, read_lock
 from convae.tracking.records import Records
 from convae.tracking.store import ending, public
 
@@ -34,7 +34,7 @@ REPORT_STAGE = """\
 TRAIN = """\
 import json
 from pathlib import Path
-from convae.tracking.stage import run_stage
+from convae.stages.runner import run_stage
 
 def train(params, run):
     epochs = params.train.epochs
@@ -48,7 +48,7 @@ run_stage("train", train)
 """
 REPORT = """\
 from pathlib import Path
-from convae.tracking.stage import run_stage
+from convae.stages.runner import run_stage
 run_stage("report", lambda params, run: Path("reports/report.html").write_text("<p>all is well</p>"))
 """
 

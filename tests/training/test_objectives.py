@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from layers import layer
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from convae.errors import ConvaeError
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption
+from convae.training.batches import ImageBatches
 from convae.training.module import TrainingModule
 from convae.training.objectives import (
     Classification,
@@ -74,7 +76,7 @@ def test_end_to_end_the_image_comes_back_through_all_layers():
 
 def test_masked_pixels_alone_are_to_be_reconstructed():
     made = network().eval()
-    objective = Reconstruction(made, Corruption("masking", 0.5, (4, 4)), None).eval()
+    objective = Reconstruction(made, Corruption("masking", 0.5, (4, 4), made.batch), None).eval()
     torch.manual_seed(3)
     loss = objective((IMAGES, None))
     torch.manual_seed(3)
@@ -106,7 +108,7 @@ def test_stacked_reconstructions_have_the_channels_of_the_image_and_no_gradient_
 
 def test_denoising_stacked_reconstructions_all_imitate_the_clean_image():
     made = network(stacked_on="reconstructions").eval()
-    objective = SimultaneousReconstruction(made, Corruption("uniform", 0.5, (1, 1)), None).eval()
+    objective = SimultaneousReconstruction(made, Corruption("uniform", 0.5, (1, 1), made.batch), None).eval()
     torch.manual_seed(3)
     loss = objective((IMAGES, None))
     torch.manual_seed(3)
@@ -238,7 +240,8 @@ def test_with_all_layers_frozen_the_head_alone_learns(experiment, train_set, val
 def test_the_head_has_a_learning_rate_of_its_own(experiment):
     params = experiment(train={"head_learning_rate": 0.5, "learning_rate": 0.25, "weight_decay": 0.1})
     objective = Classification(network(), None, (8, 8), 3, 0)
-    module = TrainingModule(objective, params.train, Path("last.ckpt"), 0, 0, 0, print)
+    images = ImageBatches(np.zeros((4, 1, 8, 8), np.uint8), 2)
+    module = TrainingModule(objective, images, images, params.train, Path("last.ckpt"), 0, 0, 0, print)
     module.trainer = SimpleNamespace(estimated_stepping_batches=10)
     groups = module.configure_optimizers()["optimizer"].param_groups
     rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}

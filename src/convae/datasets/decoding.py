@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from convae.datasets.image_folder import ImageFile, Rejected, UnusableError, printable
-from convae.datasets.pictures import Picture, decode
+from convae.datasets.image_folder import ImageFile, Rejected
+from convae.datasets.pictures import Picture, UnusableError, decode
 from convae.datasets.reading import Reading
 from convae.datasets.shards import ShardWriter
 from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES
+from convae.names import printable
 from convae.terminal import warn_beside_bars
 
 MOST_AT_ONCE = 1000  # what Python keeps of a small picture is larger than its pixels

@@ -4,7 +4,16 @@ import struct
 
 HEAD_BYTES = 4096  # as much of a file as `what_it_is` looks at
 
-_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "WebP": (b"RIFF",),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = tuple(_SIGNATURES)  # that are read
+FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 _LITTER = {
     ".ds_store",
@@ -87,8 +96,10 @@ def is_litter(name: str) -> bool:
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a PNG, JPEG, WebP, BMP or TIFF."""
-    return head.startswith(_PICTURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    """Whether a file that begins with these bytes is of one of the `FORMATS`."""
+    if head.startswith(_SIGNATURES["WebP"]):  # which other formats begin with as well
+        return head[8:12] == b"WEBP"
+    return any(head.startswith(signatures) for signatures in _SIGNATURES.values())
 
 
 def what_it_is(head: bytes) -> str:

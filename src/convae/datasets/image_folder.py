@@ -18,10 +18,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from convae.datasets.foreign import HEAD_BYTES, is_litter, is_picture, what_it_is
+from convae.datasets.foreign import FORMAT_NAMES, HEAD_BYTES, is_litter, is_picture, what_it_is
+from convae.datasets.pictures import UnusableError
 from convae.errors import ConvaeError
+from convae.names import PARTS, printable
 
-PARTS = ("train", "validation", "test")
 LAYOUT = "expected are train/<class>/<image> or, without labels, train/<image>; likewise validation/ and test/"
 MOST_BYTES = 1 << 30  # a file is read whole, so that its hash and its pixels are surely of the same bytes
 
@@ -46,10 +47,6 @@ class Rejected:
 
     path: str
     reason: str
-
-
-class UnusableError(Exception):
-    """Why one file is rejected."""
 
 
 def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
@@ -81,11 +78,6 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
 def classes_of(files: Iterable[ImageFile]) -> tuple[str, ...]:
     """Class names of the training part, sorted bytewise; none where there are no labels."""
     return tuple(sorted({file.label for file in files if file.part == "train" and file.label}))
-
-
-def printable(text: str) -> str:
-    """`text` on one line of valid UTF-8: control characters and undecodable bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
@@ -189,7 +181,7 @@ def _image_sha256(file: Path, size: int) -> str:
         if found := what_it_is(head):
             raise UnusableError(found)
         if not is_picture(head):
-            raise UnusableError("not a PNG, JPEG, WebP, BMP or TIFF image")
+            raise UnusableError(f"not a {FORMAT_NAMES} image")
         stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

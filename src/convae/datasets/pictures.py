@@ -15,11 +15,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from convae.datasets.foreign import what_it_is
-from convae.datasets.image_folder import UnusableError, printable
+from convae.datasets.foreign import FORMAT_NAMES, FORMATS, what_it_is
 from convae.datasets.reading import Reading
+from convae.names import printable
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MOST_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 
 # TIFF's tags, and how many channels its pictures have by their PhotometricInterpretation: white is zero, black is zero,
@@ -42,6 +41,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class UnusableError(Exception):
+    """Why one picture is not used."""
 
 
 class Picture(NamedTuple):
@@ -90,14 +93,14 @@ def decode(content: bytes, reading: Reading) -> Picture:
         raise UnusableError(other)
     with _one_line_errors():
         try:
-            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+            opened = Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS])
         except UnidentifiedImageError:  # its message has an address in memory
             tags = _tiff_tags(content)
             _check_tiff(tags)
             if tags:
                 bits = max(tags.get(BITS, (1,)))
                 raise UnusableError(f"a TIFF of {bits} bits in an order that can't be read; save it as PNG") from None
-            raise UnusableError("not a readable PNG, JPEG, WebP, BMP or TIFF image") from None
+            raise UnusableError(f"not a readable {FORMAT_NAMES} image") from None
         with opened as image:
             if image.width * image.height > MOST_PIXELS:
                 raise UnusableError(f"{image.width}×{image.height} pixels; at most {MOST_PIXELS} are decoded")
@@ -242,7 +245,7 @@ def _flat_from_deep(image: Image.Image, content: bytes, white_level: int | None)
 
 def _decoded_as(content: bytes, raw_mode: str) -> np.ndarray:
     """Pixels `uint8 [H, W, C]`, the numbers in the file taken as they lie by another name of Pillow's."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS]) as image:
         tiles: Any = image.tile
         image.tile = [
             tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)

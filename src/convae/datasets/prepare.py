@@ -12,7 +12,7 @@ import numpy as np
 from convae.datasets.catalogue import CATALOGUE, image_shape
 from convae.datasets.decoding import decode_files
 from convae.datasets.duplicates import find_duplicates
-from convae.datasets.image_folder import PARTS, ImageFile, Rejected, classes_of
+from convae.datasets.image_folder import ImageFile, Rejected, classes_of
 from convae.datasets.image_set import ImageSet, write_image_set, write_sharded_image_set
 from convae.datasets.listing import FILES, ListedFiles, read_rejected
 from convae.datasets.reading import Reading
@@ -20,42 +20,42 @@ from convae.datasets.shards import ShardedImages, ShardWriter, create_shards, op
 from convae.datasets.splits import Part, hold_out
 from convae.errors import ConvaeError
 from convae.files import content_sha256, row_chunks, write_json
+from convae.names import PARTS
 from convae.params import DataParams
-from convae.processes import collect, rank, share_of, shared_array, shared_folder
+from convae.processes import ALONE, Processes
 
 COPIED_BYTES = 1 << 22  # beside the copy that is being made there is still the one before
 SHARDED = ("train", "unlabelled")  # parts that may lie elsewhere: what is learned from
 
 
-def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, Any]:
+def prepare(data: DataParams, seed: int, raw: Path, output: Path, processes: Processes = ALONE) -> None:
     """Write the image sets `train`, `validation`, `test` and `unlabelled` (maybe of no images) into `output`.
 
     What the data set does not divide itself is held out of its training images, stratified, drawn by `seed`.
     In the image sets of an image folder, `paths.txt` has the images' paths relative to its root, one a line.
-    Of several processes each decodes its share of a folder's files; the first does all else.
+    Each process decodes its share of a folder's files; rank 0 does the rest.
     With `data.shards` the images of `train` and `unlabelled` are written there, and the image set says where.
 
     Args:
         data: which images, and how they are divided.
         seed: determines the draw.
         raw: what `download` wrote.
-        output: `data/prepared`; replaced as a whole, or left as it was where an error occurs.
-
-    Returns:
-        What `output/description.json` says: see `_summary`.
+        output: `data/prepared`; replaced as a whole, or left as it was where an error occurs. `description.json` in it
+            says what the parts hold, see `_summary`.
+        processes: those that run the stage together.
 
     Raises:
         ConvaeError: the images cannot be divided as asked, or too many files are unreadable.
     """
-    with shared_folder(output) as folder:
+    with processes.shared_folder(output) as folder:
         rejected: list[Rejected] = []
         lost = np.zeros((1, 2))
         if data.dataset == "image_folder":
-            given, classes, rejected, lost = _from_folder(data, raw, folder / "decoded")
+            given, classes, rejected, lost = _from_folder(data, raw, folder / "decoded", processes)
         else:
-            given, classes = _from_arrays(data, raw), CATALOGUE[data.dataset].classes
-        if rank():  # the others have done their part
-            raise SystemExit(0)
+            given, classes = _from_arrays(data, raw, processes), CATALOGUE[data.dataset].classes
+        if processes.rank:
+            return
         parts = _divide(given, classes, data, seed)
         descriptions = {name: _write_part(folder / name, part, classes) for name, part in parts.items()}
         shutil.rmtree(folder / "decoded", ignore_errors=True)
@@ -70,7 +70,6 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path) -> dict[str, A
             **find_duplicates({name: ImageSet.load(folder / name) for name in parts}),
         }
         write_json(folder / "description.json", summary)
-    return summary
 
 
 def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[str]) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[st
     }
 
 
-def _from_arrays(data: DataParams, raw: Path) -> dict[str, Part]:
+def _from_arrays(data: DataParams, raw: Path, processes: Processes) -> dict[str, Part]:
     parts = {}
     for split, count in CATALOGUE[data.dataset].images.items():
         try:
@@ -95,7 +94,7 @@ def _from_arrays(data: DataParams, raw: Path) -> dict[str, Part]:
             labels = None if unlabelled else np.load(raw / f"{split}_labels.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ConvaeError(f"{raw}: not what download writes ({error}); rerun `dvc repro download`") from None
-        if data.shards and split in SHARDED and not rank():
+        if data.shards and split in SHARDED and not processes.rank:
             address, chunks = f"{data.shards}/{data.dataset}/{split}", map(images.__getitem__, row_chunks(images))
             images = write_shards(address, images.shape, chunks)
         parts[split] = Part(images, labels, np.arange(count))
@@ -103,7 +102,7 @@ def _from_arrays(data: DataParams, raw: Path) -> dict[str, Part]:
 
 
 def _from_folder(
-    data: DataParams, raw: Path, scratch: Path
+    data: DataParams, raw: Path, scratch: Path, processes: Processes
 ) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected], np.ndarray]:
     """Decode what `raw` lists into arrays in `scratch`, or the training part into `data.shards`.
 
@@ -127,32 +126,39 @@ def _from_folder(
         if data.shards and name in SHARDED:
             # Other files have another place: object stores can't put a whole array in another one's place.
             key = content_sha256({"shape": shape}, (raw / FILES).read_bytes())[:20]
-            images, share, mine = _decode_into_shards(data, files, f"{data.shards}/{key}/{name}", shape, reading)
+            images, share, mine = _decode_into_shards(
+                data, files, f"{data.shards}/{key}/{name}", shape, reading, processes
+            )
         else:
-            images = shared_array(scratch / f"{name}.npy", np.uint8, shape)
-            share = share_of(len(labels))
+            images = processes.shared_array(scratch / f"{name}.npy", np.uint8, shape)
+            share = processes.share_of(len(labels))
             mine = decode_files(Path(data.root), islice(files, share.start, share.stop), images[share], reading)
-        done = collect((share.start, *mine))
+        done = processes.collect((share.start, *mine))
         refused = {start + row: file for start, rows, _ in done for row, file in rows.items()}
         lost += [np.delete(of_each, list(rows), axis=0) for _, rows, of_each in done]
         rejected += refused.values()
         index = np.setdiff1d(np.arange(len(labels)), list(refused))
         parts[name] = Part(images, labels if classes else None, index, files)
-    if not rank():
+    if not processes.rank:
         _check_folder(data, parts, classes, rejected)
     return parts, classes, rejected, np.concatenate(lost)
 
 
 def _decode_into_shards(
-    data: DataParams, files: Iterable[ImageFile], address: str, shape: tuple[int, int, int, int], reading: Reading
+    data: DataParams,
+    files: Iterable[ImageFile],
+    address: str,
+    shape: tuple[int, int, int, int],
+    reading: Reading,
+    processes: Processes,
 ) -> tuple[np.ndarray, slice, tuple[dict[int, Rejected], np.ndarray]]:
     """The images, and of the rows that this process decoded: which, and what `decode_files` says of them."""
-    if not rank():
+    if not processes.rank:
         create_shards(address, shape)
-    collect(None)
-    writer = ShardWriter(address, share_of(pieces_of(shape)))
+    processes.collect(None)
+    writer = ShardWriter(address, processes.share_of(pieces_of(shape)))
     result = decode_files(Path(data.root), islice(files, writer.rows.start, writer.rows.stop), writer, reading)
-    hashes = [one for part in collect(writer.close()) for one in part]
+    hashes = [one for part in processes.collect(writer.close()) for one in part]
     return open_shards(address, np.arange(shape[0]), hashes), writer.rows, result
 
 

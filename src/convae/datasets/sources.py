@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from convae.datasets.catalogue import Dataset
-from convae.datasets.transfer import fetch
+from convae.datasets.http import fetch
 from convae.errors import ConvaeError
 
 Files = dict[str, Path]

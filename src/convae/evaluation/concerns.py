@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from convae.datasets.image_folder import printable
+from convae.names import printable
 
 LEAST_RANK = 2  # of features that tell images apart
 AS_WELL = 1.1  # times the error

@@ -23,13 +23,12 @@ from convae.evaluation.metrics import (
 )
 from convae.evaluation.saving import save_classifier
 from convae.files import new_file, read_json, write_json
+from convae.names import PARTS
 from convae.params import Params
-
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Part:
+class FeatureSet:
     """Features `float32 [N, D]` of an image set, and the image set."""
 
     features: np.ndarray
@@ -110,7 +109,7 @@ def evaluate(
     return metrics
 
 
-def load_part(part: str, features: Path, prepared: Path) -> Part:
+def load_part(part: str, features: Path, prepared: Path) -> FeatureSet:
     """Open features and image set of `train`, `validation` or `test`, memory-mapped.
 
     Raises:
@@ -134,21 +133,23 @@ def load_part(part: str, features: Path, prepared: Path) -> Part:
         raise ConvaeError(f"{path}: not the features of the images in {prepared / part}; rerun `dvc repro features`")
     if not _same(labels, image_set.labels):
         raise ConvaeError(f"{labels_path}: not the labels of {prepared / part}; rerun `dvc repro features`")
-    return Part(rows, image_set)
+    return FeatureSet(rows, image_set)
 
 
 def _same(labels: np.ndarray | None, others: np.ndarray | None) -> bool:
     return labels is others if labels is None or others is None else np.array_equal(labels, others)
 
 
-def _labelled(parts: dict[str, Part], prepared: Path) -> bool:
+def _labelled(parts: dict[str, FeatureSet], prepared: Path) -> bool:
     without = [part for part in PARTS if parts[part].image_set.labels is None]
     if without and len(without) < len(PARTS):
         raise ConvaeError(f"{prepared / without[0]}: has no labels, but other parts have; give all or none")
     return not without
 
 
-def _choose(params: Params, encoder: Encoder, train: Part, validation: Part) -> tuple[BaseEstimator, dict[str, Any]]:
+def _choose(
+    params: Params, encoder: Encoder, train: FeatureSet, validation: FeatureSet
+) -> tuple[BaseEstimator, dict[str, Any]]:
     """The best candidate and its description."""
     estimator, candidates = fit_best(
         params.classifier, train.features, train.labels, validation.features, validation.labels, params.seed
@@ -168,7 +169,7 @@ def _choose(params: Params, encoder: Encoder, train: Part, validation: Part) -> 
     return estimator, description
 
 
-def _measure(estimator: BaseEstimator, parts: Mapping[str, Part], metrics: dict[str, Any]) -> Tables:
+def _measure(estimator: BaseEstimator, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> Tables:
     """Fill in the metrics of validation and test images; the one place that predicts test images."""
     test = parts["test"]
     classes = test.image_set.classes

@@ -10,18 +10,21 @@ from tqdm import tqdm
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
-from convae.features.readout import Readout
 from convae.files import CHUNK_BYTES, row_chunks, save_array, write_json
+from convae.models.readout import Readout
+from convae.names import PARTS
 from convae.params import Params
-from convae.processes import collect, rank, share_of, shared_array, shared_folder
+from convae.processes import ALONE, Processes
 
 CACHED_BYTES = 1 << 21  # of features that are looked at several times while they are in a processor's cache
 
 
-def extract_features(params: Params, trained: Path, prepared: Path, output: Path) -> Encoder:
+def extract_features(
+    params: Params, trained: Path, prepared: Path, output: Path, processes: Processes = ALONE
+) -> Encoder:
     """Give a trained encoder its readout and write the features of all labelled parts.
 
-    Of several processes each writes the features of its share of the images; what is fitted to them, the first fits.
+    Each process writes the features of its share of the images; rank 0 fits what is fitted to them.
 
     Args:
         params: the experiment; its section `features` is the readout.
@@ -29,9 +32,11 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
         prepared: folder with the image sets `train`, `validation` and `test`.
         output: folder for `{part}.npy`, `float32 [N, D]`, `{part}_labels.npy` where there are labels, and
             `description.json`: the SHA-256 of the encoder and of each part's image set.
+        processes: those that run the stage together.
 
     Returns:
-        The encoder with its readout, standardised on the training images where the parameters say so.
+        The encoder with its readout, standardised on the training images where the parameters say so; The same in
+        all processes.
     """
     torch.set_num_threads(params.train.threads)
     encoder = load_encoder(trained)
@@ -40,35 +45,34 @@ def extract_features(params: Params, trained: Path, prepared: Path, output: Path
     # Apple's GPUs lack the pooling of cells that do not divide a map.
     use_cuda = torch.cuda.is_available() and params.train.accelerator in ("auto", "gpu")
     encoder.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu")
-    with shared_folder(output) as scratch:
+    with processes.shared_folder(output) as scratch:
         images = {}
         # Training images first: the others are standardised by them.
-        for part in ("train", "validation", "test"):
+        for part in PARTS:
             image_set = ImageSet.load(prepared / part)
             images[part] = image_set.sha256
-            features = _extract(encoder, image_set, scratch / f"{part}.npy")
+            features = _extract(encoder, image_set, scratch / f"{part}.npy", processes)
             if part == "train":
-                if not rank():
+                if not processes.rank:
                     fit_readout(encoder.readout, features)
                     _apply_fitted(encoder.readout, features, scratch / "train.npy")
-                encoder.readout.load_fitted(collect(encoder.readout.state_dict())[0])
+                encoder.readout.load_fitted(processes.collect(encoder.readout.state_dict())[0])
                 encoder.to(encoder.device)
-            if image_set.labels is not None and not rank():
+            if image_set.labels is not None and not processes.rank:
                 save_array(scratch / f"{part}_labels.npy", image_set.labels)
-        if rank():  # the others have done their part
-            raise SystemExit(0)
         encoder.sha256 = encoder.serialize()[0]["sha256"]
-        write_json(scratch / "description.json", {"encoder": encoder.sha256, "images": images})
+        if not processes.rank:
+            write_json(scratch / "description.json", {"encoder": encoder.sha256, "images": images})
     return encoder
 
 
-def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.memmap:
+def _extract(encoder: Encoder, image_set: ImageSet, output: Path, processes: Processes) -> np.memmap:
     dimension = encoder.features(np.zeros_like(image_set.images[:1])).shape[1]
-    features = shared_array(output, np.float32, (len(image_set), dimension))
+    features = processes.shared_array(output, np.float32, (len(image_set), dimension))
     # Whole batches: in others the last bits would differ.
     height, width = image_set.images.shape[2:]
     size = encoder.batch_size((height, width))
-    share = share_of(-(-len(image_set) // size))
+    share = processes.share_of(-(-len(image_set) // size))
     start, end = share.start * size, min(share.stop * size, len(image_set))
     some = size * max(1, CHUNK_BYTES // (size * image_set.images[:1].nbytes))  # images may lie elsewhere
     batches = (
@@ -78,13 +82,15 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path) -> np.memmap:
     )
     with (
         output.open("r+b") as stream,  # writing into the map is slower: each page is asked for by a fault
-        tqdm(total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=rank() > 0) as progress,
+        tqdm(
+            total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=processes.rank > 0
+        ) as progress,
     ):
         stream.seek(features.offset + start * features.strides[0])
         for batch in batches:
             stream.write(batch.data)
             progress.update(len(batch))
-    collect(None)  # until all have written
+    processes.collect(None)  # until all have written
     return features
 
 

@@ -5,65 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from convae.models.geometry import LayerGeometry, Size, layer_sizes
+from convae.models.geometry import Size, layer_sizes
+from convae.models.layers import DecoderLayer, EncoderLayer
 from convae.models.preprocessing import Preprocessing
-from convae.models.shared_batch import BatchNorm2d, Dropout
+from convae.models.shared_batch import SharedBatch
 from convae.models.sparsity import WinnerTakeAll
 from convae.models.winners import can_find_winners, decode_winners, find_winners
-
-ACTIVATIONS = {
-    "linear": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
-POOLINGS = {"max": nn.MaxPool2d, "mean": nn.AvgPool2d}
-
-
-class EncoderLayer(nn.Module):
-    """Convolution, activation and, where asked for, batch normalisation before it, dropout and pooling after it."""
-
-    def __init__(self, channels: int, layer: dict[str, Any]) -> None:
-        super().__init__()
-        self.geometry = LayerGeometry.of(layer)
-        kernel, stride, zeros = self.geometry.kernel, self.geometry.stride, self.geometry.zeros
-        self.convolution = nn.Conv2d(channels, layer["filters"], kernel, stride, zeros)
-        self.norm = BatchNorm2d(layer["filters"]) if layer["batch_norm"] else nn.Identity()
-        self.activation = ACTIVATIONS[layer["activation"]]()
-        self.dropout = Dropout(layer["dropout"])
-        self.pool = POOLINGS[layer["pool"]["kind"]](self.geometry.pool) if layer["pool"] else nn.Identity()
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """`[N, D, H, W]` to activation maps `[N, n, H', W']`."""
-        result: Tensor = self.pool(self.dropout(self.activation(self.norm(self.convolution(maps)))))
-        return result
-
-
-class DecoderLayer(nn.Module):
-    """The transpose of an encoder layer's geometry: it gives back the size that came in, whatever it was.
-
-    At stride 1 and padding `full` this is the valid convolution with D filters of the seed CAE, filters turned by 180
-    degrees. Pooling is undone by repeating each value over its window.
-    """
-
-    def __init__(self, layer: EncoderLayer, tied: bool) -> None:
-        super().__init__()
-        self.geometry = layer.geometry
-        convolution = layer.convolution
-        self.weight = convolution.weight if tied else nn.Parameter(torch.zeros_like(convolution.weight))
-        self.bias = nn.Parameter(torch.zeros(convolution.in_channels))
-
-    def forward(self, maps: Tensor, size: Size) -> Tensor:
-        """Activation maps `[N, n, H', W']` to `[N, D, *size]`."""
-        geometry = self.geometry
-        if geometry.pool != (1, 1):
-            maps = F.interpolate(maps, size=geometry.convolved(size), mode="nearest")
-        return F.conv_transpose2d(
-            maps, self.weight, self.bias, geometry.stride, geometry.zeros, geometry.output_padding(size)
-        )
+from convae.processes import ALONE, Processes
 
 
 class Autoencoder(nn.Module):
@@ -80,6 +29,7 @@ class Autoencoder(nn.Module):
         stacked_on: what comes into a layer after the first: the activation `maps` of the one below, or its
             `reconstructions`, which have the channels of the image.
         sparsity: `block` and `lifetime` of `WinnerTakeAll`, through which the code passes to the decoder, or None.
+        processes: those that share its training batches.
     """
 
     layers: Any  # nn.ModuleList of EncoderLayer, which type checkers can't be told
@@ -94,19 +44,23 @@ class Autoencoder(nn.Module):
         tied_weights: bool,
         stacked_on: str = "maps",
         sparsity: dict[str, Any] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__()
+        self.batch = SharedBatch(processes)
         self.preprocessing = Preprocessing(channels, **preprocessing)
         self.stacked_on = stacked_on
         filters = [layer["filters"] for layer in layers]
         incoming = [self.preprocessing.channels, *filters]
         if stacked_on == "reconstructions":
             incoming = [self.preprocessing.channels] * len(layers)
-        encoder = [EncoderLayer(depth, layer) for depth, layer in zip(incoming, layers, strict=False)]
+        encoder = [EncoderLayer(depth, layer, self.batch) for depth, layer in zip(incoming, layers, strict=False)]
         self.geometry = [layer.geometry for layer in encoder]
         self.layers = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList([DecoderLayer(layer, tied_weights) for layer in encoder])
-        self.sparsity = nn.ModuleList([WinnerTakeAll(n, **sparsity) if sparsity else nn.Identity() for n in filters])
+        self.sparsity = nn.ModuleList(
+            [WinnerTakeAll(n, **sparsity, batch=self.batch) if sparsity else nn.Identity() for n in filters]
+        )
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw all filters as the seed CAE does, normal with a deviation of 1 / sqrt(fan-in); set biases to zero."""

@@ -1,7 +1,7 @@
-"""A batch of which several processes have a share each: what is drawn for, averaged over or compared within it.
+"""A batch that several processes share: what is drawn for it, averaged over it or compared within it.
 
-Each function gives every process what one alone would have for the same images, up to the order of sums. Losses are
-so weighted that their mean over the processes is that over the batch: gradients are averaged over processes.
+Every process gets what a single one would have for the same images, up to the order of sums. Losses are weighted so
+that their mean over the processes is the mean over the batch, because gradients are averaged over processes.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,53 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convae.errors import ConvaeError
-from convae.processes import count, share_of
-
-_images = 0  # in the batch of all processes; 0: the whole batch is here
+from convae.processes import ALONE, Processes
 
 
-def share_batch(images: int) -> None:
-    """From now on a batch has so many images, of which this process, if it is not alone, has those of `share_of`."""
-    global _images
-    _images = images if count() > 1 else 0
+class SharedBatch:
+    """The batch that is being learned from. A network, its objective and its corruption hold the same one.
 
+    Args:
+        processes: those that share it, each with the images of `Processes.share_of`.
 
-def drawn(draw: Callable[[int], Tensor], images: int) -> Tensor:
-    """What `draw` gives for these images; it is drawn for the whole batch, so that all generators stay alike."""
-    return draw(_images)[share_of(_images)] if _images else draw(images)
+    Attributes:
+        images: their number in the batch of all processes; 0 where this process has the whole batch.
+    """
+
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self.processes = processes
+        self.images = 0
+
+    def begin(self, images: int) -> None:
+        """Begin a batch of this many images, those of all processes together; 0 ends sharing."""
+        self.images = images if self.processes.count > 1 else 0
+
+    def drawn(self, draw: Callable[[int], Tensor], images: int) -> Tensor:
+        """What `draw` gives for `images` images. It is drawn for the whole batch, so that all generators stay alike."""
+        return draw(self.images)[self.processes.share_of(self.images)] if self.images else draw(images)
+
+    def mean(self, total: Tensor, images: int, values: int = 1) -> Tensor:
+        """The mean over the batch of what adds up to `total` over this process's `images` of `values` values each."""
+        return total * self.processes.count / total.new_full((), values * (self.images or images))
+
+    def counted_mean(self, total: Tensor, number: Tensor) -> Tensor:
+        """The same where `number` values of this process count; zero where none do anywhere."""
+        everywhere = number.to(total.dtype)
+        if self.images:
+            dist.all_reduce(everywhere)
+        return total * self.processes.count / everywhere.clamp(min=1)
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """The rows `[n, ...]` of all processes, in order; without gradients."""
+        if not self.images:
+            return rows
+        count = self.processes.count
+        filled = rows.new_zeros((-(-self.images // count), *rows.shape[1:]))  # gathering needs equal sizes
+        filled[: len(rows)] = rows
+        parts = [torch.empty_like(filled) for _ in range(count)]
+        dist.all_gather(parts, filled)
+        shares = [Processes(rank, count).share_of(self.images) for rank in range(count)]
+        return torch.cat([part[: share.stop - share.start] for part, share in zip(parts, shares, strict=True)])
 
 
 def room_like(maps: Tensor, images: int) -> Tensor:
@@ -38,58 +71,46 @@ def room_like(maps: Tensor, images: int) -> Tensor:
     return torch.empty((images, *maps.shape[1:]), dtype=maps.dtype, device=maps.device, memory_format=layout)
 
 
-def batch_mean(total: Tensor, images: int, values: int = 1) -> Tensor:
-    """The mean over the batch of what adds up to `total` over this process's images, each of so many values."""
-    return total * count() / total.new_full((), values * (_images or images))
-
-
-def counted_mean(total: Tensor, number: Tensor) -> Tensor:
-    """The same where `number` values of this process count; zero where none do anywhere."""
-    everywhere = number.to(total.dtype)
-    if _images:
-        dist.all_reduce(everywhere)
-    return total * count() / everywhere.clamp(min=1)
-
-
-def whole_batch(rows: Tensor) -> Tensor:
-    """The rows `[n, ...]` of all processes, in order; without gradients."""
-    if not _images:
-        return rows
-    longest = -(-_images // count())
-    filled = rows.new_zeros((longest, *rows.shape[1:]))
-    filled[: len(rows)] = rows
-    parts = [torch.empty_like(filled) for _ in range(count())]
-    dist.all_gather(parts, filled)
-    sizes = [_images * (place + 1) // count() - _images * place // count() for place in range(count())]
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-
 class Dropout(nn.Dropout):
-    """Draws for the whole batch."""
+    """Dropout that draws for the whole batch."""
+
+    def __init__(self, part: float, batch: SharedBatch) -> None:
+        super().__init__(part)
+        self.batch = batch
 
     def forward(self, maps: Tensor) -> Tensor:
-        """As of `nn.Dropout`."""
-        if not (_images and self.training and self.p):
+        """As `nn.Dropout`."""
+        if not (self.batch.images and self.training and self.p):
             return super().forward(maps)
-        return maps * drawn(lambda number: F.dropout(torch.ones_like(room_like(maps, number)), self.p), len(maps))
+        return maps * self.batch.drawn(
+            lambda number: F.dropout(torch.ones_like(room_like(maps, number)), self.p), len(maps)
+        )
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """Normalises over the whole batch."""
+    """Batch normalisation over the whole batch."""
+
+    def __init__(self, channels: int, batch: SharedBatch) -> None:
+        super().__init__(channels)
+        self.batch = batch
 
     def forward(self, values: Tensor) -> Tensor:
-        """As of `nn.BatchNorm1d`."""
+        """As `nn.BatchNorm1d`."""
         _check_values(self, values)
-        return _normalize(self, values) if _images and self.training else super().forward(values)
+        return _normalize(self, values) if self.batch.images and self.training else super().forward(values)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Normalises over the whole batch."""
+    """Batch normalisation over the whole batch."""
+
+    def __init__(self, channels: int, batch: SharedBatch) -> None:
+        super().__init__(channels)
+        self.batch = batch
 
     def forward(self, maps: Tensor) -> Tensor:
-        """As of `nn.BatchNorm2d`."""
+        """As `nn.BatchNorm2d`."""
         _check_values(self, maps)
-        return _normalize(self, maps) if _images and self.training else super().forward(maps)
+        return _normalize(self, maps) if self.batch.images and self.training else super().forward(maps)
 
 
 class _Sum(torch.autograd.Function):
@@ -108,23 +129,23 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def _check_values(norm: nn.Module, values: Tensor) -> None:
+def _check_values(norm: BatchNorm1d | BatchNorm2d, values: Tensor) -> None:
     """Refuse to learn from a single value of each map, which has no variance."""
-    if norm.training and (_images or len(values)) * values.shape[2:].numel() == 1:
+    if norm.training and (norm.batch.images or len(values)) * values.shape[2:].numel() == 1:
         raise ConvaeError(
             "batch normalisation has one value of a map to learn from: a larger train.batch_size, more training images "
             "or larger maps are needed"
         )
 
 
-def _normalize(norm: nn.BatchNorm1d | nn.BatchNorm2d, values: Tensor) -> Tensor:
+def _normalize(norm: BatchNorm1d | BatchNorm2d, values: Tensor) -> Tensor:
     """What `nn.SyncBatchNorm` does, which GPUs alone have."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     assert norm.momentum is not None
     others = [0, *range(2, values.dim())]
-    number = _images * values.shape[2:].numel()
+    number = norm.batch.images * values.shape[2:].numel()
     mean = _Sum.apply(values.float().sum(others, keepdim=True)) / number
     centered = values.float() - mean
     variance = _Sum.apply(centered.square().sum(others, keepdim=True)) / number

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convae.models.shared_batch import whole_batch
+from convae.models.shared_batch import SharedBatch
 
 MOMENTUM = 0.02
 
@@ -23,14 +23,16 @@ class WinnerTakeAll(nn.Module):
         filters: n.
         block: height and width in pixels; None keeps all activations.
         lifetime: part of the winners kept, in (0, 1]; None keeps all.
+        batch: over which winners compete.
     """
 
     weakest_winner: Tensor
 
-    def __init__(self, filters: int, block: tuple[int, int] | None, lifetime: float | None) -> None:
+    def __init__(self, filters: int, block: tuple[int, int] | None, lifetime: float | None, batch: SharedBatch) -> None:
         super().__init__()
         self.block = block
         self.lifetime = lifetime
+        self.batch = batch
         self.register_buffer("weakest_winner", torch.zeros(filters))
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -62,5 +64,5 @@ class WinnerTakeAll(nn.Module):
     def _weakest_winner(self, strengths: Tensor) -> Tensor:
         """Of each map the least strength that is among the largest `lifetime` over the batch, `[n]`."""
         assert self.lifetime is not None
-        by_map = whole_batch(strengths).transpose(0, 1).flatten(1)
+        by_map = self.batch.whole(strengths).transpose(0, 1).flatten(1)
         return by_map.topk(max(1, round(self.lifetime * by_map.shape[1])), dim=1).values[:, -1]

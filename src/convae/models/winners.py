@@ -6,17 +6,15 @@ from the patches under the winners alone: the same sums as those of whole convol
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convae.models.geometry import Size
+from convae.models.layers import DecoderLayer, EncoderLayer
 from convae.models.sparsity import WinnerTakeAll
-
-if TYPE_CHECKING:
-    from convae.models.autoencoder import DecoderLayer, EncoderLayer
 
 
 class Winners(NamedTuple):
@@ -28,7 +26,7 @@ class Winners(NamedTuple):
     padded: torch.Size  # of that input, [N, D, H + zeros, W + zeros]
 
 
-def can_find_winners(layer: "EncoderLayer", sparsity: nn.Module, incoming: Tensor) -> bool:
+def can_find_winners(layer: EncoderLayer, sparsity: nn.Module, incoming: Tensor) -> bool:
     """Whether only the winners' patches count, for values and gradients, and hold fewer numbers than the maps."""
     if not isinstance(sparsity, WinnerTakeAll) or sparsity.block is None or incoming.requires_grad:
         return False
@@ -37,7 +35,7 @@ def can_find_winners(layer: "EncoderLayer", sparsity: nn.Module, incoming: Tenso
     return layer.convolution.weight[0].numel() * (sparsity.lifetime or 1) <= math.prod(sparsity.block)
 
 
-def find_winners(layer: "EncoderLayer", sparsity: WinnerTakeAll, incoming: Tensor) -> Winners:
+def find_winners(layer: EncoderLayer, sparsity: WinnerTakeAll, incoming: Tensor) -> Winners:
     """Winners among a layer's activation maps of `incoming`, `[N, D, H, W]`."""
     with torch.no_grad():
         maps = layer(incoming)
@@ -57,7 +55,7 @@ def find_winners(layer: "EncoderLayer", sparsity: WinnerTakeAll, incoming: Tenso
     return Winners(values, filters, pixels, padded.shape)
 
 
-def decode_winners(decoder: "DecoderLayer", winners: Winners, size: Size) -> Tensor:
+def decode_winners(decoder: DecoderLayer, winners: Winners, size: Size) -> Tensor:
     """What `decoder` makes of the code that holds the winners and else zeros: `[N, D, *size]`."""
     parts = winners.values[:, None] * decoder.weight.flatten(1).index_select(0, winners.filters)
     empty = parts.new_zeros(winners.padded.numel())

@@ -4,12 +4,13 @@ import base64
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from convae.files import new_file
 from convae.reporting.drawing import DPI
 
+TEMPLATES = Path(__file__).parent
 NOTHING = "–"
 
 
@@ -22,17 +23,17 @@ class Picture(NamedTuple):
     caption: str
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill a template of this folder; every value stays text, whatever is in it."""
+def write_page(path: Path, template: Path, **values: Any) -> None:
+    """Fill a template, which may extend `base.html`; every value is escaped."""
     environment = Environment(
-        loader=PackageLoader("convae", "reporting"),
+        loader=FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.globals.update(percent=percent, number=number, signed=signed)
-    page = environment.get_template(template).render(values)
+    page = environment.get_template(template.name).render(values)
     with new_file(path) as scratch:
         scratch.write_text(page, "utf-8", newline="\n")
 

@@ -1,7 +1,6 @@
 """The report: one HTML file that needs neither server nor internet, and its figures as PNG files."""
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pandas as pd
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
+from convae.environment import LIBRARIES, versions
 from convae.evaluation.concerns import concerns
 from convae.files import new_folder, read_json
 from convae.names import flatten
@@ -25,7 +25,7 @@ from convae.reporting.figures import (
 )
 from convae.reporting.page import Picture, embed, write_page
 
-LIBRARIES = ("torch", "pytorch-lightning", "scikit-learn", "numpy", "scipy", "skops", "pandas", "matplotlib")
+TEMPLATE = Path(__file__).with_name("report.html")
 # What has no part in the results: where images lie, on what and under which address it ran.
 LEFT_OUT = (
     "data.root",
@@ -70,7 +70,7 @@ def write_report(
     metrics, description = read_json(reports / "metrics.json"), read_json(prepared / "description.json")
     write_page(
         reports / "report.html",
-        "report.html",
+        TEMPLATE,
         description=description,
         metrics=metrics,
         concerns=concerns(metrics, description),
@@ -79,7 +79,7 @@ def write_report(
         origin=_origin(params, len(pd.read_csv(reports / "training.csv"))),
         first_layer=_first_layer(encoder),
         parameters=_parameters(params),
-        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        versions={"python": platform.python_version(), **versions(LIBRARIES)},
         pictures=[(picture, *embed(file.read_bytes())) for picture, file in zip(pictures, files, strict=True)],
     )
 

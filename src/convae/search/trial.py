@@ -15,11 +15,11 @@ from filelock import FileLock
 
 from convae.errors import ConvaeError
 from convae.files import new_folder
+from convae.history.git import git
+from convae.history.verify import DOWNLOADS, link_folders
 from convae.params import PARAMS_FILE, Params
 from convae.search.settings import change
-from convae.tracking.git import git
 from convae.tracking.store import store_root
-from convae.tracking.verify import DOWNLOADS, link_folders
 
 FOLDER = Path(".convae/search")
 WATCH_SECONDS = 1.0
@@ -28,7 +28,7 @@ LOCAL_CONFIG = Path(".dvc/config.local")
 DVC = (
     sys.executable,
     "-c",
-    "import sys; from convae.tracking.stage import end_group_with_parent; end_group_with_parent(); "
+    "import sys; from convae.stages.runner import end_group_with_parent; end_group_with_parent(); "
     "from dvc.cli import main; sys.exit(main(sys.argv[1:]))",
 )
 

@@ -16,10 +16,10 @@ from optuna.trial import TrialState
 
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
+from convae.history.git import git
 from convae.search.settings import check_changes, load_search
 from convae.search.study import GRACE_SECONDS, HEARTBEAT_SECONDS, open_study, suggest
 from convae.search.trial import FailedError, Trial, base_of_workspace
-from convae.tracking.git import git
 from convae.tracking.progress import running_losses
 from convae.tracking.records import Records
 from convae.tracking.store import known_store, store_errors

@@ -4,15 +4,12 @@ import getpass
 import os
 import platform
 import socket
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
-from convae.tracking.git import git
-
-PACKAGES = ("convae", "dvc", "mlflow", "numpy", "pytorch-lightning", "scikit-learn", "torch")
+from convae.environment import PACKAGES, versions
+from convae.history.git import git
 
 
 def process_tags() -> dict[str, str]:
@@ -43,11 +40,8 @@ def context_tags() -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    tags = {"version.python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            tags[f"version.{package}"] = version(package)
-    return tags
+    found = {"python": platform.python_version(), **versions((*PACKAGES, "convae", "dvc", "mlflow"))}
+    return {f"version.{name}": number for name, number in found.items() if number}
 
 
 def _git() -> dict[str, str]:

@@ -7,8 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
+from convae.history.lock import REPORTS, path_md5
 from convae.names import flatten
-from convae.tracking.lock import REPORTS, path_md5
 
 
 class Fact(NamedTuple):

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from convae.history.git import Place, now, workspace
+from convae.history.lock import Execution, begun, chain, ended, load_stage, reports_in
 from convae.tracking.context import context_tags
-from convae.tracking.git import Place, now, workspace
-from convae.tracking.lock import Execution, begun, chain, ended, load_stage, reports_in
 from convae.tracking.records import KEY, Records
 from convae.tracking.store import SERVERS, check_answer, import_mlflow, one_at_a_time, presentable
 

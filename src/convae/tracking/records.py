@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from convae.history.git import Place
+from convae.history.lock import CODE, REPORTS, Execution, chain, written
+from convae.names import PARTS
 from convae.tracking.context import process_tags, this_host
 from convae.tracking.facts import Fact, facts_in, files_in
-from convae.tracking.git import Place
-from convae.tracking.lock import CODE, REPORTS, Execution, chain, written
 from convae.tracking.moving import REPOSITORY
 from convae.tracking.store import ending, every_run, open_store, store_root
 from convae.tracking.wording import GONE, all_params, code, hash_tags, link, row_name, tag_name, way_back
@@ -30,7 +31,6 @@ EXECUTED, RESTORED = "executed", "restored"
 
 DATA = ("data/raw/", "data/prepared/", "data/features", "data/predictions")
 MODELS = "models/"
-PARTS = ("train", "validation", "test")
 BATCH_SIZES = {"params": 100, "tags": 100, "metrics": 1000}  # the most that MLflow's servers take at once
 
 

@@ -1,12 +1,11 @@
-"""Encoder and classifier in MLflow's model registry: there, and back from there."""
+"""Publish encoder and classifier to MLflow's model registry."""
 
 import json
-import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,21 +15,13 @@ from convae.datasets.image_set import ImageSet
 from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
+from convae.history.git import Place
+from convae.history.lineage import find_producer
 from convae.models.geometry import show
-from convae.params import PARAMS_FILE, TrackingParams, load_params
-from convae.tracking.git import Place
-from convae.tracking.lineage import find_producer
-from convae.tracking.moving import follow
+from convae.params import load_params
+from convae.tracking.fetch import MODEL
 from convae.tracking.records import KEY, Records
-from convae.tracking.store import (
-    SQLITE,
-    database_of,
-    import_mlflow,
-    known_store,
-    one_at_a_time,
-    refused_name,
-    store_errors,
-)
+from convae.tracking.store import known_store, one_at_a_time, store_errors
 from convae.tracking.sync import sync
 from convae.tracking.wording import code
 
@@ -43,10 +34,8 @@ CHAMPION = "champion"
 # Names of tags.
 CONTENT, ACCURACY, IMAGES = "convae.content", "convae.validation_accuracy", "convae.images"
 
-DATA = "model"  # the folder with encoder/ and classifier/ within a published model
 VALIDATION = Path("data/prepared/validation")
 EXAMPLES = 2  # images shown as an input example
-PACKAGES = ("convae", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scikit-learn", "skops", "torch", "tqdm")
 
 
 class Published(NamedTuple):
@@ -83,7 +72,7 @@ def publish(folder: Path) -> None:
         with one_at_a_time():
             for name, parts in ((ENCODER, ("encoder",)), (CLASSIFIER, ("encoder", "classifier"))):
                 with TemporaryDirectory() as scratch:
-                    data = Path(scratch) / DATA
+                    data = Path(scratch) / MODEL
                     for part in parts:
                         shutil.copytree(folder / part, data / part)
                     (data / "README.md").write_text(card, "utf-8")
@@ -96,34 +85,6 @@ def publish(folder: Path) -> None:
             print(_move_champion(records.client, versions, tags))
 
 
-@contextmanager
-def downloaded(address: str) -> Iterator[Path]:
-    """What `publish` put at an address of MLflow: a folder with `encoder/` and perhaps `classifier/`.
-
-    Raises:
-        ConvaeError: there is no such model.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or known_store(_tracking())
-    if uri.startswith(SQLITE) and not database_of(uri).exists():
-        raise ConvaeError(f"{address}: there is no {database_of(uri)}; MLFLOW_TRACKING_URI names another store")
-    import_mlflow()
-    from mlflow.artifacts import download_artifacts
-
-    with TemporaryDirectory() as scratch:
-        with store_errors(address), refused_name(uri):
-            if uri.startswith(SQLITE):
-                follow(database_of(uri))
-            folder = download_artifacts(address, dst_path=scratch, tracking_uri=uri, registry_uri=uri)
-        yield Path(folder) / "data" / DATA
-
-
-def _tracking() -> TrackingParams:
-    """Of the repository in the current folder, or else what its parameters would say."""
-    if Path("dvc.yaml").exists() and PARAMS_FILE.exists():
-        return load_params().tracking
-    return TrackingParams(enabled=True, uri=None, experiment="convae")
-
-
 def _save(model: Path, data: Path, example: Any, signature: "ModelSignature") -> None:
     """A model of MLflow's that says which module of the installed package loads it: with no code and no pickle."""
     from mlflow.pyfunc import save_model
@@ -134,8 +95,14 @@ def _save(model: Path, data: Path, example: Any, signature: "ModelSignature") ->
         data_path=str(data),
         signature=signature,
         input_example=example,
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
+        pip_requirements=[f"{name}=={number.partition('+')[0]}" for name, number in _needed().items()],
     )
+
+
+def _needed() -> dict[str, str]:
+    """Packages that load a published model: the library, what it depends on, and what MLflow's server adds."""
+    own = [re.split(r"[<>=!~ ]", text)[0] for text in requires("convae") or () if "extra ==" not in text]
+    return {name: version(name) for name in sorted(("convae", "mlflow", "pandas", *own))}
 
 
 def _signature(classifier: ImageClassifier, name: str) -> "ModelSignature":

@@ -15,9 +15,9 @@ from types import FrameType
 from typing import IO, Any, cast
 
 from convae.errors import ConvaeError
+from convae.history.git import now
 from convae.params import Params
 from convae.tracking.context import process_tags
-from convae.tracking.git import now
 from convae.tracking.store import SQLITE, WARNING, ending, store_uri
 
 # How long a stage waits for its recorder to end. A server may be dead; a database's first tables take a while.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
+from convae.history.git import Place, places
+from convae.history.lock import REPORTS, Execution, ordered, reports_in
 from convae.tracking.facts import files_in
-from convae.tracking.git import Place, places
-from convae.tracking.lock import REPORTS, Execution, ordered, reports_in
 from convae.tracking.moving import REPOSITORY
 from convae.tracking.records import COMMAND, KEY, ORIGIN, RESTORED, Records, this_repository
 from convae.tracking.store import every_run, one_at_a_time

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from convae.errors import ConvaeError
+from convae.history.lineage import describe, find_producer
+from convae.history.lock import Execution, chain
 from convae.params import load_params
 from convae.tracking.ladder import ladder_cells, record
-from convae.tracking.lineage import describe, find_producer
-from convae.tracking.lock import Execution, chain
 from convae.tracking.records import KEY, Records
 from convae.tracking.store import SERVERS, known_store, public, store_errors
 from convae.tracking.sync import sync

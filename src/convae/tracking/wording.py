@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convae.tracking.git import Place, lock_at
-from convae.tracking.lock import Execution, Executions, chain, reports_in, written
+from convae.history.git import Place, lock_at
+from convae.history.lock import Execution, Executions, chain, reports_in, written
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,32 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from convae import processes
 from convae.errors import ConvaeError
-from convae.models.shared_batch import share_batch
 from convae.params import TrainParams
 from convae.training.batches import Batch, Batches, random_seed
 from convae.training.objectives import Objective
 
 Row = dict[str, float]
 VALIDATION_EPOCH = 2**31  # no training is as long: validation images are corrupted alike after every epoch
+
+
+class Loader:
+    """Batches in place of a DataLoader, from where the training stands.
+
+    Args:
+        batches: of any epoch.
+        position: called when an epoch begins or goes on; gives the epoch and its next batch.
+    """
+
+    def __init__(self, batches: Batches, position: Callable[[], tuple[int, int]]) -> None:
+        self.batches = batches
+        self.position = position
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.batches.of_epoch(*self.position())  # Lightning asks for an iterator before it has resumed
 
 
 class TrainingModule(lightning.LightningModule):
@@ -29,6 +46,7 @@ class TrainingModule(lightning.LightningModule):
 
     Args:
         objective: what is minimised.
+        training, validation: the images; those for validation choose the epoch.
         params: the section `train`.
         checkpoint: file that is written within long epochs.
         seed: of everything random in an epoch.
@@ -40,6 +58,8 @@ class TrainingModule(lightning.LightningModule):
     def __init__(
         self,
         objective: Objective,
+        training: Batches,
+        validation: Batches,
         params: TrainParams,
         checkpoint: Path,
         seed: int,
@@ -49,6 +69,9 @@ class TrainingModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.objective = objective
+        self.training_batches = training
+        self.validation_batches = validation
+        self.processes = objective.batch.processes
         self.params = params
         self.checkpoint = checkpoint
         self.seed = seed
@@ -58,28 +81,36 @@ class TrainingModule(lightning.LightningModule):
         self.history: list[Row] = []
         self.losses: list[Tensor] = []
 
+    def train_dataloader(self) -> Loader:
+        """The images to learn from."""
+        return Loader(self.training_batches, lambda: (self.current_epoch, self.batches_done))
+
+    def val_dataloader(self) -> Loader:
+        """The images that choose the epoch."""
+        return Loader(self.validation_batches, lambda: (0, 0))
+
+    @property
+    def batches_done(self) -> int:
+        """Of the epoch: none, unless it was interrupted."""
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
     def on_train_start(self) -> None:
         """End a training at once that was killed after early stopping, but before its result was saved."""
         self.trainer.should_stop = self._out_of_patience()
-        batches = self.trainer.train_dataloader
-        assert isinstance(batches, Batches)
-        batches.move_to(self.device)
-        batches.epoch, batches.first_batch = self.current_epoch, len(self.losses)
+        self.training_batches.move_to(self.device)
+        self.validation_batches.move_to(self.device)
         self.objective.start_training()
         self.losses = [loss.to(self.device) for loss in self.losses]
         self.saved, self.steps_since = time.monotonic(), 0
 
     def on_train_epoch_start(self) -> None:
-        """Begin with the first batch; in an epoch that is resumed, Lightning leaves this out."""
-        batches = self.trainer.train_dataloader
-        assert isinstance(batches, Batches)
-        batches.epoch, batches.first_batch = self.current_epoch, 0
+        """Start adding up losses; Lightning does not call this in an epoch that is resumed."""
         self.objective.start_training()
         self.losses = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Fix everything random in this step."""
-        self._begin_batch(self.trainer.train_dataloader, batch_idx)
+        self._begin_batch(self.training_batches, batch_idx)
         self._seed_draws(self.current_epoch, 1 + batch_idx)
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -91,7 +122,7 @@ class TrainingModule(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Save a checkpoint every `train.checkpoint_minutes`; after an epoch there is one anyway."""
         self.steps_since += 1
-        several = processes.count() > 1
+        several = self.processes.count > 1
         if several and self.steps_since.bit_count() > 1:
             return
         # All processes take part in saving, so one decides. Waiting for it at each step would take long: they do so
@@ -103,16 +134,13 @@ class TrainingModule(lightning.LightningModule):
             self.saved, self.steps_since = time.monotonic(), 0
 
     def on_validation_start(self) -> None:
-        """Validation images stay on the GPU as well, and are corrupted alike after every epoch."""
-        batches = self.trainer.val_dataloaders
-        assert isinstance(batches, Batches)
-        batches.move_to(self.device)
+        """Corrupt the validation images alike after every epoch."""
         self._seed_draws(VALIDATION_EPOCH)
         self.validation_loss = torch.zeros((), device=self.device)
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Tell how many images the processes share."""
-        self._begin_batch(self.trainer.val_dataloaders, batch_idx)
+        self._begin_batch(self.validation_batches, batch_idx)
 
     def validation_step(self, batch: Batch) -> None:
         """Add up the loss."""
@@ -121,8 +149,9 @@ class TrainingModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the validation images; checkpoints and early stopping read it."""
         total = self.trainer.strategy.reduce(self.validation_loss, reduce_op="sum")
-        images = self.trainer.val_dataloaders.count  # type: ignore[union-attr]
-        self.log("validation_loss", total / images, prog_bar=True, reduce_fx="max", sync_dist=True)
+        self.log(
+            "validation_loss", total / self.validation_batches.count, prog_bar=True, reduce_fx="max", sync_dist=True
+        )
 
     def on_train_epoch_end(self) -> None:
         """Add a row to the history.
@@ -130,9 +159,8 @@ class TrainingModule(lightning.LightningModule):
         Raises:
             ConvaeError: the loss is not finite.
         """
-        images = self.trainer.train_dataloader.count  # type: ignore[union-attr]
         total = self.trainer.strategy.reduce(torch.stack(self.losses).sum(), reduce_op="sum")
-        train_loss = float(total) / images
+        train_loss = float(total) / self.training_batches.count
         if not math.isfinite(train_loss):
             raise ConvaeError(
                 f"the loss became {train_loss} in epoch {self.first_epoch + self.current_epoch}: "
@@ -153,8 +181,8 @@ class TrainingModule(lightning.LightningModule):
         self.saved, self.steps_since = time.monotonic(), 0
 
     def on_fit_end(self) -> None:
-        """From now on batches are whole."""
-        share_batch(0)
+        """Stop sharing batches."""
+        self.objective.batch.begin(0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history and the losses of an unfinished epoch, for a training that is resumed."""
@@ -207,13 +235,13 @@ class TrainingModule(lightning.LightningModule):
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
 
-    def _begin_batch(self, batches: Any, index: int) -> None:
+    def _begin_batch(self, batches: Batches, index: int) -> None:
         self.batch_images = batches.size(index)
-        share_batch(self.batch_images)
+        self.objective.batch.begin(self.batch_images)
 
     def _sum_of(self, loss: Tensor) -> Tensor:
-        """Of the losses of the batch's images; the mean of what the processes have is their loss, see `batch_mean`."""
-        total: Tensor = loss * (self.batch_images / processes.count())
+        """Of the losses of this process's images: `loss` is weighted, see `SharedBatch`."""
+        total: Tensor = loss * (self.batch_images / self.processes.count)
         return total
 
     def _out_of_patience(self) -> bool:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption, reconstruction_error
 from convae.models.geometry import Size, layer_sizes
-from convae.models.shared_batch import BatchNorm1d, batch_mean
+from convae.models.shared_batch import BatchNorm1d
 from convae.training.batches import Batch, augment
 
 HEAD_GRID = 7
@@ -38,6 +38,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        self.batch = autoencoder.batch
         self.corruption = corruption
         self.augmentation = augmentation
         self.frozen = frozen
@@ -46,7 +47,7 @@ class Objective(nn.Module):
         """Mean loss over a batch."""
         images, labels = batch
         if self.training and self.augmentation:
-            images = augment(images, **self.augmentation)
+            images = augment(images, **self.augmentation, batch=self.batch)
         return self.loss(self.autoencoder.preprocessing(images), labels)
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
@@ -81,7 +82,7 @@ class Reconstruction(Objective):
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean squared error, over masked pixels alone where there are some."""
         corrupted, counted = self._corrupt(preprocessed)
-        return reconstruction_error(self.autoencoder(corrupted), preprocessed, counted)
+        return reconstruction_error(self.autoencoder(corrupted), preprocessed, counted, self.batch)
 
 
 class LayerReconstruction(Objective):
@@ -105,7 +106,8 @@ class LayerReconstruction(Objective):
         with torch.no_grad():
             incoming = self.autoencoder.input_of(self.index, preprocessed)
         corrupted, counted = self._corrupt(incoming)
-        return reconstruction_error(self.autoencoder.reconstruct_layer(self.index, corrupted), incoming, counted)
+        reconstruction = self.autoencoder.reconstruct_layer(self.index, corrupted)
+        return reconstruction_error(reconstruction, incoming, counted, self.batch)
 
     def trained(self) -> Iterator[nn.Parameter]:
         """The layer and its decoder; tied filters are one parameter."""
@@ -136,7 +138,9 @@ class SimultaneousReconstruction(Objective):
             maps = layer(incoming)
             reconstruction = network.reconstruct_layer(index, incoming, maps)
             target = preprocessed if self.corruption and (on_reconstructions or index == 0) else incoming
-            total = total + reconstruction_error(reconstruction, target, counted if target is preprocessed else None)
+            total = total + reconstruction_error(
+                reconstruction, target, counted if target is preprocessed else None, self.batch
+            )
             incoming = (reconstruction if on_reconstructions else maps).detach()
         return total
 
@@ -169,7 +173,7 @@ class Classification(Objective):
         self.grid = (min(HEAD_GRID, height), min(HEAD_GRID, width))
         inputs = 2 * autoencoder.layers[-1].convolution.out_channels * self.grid[0] * self.grid[1]
         torch.manual_seed(seed)
-        self.head = nn.Sequential(BatchNorm1d(inputs), nn.Linear(inputs, classes))
+        self.head = nn.Sequential(BatchNorm1d(inputs, self.batch), nn.Linear(inputs, classes))
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean cross-entropy, natural logarithm."""
@@ -177,7 +181,7 @@ class Classification(Objective):
         maps = self.autoencoder.encode(preprocessed)[-1]
         pooled = [F.adaptive_avg_pool2d(part.relu(), self.grid).flatten(1) for part in (maps, -maps)]
         scores = self.head(torch.cat(pooled, 1))
-        return batch_mean(F.cross_entropy(scores, labels, reduction="sum"), len(labels))
+        return self.batch.mean(F.cross_entropy(scores, labels, reduction="sum"), len(labels))
 
     def trained(self) -> Iterator[nn.Parameter]:
         """Encoder and head."""

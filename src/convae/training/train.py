@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,18 @@ import convae.encoder
 import convae.images
 import convae.models
 import convae.training
-from convae import processes
 from convae.datasets.image_set import ImageSet
 from convae.datasets.shards import ShardedImages
 from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.files import file_sha256, new_file
 from convae.models.autoencoder import Autoencoder
+from convae.models.compatibility import check_source
 from convae.models.corruption import Corruption
 from convae.models.geometry import resolve_kernels
 from convae.models.initialization import set_filters
-from convae.models.transfer import check_source
 from convae.params import Params, TrainParams
+from convae.processes import ALONE, PATIENCE, Processes
 from convae.training.batches import Batches, ImageBatches, StreamedBatches
 from convae.training.module import Row, TrainingModule
 from convae.training.objectives import (
@@ -52,7 +53,7 @@ from convae.training.objectives import (
 from convae.training.state import quiet_lightning
 
 CHECKPOINTS = Path(".convae/checkpoints")
-LAST = "last.ckpt"
+BEST, LAST = "best.ckpt", "last.ckpt"
 LIGHTNING = (2, 6)  # the first whose checkpoints are read without unpickling
 KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training can be taken up
 UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # a training is taken up whatever they are
@@ -84,6 +85,7 @@ def train_encoder(
     on_epoch: Callable[[Row], None],
     checkpoints: Path = CHECKPOINTS,
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> tuple[Encoder, list[Row], str]:
     """Fit the preprocessing, then train the autoencoder, phase by phase; each keeps its best epoch by validation loss.
 
@@ -98,57 +100,70 @@ def train_encoder(
         checkpoints: folder for what an interrupted training is taken up from; what is left in it is of such alone, and
             removed when another one starts 30 days later.
         progress: show a bar.
+        processes: those that train together.
 
     Returns:
         The encoder; the history: phase, epoch, train_loss, validation_loss, learning_rate for each epoch trained, to
-        six digits, none where the objective is `none`; and the device that it was trained on.
+        six digits, none where the objective is `none`; and the device that it was trained on. All processes have the
+        same.
 
     Raises:
         ConvaeError: the loss is not finite, the accelerator asked for is not there, or there are no labels to learn.
     """
+    _check(params, training)
+    torch.set_num_threads(params.train.threads)
+    config = encoder_config(params, training)
+    source = Path(params.model.initialize_from)
+    start = load_encoder(source) if (source / CONFIG).exists() else None
+    network = build_autoencoder(config, processes)
+    _set_first_weights(network, params, training)
+    if start:
+        take_over(network, config, start, params.objective.kind)
+        config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
+    elif params.frozen_layers and not params.objective.pretraining:
+        raise ConvaeError(
+            f"train.freeze = {params.train.freeze}: {source} holds no encoder whose filters could be kept"
+        )
+    phases = _phases(params, network, training)
+    if not phases and params.objective.kind != "none":
+        raise ConvaeError(f"train.freeze = {params.train.freeze}: no layer is left to learn")
+    folder = checkpoints / training_key(params, training, validation, start)
+    if phases and not processes.rank:
+        prune(checkpoints, folder)
+    history: list[Row] = []
+    device = "cpu"
+    for phase, (objective, epochs) in enumerate(phases):
+        batches = _batches(params, training, validation, processes)
+        saved = folder / str(phase)
+        module = TrainingModule(
+            objective, *batches, params.train, saved / LAST, params.seed, phase, len(history), on_epoch
+        )
+        device = _fit(module, epochs, saved, progress)
+        history += module.history
+    if history and not processes.rank:
+        _discard(folder)
+    return Encoder(network, None, config), history, device
+
+
+def _check(params: Params, training: ImageSet) -> None:
+    """Refuse what can't be trained, before anything is computed."""
     installed = version("pytorch-lightning")
     if tuple(map(int, re.findall(r"\d+", installed)[:2])) < LIGHTNING:
         needed = ".".join(map(str, LIGHTNING))
         raise ConvaeError(f"pytorch-lightning {installed}: {needed} or newer is needed; install convae[train] again")
     if params.objective.kind == "classify" and training.labels is None:
         raise ConvaeError("objective.kind = classify: the training images have no labels; reconstruct needs none")
-    torch.set_num_threads(params.train.threads)
-    config = encoder_config(params, training)
-    autoencoder = build_autoencoder(config)
+
+
+def _set_first_weights(network: Autoencoder, params: Params, training: ImageSet) -> None:
+    """Fit the preprocessing to a sample of the images, and draw or fit the filters that training starts from."""
     generator = torch.Generator().manual_seed(params.seed)
-    autoencoder.initialize(generator)
+    network.initialize(generator)
     images = torch.from_numpy(training.sample())
-    autoencoder.preprocessing.fit(images, generator)
+    network.preprocessing.fit(images, generator)
     if params.model.initialization != "normal":
-        set_filters(autoencoder.eval(), params.model.initialization, images, generator)
-    source = Path(params.model.initialize_from)
-    start = load_encoder(source) if (source / CONFIG).exists() else None
-    if start:
-        take_over(autoencoder, config, start, params.objective.kind)
-        config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
-    elif params.frozen_layers and not params.objective.pretraining:
-        raise ConvaeError(
-            f"train.freeze = {params.train.freeze}: {source} holds no encoder whose filters could be kept"
-        )
-    autoencoder.to(memory_format=torch.channels_last)
-    folder = checkpoints / training_key(params, training, validation, start)
-    history: list[Row] = []
-    device = "cpu"
-    phases = _phases(params, autoencoder, training)
-    if phases and not processes.rank():
-        prune(checkpoints, folder)
-    if not phases and params.objective.kind != "none":
-        raise ConvaeError(f"train.freeze = {params.train.freeze}: no layer is left to learn")
-    for phase, (objective, epochs) in enumerate(phases):
-        saved = folder / str(phase)
-        module = TrainingModule(objective, params.train, saved / LAST, params.seed, phase, len(history), on_epoch)
-        device = _fit(module, epochs, params, training, validation, saved, progress)
-        history += module.history
-    if processes.rank():  # the others have done their part
-        raise SystemExit(0)
-    if history:
-        _discard(folder)
-    return Encoder(autoencoder, None, config), history, device
+        set_filters(network.eval(), params.model.initialization, images, generator)
+    network.to(memory_format=torch.channels_last)
 
 
 def prune(checkpoints: Path, current: Path) -> None:
@@ -181,7 +196,7 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
     """What is minimised in turn, and for how many epochs at most; each phase starts where the one before ended."""
     phases: list[tuple[Objective, int]] = []
     objective, train, frozen = params.objective, params.train, params.frozen_layers
-    corruption = Corruption(**objective.corruption.model_dump()) if objective.corruption else None
+    corruption = Corruption(**objective.corruption.model_dump(), batch=network.batch) if objective.corruption else None
     augmentation = train.augmentation.model_dump() if train.augmentation else None
     of_images = augmentation if objective.kind == "reconstruct" else None  # a pretraining sees them as they are
     epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
@@ -260,31 +275,35 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
 
 
 @quiet_lightning()
-def _fit(
-    module: TrainingModule,
-    epochs: int,
-    params: Params,
-    training: ImageSet,
-    validation: ImageSet,
-    folder: Path,
-    progress: bool,
-) -> str:
-    """Train one phase and leave the module with its best epoch; gives the device. What is whole is not done again."""
+def _fit(module: TrainingModule, epochs: int, folder: Path, progress: bool) -> str:
+    """Train one phase and leave the module with its best epoch; gives the device. A finished phase is not repeated."""
+    trainer = _trainer(module, epochs, folder, progress)
+    module.objective.requires_grad_(False)  # DDP waits for a gradient of whatever could have one
+    for parameter in module.objective.trained():
+        parameter.requires_grad_(True)
+    resume = folder / LAST
+    trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"])
+    trainer.strategy.barrier()  # rank 0 removes the file at the end
+    return str(trainer.strategy.root_device)
+
+
+def _trainer(module: TrainingModule, epochs: int, folder: Path, progress: bool) -> lightning.Trainer:
+    """Lightning's trainer: it keeps the best and the last epoch in `folder`, and logs nothing."""
     # Else `deterministic` fills every new tensor with NaN first; nothing here reads what was not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not torch.cuda.is_available():  # Lightning's setting has Adam look for NVIDIA's library at each step
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    train = params.train
-    # Without version counters, so that a file left by a killed training is replaced and never kept beside the new one.
-    best = ModelCheckpoint(
-        folder, "best", monitor="validation_loss", save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    train = module.params
+    # Without version counters, a file left by a killed training is replaced.
+    keep = partial(ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
+    best, last = keep(Path(BEST).stem, monitor="validation_loss"), keep(Path(LAST).stem)
     try:
-        trainer = lightning.Trainer(
+        return lightning.Trainer(
             max_epochs=epochs,
             accelerator=train.accelerator,
-            **_devices(train),
+            **_devices(train, module.processes),
             precision=train.precision,
             gradient_clip_val=train.gradient_clip,
             callbacks=[best, last, *([TQDMProgressBar(refresh_rate=10)] if progress else [])],
@@ -298,38 +317,29 @@ def _fit(
     except MisconfigurationException as error:
         asked = f"accelerator = {train.accelerator}, devices = {train.devices}, precision = {train.precision}"
         raise ConvaeError(f"train.{asked}: {' '.join(str(error).split())}") from None
-    module.objective.requires_grad_(False)  # processes wait for a gradient of whatever could have one
-    for parameter in module.objective.trained():
-        parameter.requires_grad_(True)
-    resume = folder / LAST
-    labelled = params.objective.kind == "classify"
-    trainer.fit(
-        module,
-        _batches_of(training, train.batch_size, params.seed, labelled),
-        ImageBatches(validation.images, max(train.batch_size, 256), labels=validation.labels if labelled else None),
-        ckpt_path=resume if resume.exists() else None,
-        weights_only=True,
-    )
-    checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
-    trainer.strategy.barrier()  # the first process removes the file at the end
-    return str(trainer.strategy.root_device)
 
 
-def _batches_of(training: ImageSet, size: int, seed: int, labelled: bool) -> Batches:
+def _batches(
+    params: Params, training: ImageSet, validation: ImageSet, processes: Processes
+) -> tuple[Batches, ImageBatches]:
+    """The images to learn from, in random order, and those that choose the epoch, in their own."""
+    size, labelled = params.train.batch_size, params.objective.kind == "classify"
     kind = StreamedBatches if isinstance(training.images, ShardedImages) else ImageBatches
-    return kind(training.images, size, seed, training.labels if labelled else None)
+    return (
+        kind(training.images, size, params.seed, training.labels if labelled else None, processes),
+        ImageBatches(validation.images, max(size, 256), None, validation.labels if labelled else None, processes),
+    )
 
 
-def _devices(train: TrainParams) -> dict[str, Any]:
+def _devices(train: TrainParams, processes: Processes) -> dict[str, Any]:
     """What Lightning's trainer is told of the processes, which are there already."""
-    several = processes.count() > 1
+    several = processes.count > 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
     # Buffers need no broadcast before each step: what changes them is the whole batch, see `shared_batch`.
-    ddp = DDPStrategy(timeout=processes.PATIENCE, forward_sync_buffers=False)
+    ddp = DDPStrategy(timeout=PATIENCE, forward_sync_buffers=False)
     return {
         "devices": local,
-        "num_nodes": processes.count() // local,
+        "num_nodes": processes.count // local,
         "strategy": ddp if several or train.strategy == "ddp" else "auto",
         "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment() if several else LightningEnvironment()],
     }

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from convae.errors import ConvaeError
-from convae.tracking.lock import LOCK_FILE, REPORTS, Executions, lock_here, read_lock
+from convae.history.lock import LOCK_FILE, REPORTS, Executions, lock_here, read_lock
 
 EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
 SUBJECT_LENGTH = 40

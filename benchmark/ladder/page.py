@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from convae.evaluation.ladder import FEW_LABELS, Comparison, cells_table, compare, rows_of
-from convae.reporting import ladder_words as words
+from benchmark.ladder import words
+from benchmark.ladder.charts import MEANING, accuracy_figure, curves_figure, differences_figure
+from benchmark.ladder.statistics import FEW_LABELS, Comparison, cells_table, compare, rows_of
 from convae.reporting.drawing import save_figure, style
-from convae.reporting.ladder_charts import MEANING, accuracy_figure, curves_figure, differences_figure
 from convae.reporting.page import Picture, embed, percent, signed, write_page
 
+TEMPLATE = Path(__file__).with_name("ladder.html")
 ALL, FEW = "all labels", f"{FEW_LABELS} labels per class"
 
 
@@ -35,7 +36,7 @@ def write_ladder(rows: Sequence[Mapping[str, Any]], page: Path) -> None:
             which = datasets[: position + 1].count(comparison.dataset)
             title = f"{comparison.dataset}, protocol {which}" if several else comparison.dataset
             sections.append({"title": title, **_section(comparison, f"ladder-{position + 1}")})
-    write_page(page, "ladder.html", sections=sections, unmeasured=len(rows) - len(cells), meaning=MEANING)
+    write_page(page, TEMPLATE, sections=sections, unmeasured=len(rows) - len(cells), meaning=MEANING)
 
 
 def _section(comparison: Comparison, identifier: str) -> dict[str, Any]:

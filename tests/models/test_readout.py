@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from convae.features.readout import Readout
+from convae.models.readout import Readout
 
 
 def readout(**changes):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from convae.evaluation.ladder import FEW_LABELS, Comparison, rows_of
+from benchmark.ladder.statistics import FEW_LABELS, Comparison, rows_of
 from convae.reporting.page import number, percent, signed
 
 

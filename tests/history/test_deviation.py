@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convae.deviation import largest_deviation, metric_deviations
+from convae.history.deviation import largest_deviation, metric_deviations
 
 
 def test_arrays_and_weights_differ_relative_to_their_largest_magnitude(tmp_path):

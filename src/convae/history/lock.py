@@ -113,7 +113,8 @@ def changes(stage: str, before: str, after: str) -> list[str]:
     """The parameters of a stage, as dvc.yaml lists them, in which two texts of params.yaml differ."""
     load = YAML(typ="safe", pure=True).load
     entry = (load(PIPELINE.read_text("utf-8")).get("stages") or {}).get(stage) or {}
-    keys = [key for key in entry.get("params", []) if isinstance(key, str)]
+    listed = (one.get(str(PARAMS_FILE), ()) if isinstance(one, dict) else [one] for one in entry.get("params", []))
+    keys = [key for keys in listed for key in keys]
     old, new = flatten(load(before)), flatten(load(after))
     return [
         f"{name} was {old.get(name)}, is {new.get(name)}"

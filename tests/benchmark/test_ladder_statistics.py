@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from convae.evaluation.ladder import (
+from benchmark.ladder.statistics import (
     accuracy_interval,
     cells_table,
     compare,

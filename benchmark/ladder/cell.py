@@ -16,9 +16,10 @@ import pipeline.train  # puts this folder's own sources first
 from convae.errors import ConvaeError
 from convae.files import read_json, write_json
 from convae.params import DataParams, Params, load_params
+from convae.processes import ALONE
+from convae.stages.runner import end_with_dvc, keep_freed_memory, limit_threads
 from convae.tracking.ladder import record_live
 from convae.tracking.runs import Run
-from convae.tracking.stage import end_with_dvc, keep_freed_memory, limit_threads
 
 DATA = Path("data/ladder")
 CELLS = Path("reports/ladder")
@@ -47,7 +48,7 @@ def train(dataset: str, system: str, seed: int) -> None:
     params = load_cell(dataset, system, seed)
     output = (DATA / "encoders" / dataset / f"{system}-{seed}").absolute()
     with _workspace(dataset, system, seed), limit_threads(params.train.threads):
-        pipeline.train.main(params, Run("train", params))
+        pipeline.train.main(params, Run("train", params), ALONE)
         shutil.rmtree(output, ignore_errors=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.move("models/autoencoder", output)
@@ -55,7 +56,7 @@ def train(dataset: str, system: str, seed: int) -> None:
 
 def measure(dataset: str, system: str, seed: int) -> None:
     """reports/ladder/<data set>/<system>-<seed>.json: a row of the ladder, recorded in MLflow as well."""
-    from benchmark.measure import measure_cell
+    from benchmark.ladder.measure import measure_cell
 
     tracking = load_params().tracking
     params = load_cell(dataset, system, seed)

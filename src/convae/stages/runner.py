@@ -13,26 +13,26 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
-from convae import processes
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
+from convae.history.lock import changes
 from convae.params import PARAMS_FILE, Params, read_text
+from convae.processes import ALONE, connect
+from convae.stages.launch import start_processes
+from convae.stages.slurm import adopt_srun
 from convae.terminal import finished_bars, survive_any_encoding
-from convae.tracking.launch import start_processes
-from convae.tracking.lock import changes
-from convae.tracking.runs import Run, start_run
-from convae.training.srun import adopt_srun
+from convae.tracking.runs import start_run
 
 LOCK_FOLDER = Path(".convae")
 NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}  # to do with the disk, not with a bug
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
-def run_stage(name: str, body: Callable[[Params, Run], None], parallel: bool = False) -> None:
+def run_stage(name: str, body: Callable[..., None], parallel: bool = False) -> None:
     """Run `body` with the parameters of params.yaml and a run in MLflow.
 
-    A `parallel` body is run by as many processes as `train.devices` says, or as torchrun or srun have started; the
-    first has the run, and those besides it end with SystemExit(0) when they have done their part.
+    A `parallel` body is run by as many processes as `train.devices` says, or as torchrun or srun have started. The
+    first one has the run.
 
     A ConvaeError, a lack of memory, a full disk or a file that must not be touched ends it with code 1 and one line,
     Ctrl-C with 130, SIGTERM with 143. Any other exception is a bug of ours and keeps its traceback.
@@ -45,7 +45,7 @@ def run_stage(name: str, body: Callable[[Params, Run], None], parallel: bool = F
         adopt_srun()
         rank = int(os.environ.get("RANK", "0"))
         if rank and not parallel:  # there is nothing to do for the others
-            sys.exit(0)
+            return
         text = read_text(PARAMS_FILE)
         params = load_experiment(PARAMS_FILE, text)
         code = start_processes(name, params.train) if parallel else None
@@ -65,8 +65,6 @@ def run_stage(name: str, body: Callable[[Params, Run], None], parallel: bool = F
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"{name}: {error.strerror}{where}; mend that and run `dvc repro` again, which goes on from here")
     except (KeyboardInterrupt, SystemExit) as error:
-        if rank and isinstance(error, SystemExit) and error.code == 0:  # it has done its part
-            raise
         # Lightning turns Ctrl-C into exit code 1, and SIGTERM at times into none, which would mean success.
         interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
         print(f"{name}: {'interrupted' if interrupted else 'terminated'}", file=sys.stderr)
@@ -75,7 +73,7 @@ def run_stage(name: str, body: Callable[[Params, Run], None], parallel: bool = F
         sys.exit(code)
 
 
-def _run(name: str, body: Callable[[Params, Run], None], params: Params, text: str, rank: int, parallel: bool) -> None:
+def _run(name: str, body: Callable[..., None], params: Params, text: str, rank: int, parallel: bool) -> None:
     """Run `body`, alone in this workspace but for the processes that belong to it: they share the first one's lock."""
     if rank:
         os.environ["CONVAE_TRACKING"] = "off"
@@ -85,14 +83,14 @@ def _run(name: str, body: Callable[[Params, Run], None], params: Params, text: s
         start_run(name, params, text) as run,
         finished_bars(),
     ):
-        if parallel:
-            processes.connect()
-            if len(set(processes.collect(text))) > 1:
-                raise ConvaeError(f"{PARAMS_FILE} was edited while the processes started; run the stage again")
+        processes = connect() if parallel else ALONE
+        if len(set(processes.collect(text))) > 1:
+            raise ConvaeError(f"{PARAMS_FILE} was edited while the processes started; run the stage again")
         start = time.monotonic()
         try:
-            body(params, run)
-            _check_unedited(name, text)
+            body(params, run, processes) if parallel else body(params, run)
+            if not rank:
+                _check_unedited(name, text)
         except RuntimeError as error:
             if not processes.is_loss_of_another(error):
                 raise

@@ -13,10 +13,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from convae.datasets.image_set import ImageSet, write_image_set
 from convae.evaluation.classifiers import class_scores, fit_best
-from convae.evaluation.evaluate import PARTS, load_part
+from convae.evaluation.evaluate import load_part
 from convae.evaluation.metrics import DIGITS
 from convae.features.extract import extract_features
 from convae.files import row_chunks
+from convae.names import PARTS
 from convae.params import Params
 from convae.training.train import train_encoder
 

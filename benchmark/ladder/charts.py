@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from convae.evaluation.ladder import rows_of
+from benchmark.ladder.statistics import rows_of
 from convae.reporting.drawing import BLUE, GREY, INK, ORANGE, short
 from convae.reporting.page import number
 
@@ -27,7 +27,7 @@ def accuracy_figure(systems: pd.DataFrame, bold: Collection[str]) -> Figure:
     """A dot for each system's accuracy and a bar for its interval, the highest on top.
 
     Args:
-        systems: `systems_table` of convae.evaluation.ladder.
+        systems: `systems_table` of benchmark.ladder.statistics.
         bold: names that stand out.
     """
     figure = Figure(figsize=(WIDTH, 0.75 + ROW * len(systems)), layout="constrained")
@@ -57,7 +57,7 @@ def differences_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     """Differences to the controls in points, a panel for each measure; hollow where zero is not ruled out.
 
     Args:
-        panels: of each measure its name and `differences` of convae.evaluation.ladder.
+        panels: of each measure its name and `differences` of benchmark.ladder.statistics.
     """
     pairs = pd.concat([table[["trained", "system"]] for _, table in panels]).drop_duplicates(ignore_index=True)
     several = pairs["trained"].nunique() > 1
@@ -114,7 +114,7 @@ def curves_figure(
     """A line for each system over a logarithmic axis, its name at the right end.
 
     Args:
-        points: `curve` of convae.evaluation.ladder.
+        points: `curve` of benchmark.ladder.statistics.
         x: its second column.
         xlabel: the name of that axis.
         base: the ticks are its powers.

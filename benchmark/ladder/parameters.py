@@ -82,7 +82,7 @@ def _protocol(data: DataParams, readout: FeaturesParams) -> str:
 
 def write_page() -> None:
     """reports/ladder.json and reports/ladder.html from all cells that were measured."""
-    from convae.reporting.ladder import write_ladder
+    from benchmark.ladder.page import write_ladder
 
     rows = [read_json(path) for path in sorted(CELLS.glob("*/*.json"))]
     write_json(Path("reports/ladder.json"), rows)

@@ -6,9 +6,9 @@ import pytest
 from helpers import chromium, needs_chromium
 from ladder_rows import ladder_rows
 
-from convae.evaluation.ladder import cells_table, compare
-from convae.reporting.ladder import write_ladder
-from convae.reporting.ladder_words import headlines, highest_sentence
+from benchmark.ladder.page import write_ladder
+from benchmark.ladder.statistics import cells_table, compare
+from benchmark.ladder.words import headlines, highest_sentence
 
 SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 

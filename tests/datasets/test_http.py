@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convae.datasets import transfer
-from convae.datasets.transfer import fetch
+from convae.datasets.http import fetch
 from convae.errors import ConvaeError
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from convae.errors import ConvaeError
-from convae.tracking.git import Place, places
-from convae.tracking.lock import CODE, Execution, chain, path_md5, written
+from convae.history.git import Place, places
+from convae.history.lock import CODE, Execution, chain, path_md5, written
 
 
 def find_producer(path: Path) -> tuple[Place, Execution]:

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from threadpoolctl import threadpool_info
 
 from convae.params import Params
+from convae.stages.runner import run_stage
 from convae.tracking.runs import Run
-from convae.tracking.stage import run_stage
 
 StartStage = Callable[[str], "subprocess.Popen[str]"]
 REPOSITORY = Path(__file__).parents[2]
@@ -170,9 +170,8 @@ def test_process_besides_the_first_shares_the_lock_and_records_nothing(
     calls = []
     Path(".convae").mkdir()
     with FileLock(".convae/stages.lock"):
-        run_stage("train", lambda params, run: calls.append(params.data.dataset), parallel=True)
-        with pytest.raises(SystemExit, match="0"):
-            run_stage("evaluate", lambda params, run: calls.append(params.data.dataset))
+        run_stage("train", lambda params, run, processes: calls.append(params.data.dataset), parallel=True)
+        run_stage("evaluate", lambda params, run: calls.append("evaluate"))  # which one process does alone
     assert calls == ["fashion_mnist"]
     assert recorded(client) == []
 
@@ -180,7 +179,7 @@ def test_process_besides_the_first_shares_the_lock_and_records_nothing(
 def test_processes_that_read_different_parameters_do_not_work_together(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = "from convae.tracking.stage import run_stage\nrun_stage('train', lambda params, run: None, parallel=True)"
+    script = "from convae.stages.runner import run_stage\nrun_stage('train', lambda *_: None, parallel=True)"
     environment = os.environ | {"CONVAE_TRACKING": "off", "PYTHONPATH": str(REPOSITORY / "src"), "WORLD_SIZE": "2"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
@@ -202,7 +201,7 @@ def test_stage_ends_when_dvc_is_killed(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     (tmp_path / "train.py").write_text(
-        "import os, time\nfrom pathlib import Path\nfrom convae.tracking.stage import run_stage\n"
+        "import os, time\nfrom pathlib import Path\nfrom convae.stages.runner import run_stage\n"
         "def train(params, run):\n"
         "    Path('pid.partial').write_text(str(os.getpid()))\n    Path('pid.partial').rename('pid')\n"
         "    time.sleep(600)\n"

@@ -10,11 +10,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 STAGE = """\
 import os
-from convae import processes
-from convae.tracking.stage import run_stage
+from convae.stages.runner import run_stage
 
-def main(params, run):
-    found = processes.collect((processes.rank(), os.environ.get("LOCAL_WORLD_SIZE")))
+def main(params, run, processes):
+    found = processes.collect((processes.rank, os.environ.get("LOCAL_WORLD_SIZE")))
     os.write(1, f"{{found if len(found) > 1 else 'alone'}}\\n".encode())  # whole lines, as all write into one pipe
 
 run_stage("{name}", main, parallel=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from convae.deviation import largest_deviation, metric_deviations
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
 from convae.files import read_json
+from convae.history.deviation import largest_deviation, metric_deviations
+from convae.history.git import git
+from convae.history.lock import CODE, LOCK_FILE, Executions, lock_here, path_md5, read_lock
 from convae.names import flatten
-from convae.tracking.git import git
-from convae.tracking.lock import CODE, LOCK_FILE, Executions, lock_here, path_md5, read_lock
 
 SCRATCH = Path(".convae/verify")
 ENVIRONMENT = Path("reports/environment.json")

@@ -10,8 +10,8 @@ import pytest
 from filelock import FileLock
 
 from convae.errors import ConvaeError
-from convae.tracking import verify
-from convae.tracking.lock import Execution, path_md5
+from convae.history import verify
+from convae.history.lock import Execution, path_md5
 
 OUTPUTS = {
     "prepare": ["data/prepared/train.npy"],

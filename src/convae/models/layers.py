@@ -1,0 +1,62 @@
+"""One layer of an autoencoder, and the decoder layer that mirrors it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convae.models.geometry import LayerGeometry, Size
+from convae.models.shared_batch import BatchNorm2d, Dropout, SharedBatch
+
+ACTIVATIONS = {
+    "linear": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+POOLINGS = {"max": nn.MaxPool2d, "mean": nn.AvgPool2d}
+
+
+class EncoderLayer(nn.Module):
+    """Convolution, activation and, where asked for, batch normalisation before it, dropout and pooling after it."""
+
+    def __init__(self, channels: int, layer: dict[str, Any], batch: SharedBatch) -> None:
+        super().__init__()
+        self.geometry = LayerGeometry.of(layer)
+        kernel, stride, zeros = self.geometry.kernel, self.geometry.stride, self.geometry.zeros
+        self.convolution = nn.Conv2d(channels, layer["filters"], kernel, stride, zeros)
+        self.norm = BatchNorm2d(layer["filters"], batch) if layer["batch_norm"] else nn.Identity()
+        self.activation = ACTIVATIONS[layer["activation"]]()
+        self.dropout = Dropout(layer["dropout"], batch)
+        self.pool = POOLINGS[layer["pool"]["kind"]](self.geometry.pool) if layer["pool"] else nn.Identity()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`[N, D, H, W]` to activation maps `[N, n, H', W']`."""
+        result: Tensor = self.pool(self.dropout(self.activation(self.norm(self.convolution(maps)))))
+        return result
+
+
+class DecoderLayer(nn.Module):
+    """The transpose of an encoder layer's geometry: it gives back the size that came in, whatever it was.
+
+    At stride 1 and padding `full` this is the valid convolution with D filters of the seed CAE, filters turned by 180
+    degrees. Pooling is undone by repeating each value over its window.
+    """
+
+    def __init__(self, layer: EncoderLayer, tied: bool) -> None:
+        super().__init__()
+        self.geometry = layer.geometry
+        convolution = layer.convolution
+        self.weight = convolution.weight if tied else nn.Parameter(torch.zeros_like(convolution.weight))
+        self.bias = nn.Parameter(torch.zeros(convolution.in_channels))
+
+    def forward(self, maps: Tensor, size: Size) -> Tensor:
+        """Activation maps `[N, n, H', W']` to `[N, D, *size]`."""
+        geometry = self.geometry
+        if geometry.pool != (1, 1):
+            maps = F.interpolate(maps, size=geometry.convolved(size), mode="nearest")
+        return F.conv_transpose2d(
+            maps, self.weight, self.bias, geometry.stride, geometry.zeros, geometry.output_padding(size)
+        )
