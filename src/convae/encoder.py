@@ -5,7 +5,6 @@ Needs torch, NumPy and safetensors alone; Pillow to read pictures, MLflow to fet
 
 import itertools
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from convae.files import check_folder, content_sha256, new_file, read_file, read
 from convae.images import Images, image_batches
 from convae.models.autoencoder import Autoencoder
 from convae.models.geometry import GeometryError, Size, layer_sizes, show, smallest_size
+from convae.models.limits import MOST_CONFIG_BYTES, MOST_MAP_BYTES, check_effort, check_sizes
 from convae.models.readout import Readout
 from convae.processes import ALONE, Processes
 
@@ -33,14 +33,6 @@ FORMAT = 4
 PICTURES = {"fit": "crop", "white_level": None}  # what encoders of format 3, which do not say it, learned from
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAP_BYTES = 1 << 23  # what fits into caches; twice as fast as 1 << 26
-MOST_MAP_BYTES = 1 << 30  # of one image
-
-# What a description may ask for: no more than params.yaml allows, and of an image what takes seconds to minutes.
-MOST_CONFIG_BYTES = 1 << 24
-MOST_LAYERS = 100
-LARGEST = 1 << 16  # side in pixels, number of channels or filters
-MOST_WORK, MOST_BYTES = 10**12, 1 << 33  # multiplications, and activation maps, of an image of the size trained on
-MOST_TRIAL_WORK, MOST_TRIAL_BYTES = 10**10, 1 << 28  # of the smallest image, with all patches
 
 Result = TypeVar("Result")
 
@@ -107,9 +99,7 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the network computes."""
-        parts = (self.autoencoder, self.readout) if self.readout else (self.autoencoder,)  # pixels have no network
-        tensors = itertools.chain.from_iterable((*part.parameters(), *part.buffers()) for part in parts)
-        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))  # pixels have no network
 
     @property
     def map_sizes(self) -> list[tuple[int, int]]:
@@ -246,6 +236,10 @@ class Encoder:
             )
         return max(1, min(256, MAP_BYTES // (4 * largest)))
 
+    def _tensors(self) -> Iterator[Tensor]:
+        for part in (self.autoencoder, self.readout) if self.readout else (self.autoencoder,):
+            yield from itertools.chain(part.parameters(), part.buffers())
+
     def _layer_sizes(self, size: Size) -> list[tuple[Size, Size]]:
         return layer_sizes(size, self.autoencoder.geometry, self.autoencoder.stacked_on)
 
@@ -324,29 +318,9 @@ def load_encoder(source: str | Path) -> Encoder:
         with fetched(str(source)) as published:
             return load_encoder(published / "encoder")
     folder = Path(source)
+    config, weights, sha256 = _read(folder)
     try:
-        config = json.loads(read_file(folder / CONFIG, MOST_CONFIG_BYTES).decode("utf-8"))
-        weights = read_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        advice = "train one with `make run`, or name another folder"
-        raise ConvaeError(f"{folder}: not an encoder: {error}; {advice}") from None
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise ConvaeError(f"{folder}: not an encoder: {error}") from None
-    found = config.get("format") if isinstance(config, dict) else None
-    if found not in (3, FORMAT):
-        raise ConvaeError(f"{folder}/{CONFIG}: format {found!r}; this version of convae reads formats 3 and {FORMAT}")
-    sha256 = config.pop("sha256", None)
-    if content_sha256(config, weights) != sha256:
-        raise ConvaeError(f"{folder}: damaged: {CONFIG} and {WEIGHTS} are not as they were saved")
-    del config["format"]
-    try:
-        readout = Readout(**config["readout"]) if config["readout"] else None
-        _check_sizes(config)
-        _check_memory(config, len(weights))
-        encoder = Encoder(build_autoencoder(config), readout, config, sha256)
-        state = load_tensors(weights)
-        finite = all(bool(value.isfinite().all()) for value in state.values())
-        _load_state(encoder, state)
+        encoder = _rebuild(config, weights, sha256)
         _try(encoder)
     except ConvaeError as error:
         raise ConvaeError(f"{folder}/{CONFIG}: {error}") from None
@@ -362,67 +336,41 @@ def load_encoder(source: str | Path) -> Encoder:
     ) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConvaeError(f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {reason}") from None
-    if not finite:
+    if not all(bool(tensor.isfinite().all()) for tensor in encoder._tensors()):
         raise ConvaeError(f"{folder}/{WEIGHTS}: holds NaN or infinity; training may have diverged")
     return encoder
 
 
-def _check_sizes(config: dict[str, Any]) -> None:
-    """Whether the numbers in a description are some that params.yaml allows, before anything of their size is made."""
-    layers, readout, sparsity = config["layers"], config["readout"], config["sparsity"]
-    if max(len(layers), len(readout["layers"]) if readout else 0) > MOST_LAYERS:
-        raise ConvaeError(f"more than {MOST_LAYERS} layers")
-    pairs = [config["image_size"], *(layer[key] for layer in layers for key in ("kernel", "stride"))]
-    pairs += [layer["pool"]["size"] for layer in layers if layer["pool"]]
-    pairs += [readout["grid"]] if readout else []
-    pairs += [sparsity["block"]] if sparsity and sparsity["block"] else []
-    windows = [part["window"] for part in config["preprocessing"].values() if part]
-    numbers = [config["channels"], *windows, *(layer["filters"] for layer in layers)]
-    for number in [*numbers, *(side for height, width in pairs for side in (height, width))]:
-        if type(number) is not int or not 0 < number <= LARGEST:
-            raise ConvaeError(f"{str(number)[:20]} is no number of pixels, channels or filters from 1 to {LARGEST}")
+def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:
+    """The configuration, the weights, and the SHA-256 of both, if they are as they were saved."""
+    try:
+        config = json.loads(read_file(folder / CONFIG, MOST_CONFIG_BYTES).decode("utf-8"))
+        weights = read_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        advice = "train one with `make run`, or name another folder"
+        raise ConvaeError(f"{folder}: not an encoder: {error}; {advice}") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise ConvaeError(f"{folder}: not an encoder: {error}") from None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found not in (3, FORMAT):
+        raise ConvaeError(f"{folder}/{CONFIG}: format {found!r}; this version of convae reads formats 3 and {FORMAT}")
+    sha256 = config.pop("sha256", None)
+    if content_sha256(config, weights) != sha256:
+        raise ConvaeError(f"{folder}: damaged: {CONFIG} and {WEIGHTS} are not as they were saved")
+    del config["format"]
+    return config, weights, sha256
 
 
-def _check_memory(config: dict[str, Any], available: int) -> None:
-    """Whether the network is as small as its weights, and what it does with an image bounded, before it is built."""
+def _rebuild(config: dict[str, Any], weights: bytes, sha256: str) -> Encoder:
+    """The encoder that was saved, once its description is known to ask for nothing excessive."""
+    readout = Readout(**config["readout"]) if config["readout"] else None
+    check_sizes(config)
     with torch.device("meta"):
         network = build_autoencoder(config)
-    if sum(value.nbytes for value in network.state_dict().values()) > 2 * available:  # tied weights are stored once
-        raise ValueError("there are fewer weights than described")
-    height, width = config["image_size"]
-    smallest = smallest_size(network.geometry, network.stacked_on)
-    work, maps, _ = _effort(network, (height, width))
-    least_work, least_maps, patches = _effort(network, smallest)
-    if work > MOST_WORK or 4 * maps > MOST_BYTES:
-        raise ConvaeError(
-            f"an image of {height}×{width} pixels would take {work:.0e} multiplications and {4 * maps:.0e} bytes; "
-            f"at most {MOST_WORK:.0e} and {MOST_BYTES:.0e} are allowed"
-        )
-    if least_work > MOST_TRIAL_WORK or 4 * (least_maps + patches) > MOST_TRIAL_BYTES:
-        raise ConvaeError(f"even the smallest image, {show(smallest)} pixels, would take too much time or memory")
-    readout = config["readout"]
-    filters = [layer["filters"] for layer in config["layers"]] or [network.preprocessing.channels]
-    if readout and 8 * math.prod(readout["grid"]) * sum(filters[layer] for layer in readout["layers"]) > MOST_MAP_BYTES:
-        raise ConvaeError(f"more features than fit into {MOST_MAP_BYTES} bytes")
-
-
-def _effort(network: Autoencoder, size: Size) -> tuple[int, int, int]:
-    """Multiplications, values in all activation maps, and values in all patches, to encode an image of this size."""
-    preprocessing, pixels = network.preprocessing, math.prod(size)
-    work, maps, patches = pixels, pixels * preprocessing.channels, 0
-    if preprocessing.local_contrast:
-        window = preprocessing.local_contrast["window"]
-        work *= 2 * min(window, 2 * size[0]) * min(window, 2 * size[1])
-    if preprocessing.whitening:
-        filters = preprocessing.whitening_filters
-        work, patches = work + pixels * filters.numel(), pixels * filters[0].numel()
-    sizes = layer_sizes(size, network.geometry, network.stacked_on)
-    for layer, (incoming, _) in zip(network.layers, sizes, strict=True):
-        filters, pixels = layer.convolution.weight, math.prod(layer.geometry.convolved(incoming))
-        work += pixels * filters.numel()
-        maps += pixels * len(filters)
-        patches += pixels * filters[0].numel()
-    return work, maps, patches
+    check_effort(network, config, len(weights))
+    encoder = Encoder(build_autoencoder(config), readout, config, sha256)
+    _load_state(encoder, load_tensors(weights))
+    return encoder
 
 
 def _try(encoder: Encoder) -> None:
