@@ -25,7 +25,7 @@ def printable(text: str) -> str:
     """`text` on one line of valid UTF-8: control characters and undecodable bytes are escaped.
 
     Example:
-        >>> print(printable("one\ntwo"))
-        one\ntwo
+        >>> print(printable("one\\ntwo"))
+        one\\ntwo
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
