@@ -1,8 +1,8 @@
-"""How many altered copies `convae.datasets.near_duplicates` finds, and how many false ones: its table.
+"""Measure how many altered copies `convae.datasets.near_duplicates` finds: the table in its docstring.
 
     python -m benchmark.near_duplicates data/raw/fashion_mnist/train_images.npy data/raw/fashion_mnist/test_images.npy
 
-Without test images, a fifth of the training images is held out. Images are `uint8 [N, C, H, W]`.
+Without test images, a fifth of the training images is held out instead. Images are `uint8 [N, C, H, W]`.
 """
 
 import argparse
@@ -31,8 +31,8 @@ def _halved(image: Image.Image) -> Image.Image:
     return half.resize(image.size, Image.Resampling.BICUBIC)
 
 
-def _cropped(part: float, image: Image.Image) -> Image.Image:
-    x, y = part * image.width, part * image.height
+def _cropped(fraction: float, image: Image.Image) -> Image.Image:
+    x, y = fraction * image.width, fraction * image.height
     return image.resize(image.size, Image.Resampling.BICUBIC, (x, y, image.width - x, image.height - y))
 
 
@@ -50,7 +50,7 @@ ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def _found(sought: np.ndarray, others: np.ndarray) -> dict[int, int]:
-    """Of images that are said to have a near-duplicate among others: their row, and the row of that."""
+    """Map the row of each image with a near-duplicate among `others` to the row of that near-duplicate."""
     lookout = Lookout(len(sought), len(others))
     lookout.take(describe(sought), 0)
     for rows in row_chunks(others):
@@ -68,7 +68,7 @@ def _copies(images: np.ndarray, alter: Callable[[Image.Image], Image.Image]) -> 
 
 
 def main() -> None:
-    """Print a line for each kind of copy, and one for test images as they are."""
+    """Print one line for each kind of copy, and one for unaltered test images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path, nargs="?")

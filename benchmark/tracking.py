@@ -1,8 +1,8 @@
-"""What tracking adds to each stage of a small pipeline on the embedded digits, side by side in one run.
+"""Measure how much time tracking adds to each stage of a small pipeline on the embedded digits.
 
-`python -m benchmark.tracking` clones the last commit into a scratch folder, runs every stage there in turn with
-tracking off, into SQLite, and with servers that can't be used: nobody listens, each answer is 403 or 500, an answer
-takes four seconds or comes byte by byte, or there is none. It prints medians and maxima of wall time in seconds.
+`python -m benchmark.tracking` clones the last commit into a scratch folder and runs every stage there in turn: with
+tracking off, into SQLite, and against servers that cannot be used. These refuse the connection, answer 403 or 500,
+answer after four seconds or byte by byte, or never answer. It prints medians and maxima of wall time in seconds.
 """
 
 import argparse
@@ -28,7 +28,11 @@ SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "t
 
 @contextmanager
 def bad_server(status: int, first: float = 0, each: float = 0) -> Iterator[str]:
-    """The address of a server with one answer, whose first byte comes after `first` seconds, others after `each`."""
+    """Run a server that waits `first` seconds, answers `status` and sends 20 bytes, each after `each` seconds.
+
+    Yields:
+        Its address.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -47,7 +51,7 @@ def bad_server(status: int, first: float = 0, each: float = 0) -> Iterator[str]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked is gone
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client hung up
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -55,7 +59,7 @@ def bad_server(status: int, first: float = 0, each: float = 0) -> Iterator[str]:
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """The address of a server that never answers."""
+    """Yield the address of a server that accepts connections and never answers."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
@@ -63,10 +67,10 @@ def silent_server() -> Iterator[str]:
 
 
 def main() -> None:
-    """Print a line for each stage: what it takes without tracking, and by how much more each kind is."""
+    """Print one line per stage: its seconds without tracking, and what each kind of tracking adds."""
     parser = argparse.ArgumentParser(description="Wall time that tracking adds to each stage of the digits pipeline.")
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each stage and kind (default: %(default)s)")
-    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="which (default: all)")
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="stages to run (default: all)")
     arguments = parser.parse_args()
     with TemporaryDirectory() as scratch, ExitStack() as servers:
         addresses = {

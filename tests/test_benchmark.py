@@ -30,7 +30,7 @@ def test_a_row_says_whether_its_target_is_met(kind, ratio):
 def test_a_group_measured_anew_replaces_its_rows_and_leaves_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "TABLE", tmp_path / "benchmark.json")
     monkeypatch.setattr(speed, "PAGE", tmp_path / "benchmark.md")
-    speed._keep("rates", [Row("list files", 1234.56)])
+    speed._keep("growth", [Row("list files", 1234.56)])
     speed._keep("feeding", [at_least("feeding", 2.0, 1.5, 3.0, 2.0, 4.0), Row("gone tomorrow", 1.0)])
     speed._keep("feeding", [at_least("feeding", 2.0, 2.5, 5.0, 2.0, 6.0)])
     table = json.loads((tmp_path / "benchmark.json").read_text())

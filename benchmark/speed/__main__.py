@@ -1,4 +1,4 @@
-"""`make benchmark`: measure, print one table and write it as reports/benchmark.json and reports/benchmark.md."""
+"""`make benchmark`: measure, print the table and write it to reports/benchmark.json and reports/benchmark.md."""
 
 import argparse
 import os
@@ -21,37 +21,36 @@ GROUPS = (
     "classifier",
     "pipeline",
     "growth",
-    "rates",
 )
 TABLE, PAGE = REPOSITORY / "reports/benchmark.json", REPOSITORY / "reports/benchmark.md"
 
 HEAD = """# How fast it is
 
-Beside *the usual way*, the script that one would write with torchvision, a DataLoader, Lightning and scikit-learn, and
-beside *the limit*, the least code that does the same arithmetic. Medians of runs in turn, each contestant in a process
-of its own, with two threads; the pipeline of Fashion-MNIST and the rates were measured once. `make benchmark` measures
-it anew; [`benchmark/speed/`](../benchmark/speed) is the code.
+*Ours* is compared with *the usual way*, a script written with torchvision, a DataLoader, Lightning and scikit-learn,
+and with *the limit*, the least code that does the same arithmetic. Contestants run in turn, each in its own process
+with two threads; the table shows medians. `make benchmark` repeats the measurement;
+[`benchmark/speed/`](../benchmark/speed) is the code.
 
 """
 TAIL = """![Time against arithmetic](benchmark.png)
 
-*Points are measured; lines are proportional to the arithmetic, from the smallest task: to the pixels for `prepare`,
-else to the multiplications and additions in the windows of contrast normalisation, whitening and filters. The rows of
-growth tell by what factor the worst task lies above its line (more than 1) or below it (less).*
+*Points are measurements. Lines start at the smallest task and are proportional to the arithmetic: pixels for `prepare`,
+multiplications and additions in the windows of contrast normalisation, whitening and filters for the other stages. The
+ratio in a row of growth is the worst task's time divided by its line.*
 """
 
 
 def main() -> None:
-    """Measure the groups asked for; the other rows stay as they were."""
+    """Measure the groups named on the command line (default: all) and keep the rows of the others."""
     parser = argparse.ArgumentParser(prog="python -m benchmark.speed", description=__doc__)
     known = ", ".join(GROUPS)
-    parser.add_argument("groups", nargs="*", metavar="group", help=f"what is measured: {known} (default: everything)")
+    parser.add_argument("groups", nargs="*", metavar="group", help=f"what to measure: {known} (default: all)")
     groups = parser.parse_args().groups or GROUPS
     if unknown := ", ".join(sorted(set(groups) - set(GROUPS))):
-        parser.error(f"no group {unknown}; there are {known}")
+        parser.error(f"unknown group: {unknown}; choose from {known}")
     load = os.getloadavg()[0]
     if load > 0.5:
-        print(f"This machine is busy (load {load:.1f}): the ratios will be less certain.", file=sys.stderr)
+        print(f"This machine is busy (load {load:.1f}): ratios will be noisy.", file=sys.stderr)
     for group in groups:
         print(f"{group} ...", file=sys.stderr, flush=True)
         _keep(group, list(import_module(f"benchmark.speed.{group}").rows()))
@@ -59,7 +58,7 @@ def main() -> None:
 
 
 def _keep(group: str, rows: Sequence[Row]) -> None:
-    """Put the rows of a group into the files, in the order of `GROUPS`."""
+    """Replace a group's rows in the table; groups are in the order of `GROUPS`."""
     others = [row for row in read_json(TABLE) if row["group"] != group] if TABLE.exists() else []
     table = others + [{"group": group} | {name: _rounded(value) for name, value in asdict(row).items()} for row in rows]
     table.sort(key=lambda row: GROUPS.index(row["group"]))

@@ -1,4 +1,4 @@
-"""Logistic regression on 55 000 images with 3136 features, beside scikit-learn's own solver at the same penalty."""
+"""Logistic regression on 55 000 images with 3136 features, against scikit-learn's own solver at the same penalty."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,13 +15,13 @@ from convae.files import row_chunks
 from convae.stages.runner import limit_threads
 
 C = 0.003
-TOLERANCE = 0.001  # of the accuracy on validation images
+TOLERANCE = 0.001  # in validation accuracy
 
 Fit = Callable[[np.ndarray, np.ndarray], LogisticRegression]
 
 
 def rows() -> Iterator[Row]:
-    """Seconds of a fit, to the same accuracy."""
+    """Seconds of a fit of the same accuracy."""
     fashion_mnist()
     in_new_process(make_features)
     (own_accuracy, passes), (usual_accuracy, _) = (in_new_process(quality, fit) for fit in (ours, usual))
@@ -32,12 +32,12 @@ def rows() -> Iterator[Row]:
 
 
 def ours(x: np.ndarray, y: np.ndarray) -> LogisticRegression:
-    """The solver of the stage `evaluate`."""
+    """Fit with the solver of the stage `evaluate`."""
     return next(fit_path(x, y, [C]))[0]
 
 
 def usual(x: np.ndarray, y: np.ndarray) -> LogisticRegression:
-    """scikit-learn's, as it comes."""
+    """Fit with scikit-learn's defaults."""
     return LogisticRegression(C=C).fit(x, y)
 
 
@@ -48,14 +48,14 @@ def fit_time(fit: Fit) -> float:
 
 
 def quality(fit: Fit) -> tuple[float, int]:
-    """Accuracy on validation images, and how many iterations it took."""
+    """Accuracy on validation images, and the number of iterations of the fit."""
     with limit_threads(THREADS):
         classifier = fit(*_features("train"))
         return float(classifier.score(*_features("validation"))), int(classifier.n_iter_[0])
 
 
 def limit(passes: int) -> float:
-    """Nothing but the products of features with weights, and of residuals with features, for each iteration."""
+    """The two matrix products of each iteration alone: features by weights, and residuals by features."""
     torch.set_num_threads(THREADS)
     x = torch.from_numpy(_features("train")[0])
     weights = torch.zeros(10, x.shape[1])
@@ -70,7 +70,7 @@ def limit(passes: int) -> float:
 
 
 def make_features() -> None:
-    """Features of the shipped system with half as many filters, untrained."""
+    """Write features of the shipped system, untrained and with half of its filters."""
     params = with_filters(32)
     with limit_threads(THREADS):
         extract_features(params, untrained(params), fashion_mnist(), SCRATCH / "features")

@@ -1,4 +1,4 @@
-"""Features of the shipped system: all that the stage does, beside the usual way and the forward passes alone."""
+"""Features of the shipped system: the whole stage against the usual way, and against the forward passes alone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ IMAGES = 70_000
 
 
 def rows() -> Iterator[Row]:
-    """Images a second."""
+    """Images per second."""
     fashion_mnist()
     in_new_process(check)
     seconds = alternate({kind.__name__: kind for kind in (ours, usual, limit)}, 5)
@@ -30,7 +30,7 @@ def rows() -> Iterator[Row]:
 
 
 def check() -> None:
-    """What the stage writes is what the forward passes give, once the readout is fitted."""
+    """Assert that the stage writes what the forward passes and the fitted readout compute."""
     params = default_params()
     with TemporaryDirectory(dir=SCRATCH) as folder, torch.inference_mode():
         encoder = extract_features(params, untrained(params), fashion_mnist(), Path(folder) / "features")
@@ -43,7 +43,7 @@ def check() -> None:
 
 
 def ours() -> float:
-    """The stage `features`: standardised features of all parts, in files."""
+    """The stage `features`: standardised features of all parts, written to files."""
     keep_freed_memory()
     params = default_params()
     with TemporaryDirectory(dir=SCRATCH) as folder, limit_threads(THREADS):
@@ -51,7 +51,7 @@ def ours() -> float:
 
 
 def usual() -> float:
-    """Batches of a DataLoader, collected in memory, standardised by scikit-learn and saved."""
+    """Encode a DataLoader's batches, collect the features in memory, standardise them with scikit-learn and save."""
     from sklearn.preprocessing import StandardScaler
 
     from benchmark.speed.usual import loader
@@ -75,7 +75,7 @@ def usual() -> float:
 
 
 def limit() -> float:
-    """Batches through network and readout, their result forgotten."""
+    """Pass batches through network and readout, and discard the result."""
     keep_freed_memory()
     torch.set_num_threads(THREADS)
     encoder, readout = _model()

@@ -1,4 +1,4 @@
-"""Feeding batches to nothing: how long an epoch takes in which no network computes."""
+"""Feed batches to no network: the time that an epoch spends on data alone."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +17,7 @@ SHAPES = {"28×28": (1, 28, 28), "32×32×3": (3, 32, 32)}
 
 
 def rows() -> Iterator[Row]:
-    """Images a second as `float32` in [0, 1], shuffled."""
+    """Shuffled images per second, as `float32` in [0, 1]."""
     for name, shape in SHAPES.items():
         seconds = alternate({kind.__name__: partial(kind, shape) for kind in (ours, usual, limit)}, 5)
         rate = {kind: COUNT / value for kind, value in seconds.items()}
@@ -26,7 +26,7 @@ def rows() -> Iterator[Row]:
 
 
 def ours(shape: tuple[int, int, int]) -> float:
-    """Batches of the training, scaled by the first step of the network's preprocessing."""
+    """The batches of training, scaled to [0, 1] by the network's preprocessing."""
     keep_freed_memory()
     torch.set_num_threads(THREADS)
     images, preprocessing = _images(shape), Preprocessing(shape[0])
@@ -39,7 +39,7 @@ def ours(shape: tuple[int, int, int]) -> float:
 
 
 def usual(shape: tuple[int, int, int]) -> float:
-    """torchvision's way."""
+    """A DataLoader over Pillow images and torchvision's transforms."""
     from benchmark.speed.usual import loader
 
     images = _images(shape)
@@ -52,7 +52,7 @@ def usual(shape: tuple[int, int, int]) -> float:
 
 
 def limit(shape: tuple[int, int, int]) -> float:
-    """Rows of an array, scaled."""
+    """Rows of an array, scaled to [0, 1]."""
     keep_freed_memory()
     torch.set_num_threads(THREADS)
     images = torch.from_numpy(_images(shape))

@@ -1,4 +1,4 @@
-"""A folder of pictures: 10 000 JPEG files of 256×256 pixels decoded and resized to 64×64."""
+"""Decode a folder of 10 000 JPEG files of 256×256 pixels, and resize them to 64×64."""
 
 import os
 from collections.abc import Iterator
@@ -13,13 +13,14 @@ from benchmark.speed.images import photos
 from benchmark.speed.measuring import Row, alternate, at_least, timed
 from convae.datasets.decoding import decode_files
 from convae.datasets.image_folder import list_images
+from convae.datasets.reading import Reading
 
 SIDE = 64
 COUNT = 10_000
 
 
 def rows() -> Iterator[Row]:
-    """Images a second; of the one core's that many times as many as there are cores."""
+    """Images per second. The limit is one core's rate times the number of cores."""
     photos()
     contestants = {kind.__name__: kind for kind in (ours, image_folder, decode_jpeg, one_core)}
     rate = {kind: COUNT / seconds for kind, seconds in alternate(contestants, 3).items()}
@@ -31,14 +32,14 @@ def rows() -> Iterator[Row]:
 
 
 def ours() -> float:
-    """What the stage `prepare` does with them, hashes included."""
+    """Decode as the stage `prepare` does, hashes included."""
     files, _ = list_images(photos())
     images = np.empty((len(files), 3, SIDE, SIDE), np.uint8)
-    return timed(decode_files, photos(), files, images)
+    return timed(decode_files, photos(), files, images, Reading(3, (SIDE, SIDE)))
 
 
 def image_folder() -> float:
-    """torchvision's ImageFolder and transforms in the processes of a DataLoader."""
+    """torchvision's ImageFolder and transforms, in a DataLoader's worker processes."""
     from benchmark.speed.usual import picture_batches
 
     def decode_all() -> None:
@@ -49,11 +50,11 @@ def image_folder() -> float:
 
 
 def decode_jpeg() -> float:
-    """torchvision's decoder and resizing in as many threads as there are cores."""
+    """torchvision's decoder and resizing, in one thread per core."""
     from torchvision.io import decode_jpeg, read_file
     from torchvision.transforms.functional import resize
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the pool keeps every core busy
 
     def decode(path: Path) -> torch.Tensor:
         small: torch.Tensor = resize(decode_jpeg(read_file(str(path))), [SIDE, SIDE], antialias=True)
@@ -68,7 +69,7 @@ def decode_jpeg() -> float:
 
 
 def one_core() -> float:
-    """Pillow alone in one thread."""
+    """Pillow in one thread."""
 
     def decode_all() -> None:
         for path in _paths():

@@ -1,4 +1,4 @@
-"""Whether time grows as the arithmetic does, and memory not with the number of images."""
+"""Check that time grows no faster than the arithmetic, and that memory does not grow with the number of images."""
 
 import os
 import statistics
@@ -37,7 +37,7 @@ REPETITIONS = 3
 
 
 class Task(NamedTuple):
-    """How much there is to do."""
+    """The size of a task."""
 
     images: int
     side: int = 28
@@ -45,16 +45,17 @@ class Task(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Of all images."""
+        """Pixels of all images together."""
         return self.images * self.side**2
 
     def arithmetic(self, stage: str) -> int:
-        """For `prepare` pixels, else multiplications and additions in the windows of preprocessing and filters."""
+        """Pixels for `prepare`; multiplications and additions in all windows for the other stages."""
+        # Contrast normalisation takes two means over 9×9 windows; whitening and each filter take one product over 7×7.
         return self.pixels * (1 if stage == "prepare" else 2 * 9**2 + 7**2 + self.filters * 7**2)
 
     @property
     def params(self) -> Params:
-        """The shipped experiment, its layer with as many filters."""
+        """The shipped experiment with this number of filters."""
         return with_filters(self.filters)
 
 
@@ -66,7 +67,7 @@ SERIES = {
 
 
 def rows() -> Iterator[Row]:
-    """Time for the same arithmetic, largest task to smallest, and where it is worst; memory of four times as much."""
+    """Time per arithmetic of the worst task against the smallest; memory for four times as many images."""
     fashion_mnist()
     measured = {}
     for stage, (time, series) in STAGES.items():
@@ -87,12 +88,12 @@ def rows() -> Iterator[Row]:
 
 
 def prepare_time(task: Task) -> float:
-    """Seconds of the stages `download` and `prepare` on a folder of PNG files."""
+    """Seconds that `download` and `prepare` take for a folder of PNG files."""
     return timed(_prepare, task, _pictures(task))
 
 
 def train_time(task: Task) -> float:
-    """Seconds of an epoch of the stage `train`."""
+    """Seconds of one epoch of the stage `train`."""
     keep_freed_memory()
     with limit_threads(THREADS):
         training, validation = (
@@ -109,7 +110,7 @@ def features_time(task: Task) -> float:
 
 
 def _memory(stage: str, task: Task) -> float:
-    """MB that the stage takes at most."""
+    """Peak memory of the stage in MB."""
     with TemporaryDirectory(dir=SCRATCH) as folder:
         workspace = Path(folder)
         if stage == "prepare":
@@ -170,7 +171,7 @@ def _prepared(task: Task) -> Path:
 
 
 def _plot(measured: dict[tuple[str, str], list[tuple[int, float]]]) -> None:
-    """Time against arithmetic, with lines on which it is proportional."""
+    """Plot time against arithmetic, with lines on which the two are proportional."""
     figure, panels = plt.subplots(1, len(STAGES), figsize=(12, 4), layout="constrained")
     for panel, stage in zip(panels, STAGES, strict=True):
         for (found, name), points in measured.items():
@@ -180,7 +181,7 @@ def _plot(measured: dict[tuple[str, str], list[tuple[int, float]]]) -> None:
                 panel.loglog(arithmetic, seconds[0] / arithmetic[0] * arithmetic, color=line.get_color(), linewidth=1)
         unit = "pixels" if stage == "prepare" else "multiplications and additions"
         panel.set(title=stage, xlabel=unit, ylabel="seconds")
-        panel.tick_params(which="minor", labelbottom=False)  # they would lie upon each other
+        panel.tick_params(which="minor", labelbottom=False)  # they would overlap
         panel.legend(title="growing")
     figure.savefig(PLOT, dpi=100, metadata={"Software": None})
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""The images that are measured on, made once and kept in .convae/benchmark/."""
+"""Images for the measurements, made once and kept in .convae/benchmark/."""
 
 import hashlib
 from pathlib import Path
@@ -20,12 +20,12 @@ PHOTO_SIDE = 256
 
 
 def default_params(**sections: dict[str, object]) -> Params:
-    """The experiment of systems/default.yaml, its sections changed as given."""
+    """The experiment of systems/default.yaml with `sections` changed, see `changed`."""
     return changed(load_params(REPOSITORY / "systems/default.yaml"), **sections)
 
 
 def changed(params: Params, **sections: dict[str, object]) -> Params:
-    """Other parameters: some keys of some sections have new values."""
+    """Return a copy of `params` with new values for some keys of some sections."""
     content = params.model_dump(mode="json")
     for name, values in sections.items():
         content[name] |= values
@@ -33,13 +33,13 @@ def changed(params: Params, **sections: dict[str, object]) -> Params:
 
 
 def with_filters(count: int) -> Params:
-    """The experiment of systems/default.yaml, its layer with as many filters."""
+    """The experiment of systems/default.yaml with `count` filters in its layer."""
     (layer,) = default_params().model_dump(mode="json")["model"]["layers"]
     return changed(default_params(), model={"layers": [layer | {"filters": count}]})
 
 
 def fashion_mnist() -> Path:
-    """Prepared Fashion-MNIST: 55 000 images for training, 5000 for validation, 10 000 for test."""
+    """The folder of prepared Fashion-MNIST: 55 000 training, 5000 validation and 10 000 test images."""
     prepared = SCRATCH / "data/prepared"
     if not prepared.exists():
         data = default_params(data={"validation_size": 5000}).data
@@ -58,7 +58,7 @@ def some_images(part: str, count: int, side: int = 28) -> ImageSet:
 
 
 def untrained(params: Params, side: int = 28) -> Path:
-    """Folder of the encoder that a training of `params` on images of this size starts with."""
+    """The folder of an untrained encoder: the one with which training by `params` on images of this size starts."""
     from convae.training.train import train_encoder
 
     digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:12]
@@ -71,7 +71,7 @@ def untrained(params: Params, side: int = 28) -> Path:
 
 
 def photos() -> Path:
-    """A folder of 10 000 JPEG files of 256×256 pixels: parts of scikit-learn's two photographs."""
+    """A folder of 10 000 JPEG files of 256×256 pixels, cut at random from scikit-learn's two photographs."""
     folder = SCRATCH / "photos"
     if not folder.exists():
         generator, originals = np.random.default_rng(0), load_sample_images().images

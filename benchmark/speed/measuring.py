@@ -1,4 +1,4 @@
-"""Timing contestants side by side, and the rows of the table that come out."""
+"""Time contestants side by side, and turn the result into rows of the table."""
 
 import multiprocessing
 import os
@@ -34,21 +34,21 @@ class Row:
 
 
 def at_least(name: str, target: float, ratio: float, ours: float, usual: float | None, limit: float | None) -> Row:
-    """A row whose ratio must not be smaller than `target`."""
+    """A row that meets its target if `ratio >= target`."""
     return Row(name, ours, usual, limit, ratio, f"≥ {target:g}", ratio >= target)
 
 
 def at_most(
     name: str, target: float, ratio: float, ours: float, usual: float | None = None, limit: float | None = None
 ) -> Row:
-    """A row whose ratio must not be larger than `target`."""
+    """A row that meets its target if `ratio <= target`."""
     return Row(name, ours, usual, limit, ratio, f"≤ {target:g}", ratio <= target)
 
 
 def alternate(contestants: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, float]:
-    """Median of the seconds that each contestant returns, run in turn, after one run that does not count.
+    """Run the contestants in turn and return the median of the seconds that each reports; the first run is a warm-up.
 
-    Each has a process of its own, so that no one profits from another's settings or memory.
+    Each has its own process, so that none benefits from another's settings or memory.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     with ExitStack() as stack:
@@ -62,24 +62,25 @@ def alternate(contestants: Mapping[str, Callable[[], float]], repetitions: int) 
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns, in a process of its own."""
+    """Call `function` in a new process and return its result."""
     with _new_process() as pool:
         return pool.submit(_silent, function, *arguments).result()
 
 
 def _new_process() -> ProcessPoolExecutor:
-    """One that knows nothing of this one, and whose DataLoaders start their workers as those of any script do."""
+    """A pool of one spawned process, which inherits no state from this one."""
     return ProcessPoolExecutor(
         1, get_context("spawn"), initializer=_set_start_method, initargs=(multiprocessing.get_start_method(),)
     )
 
 
 def _set_start_method(name: str) -> None:
+    # A spawned process would make its DataLoaders spawn their workers too, which is slower than in an ordinary script.
     multiprocessing.set_start_method(name, force=True)
 
 
 def clone(folder: Path) -> None:
-    """A fresh clone of the last commit."""
+    """Clone the last commit into `folder`, replacing what is there."""
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
 
@@ -97,11 +98,12 @@ def timed(function: Callable[..., object], *arguments: Any) -> float:
 
 
 def command(words: Sequence[str | Path], folder: Path = REPOSITORY, **environment: str) -> float:
-    """Seconds that a command takes there.
+    """Seconds that a command takes in `folder`.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: the command failed.
     """
+    # Without the caller's tracking server, and with the programs of this interpreter's environment first.
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
     return timed(

@@ -1,4 +1,4 @@
-"""How much memory a command takes at most."""
+"""Peak memory of a command."""
 
 import subprocess
 import sys
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 
-INTERVAL = 0.01  # seconds between looks
+INTERVAL = 0.01  # seconds between samples
 
 
 def peak_memory(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> float:
-    """MB that a Python program run there takes at most, its libraries included, without files mapped into memory.
+    """Peak memory in MB of a Python program run in `folder`, with its libraries but without memory-mapped files.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: the program failed.
     """
     peak = 0
     silent = subprocess.DEVNULL
@@ -25,7 +25,7 @@ def peak_memory(words: Sequence[str], folder: Path, environment: Mapping[str, st
     ) as program:
         process = psutil.Process(program.pid)
         while program.poll() is None:
-            with suppress(psutil.Error):  # it has just ended
+            with suppress(psutil.Error):  # the process has just ended
                 found = process.memory_info()
                 peak = max(peak, found.rss - found.shared)
             time.sleep(INTERVAL)

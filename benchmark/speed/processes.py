@@ -1,4 +1,4 @@
-"""Two processes with a thread each beside one process with two threads: an epoch of the shipped training."""
+"""An epoch of the shipped training: two processes with one thread each against one process with two threads."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ IMAGES, VALIDATION = 20_000, 1000
 
 
 def rows() -> Iterator[Row]:
-    """Images a second."""
+    """Training images per second."""
     fashion_mnist()
     seconds = alternate({"two": partial(epoch, 2, 1), "one": partial(epoch, 1, 2)}, 3)
     two, one = (IMAGES / seconds[name] for name in ("two", "one"))
@@ -25,7 +25,7 @@ def rows() -> Iterator[Row]:
 
 
 def epoch(count: int, threads: int) -> float:
-    """Seconds of the second epoch, as the first process sees it."""
+    """Seconds of the second epoch, when everything is warm."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     with TemporaryDirectory() as folder:
         command = [sys.executable, *launcher, "-m", "benchmark.speed.processes", folder, str(threads)]
@@ -34,7 +34,7 @@ def epoch(count: int, threads: int) -> float:
 
 
 def train(checkpoints: Path, threads: int) -> None:
-    """What each process does; the first prints its seconds."""
+    """Train in one of the processes, and print the seconds of its second epoch."""
     from convae.training.train import train_encoder
 
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Training: the second epoch, with validation, logging and checkpoints, beside a bare loop and plain Lightning."""
+"""Training: an epoch with validation, logging and checkpoints, against a bare loop and against plain Lightning."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ from convae.tracking.runs import start_run
 IMAGES = 24_000
 VALIDATION = 1000
 REPETITIONS = 3
-SAME = 1e-5  # largest difference from the bare loop's filters, as a part of the largest weight
+SAME = 1e-5  # allowed difference from the bare loop's filters, as a fraction of the largest weight
 
 
 def rows() -> Iterator[Row]:
-    """Training images a second."""
+    """Training images per second."""
     fashion_mnist()
     for system in ("seed_cae", "default"):
         contestants = {kind.__name__: partial(kind, system, IMAGES) for kind in (ours, usual, limit)}
@@ -40,13 +40,13 @@ def rows() -> Iterator[Row]:
 
 
 def ours(system: str, count: int) -> float:
-    """What the stage `train` does, its run in MLflow included."""
+    """The work of the stage `train`, including its run in MLflow."""
     keep_freed_memory()
     with TemporaryDirectory() as folder, limit_threads(THREADS):
         workspace = Path(folder) / "workspace"
         clone(workspace)
         (workspace / "data/prepared").symlink_to(fashion_mnist())
-        (workspace / "models/autoencoder").symlink_to(untrained(default_params()))  # whose files the run will name
+        (workspace / "models/autoencoder").symlink_to(untrained(default_params()))  # the run records its files
         params = changed(_params(system), tracking={"enabled": True, "uri": f"sqlite:///{folder}/mlflow.db"})
         with chdir(workspace), start_run("train", params) as run:
             return second_epoch(params, *_images(count), run.log_epoch)
@@ -58,7 +58,7 @@ def second_epoch(
     validation: ImageSet,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> float:
-    """Seconds of the second of two epochs of the pipeline's training."""
+    """Train by the pipeline for two epochs, and return the seconds of the second."""
     ends: list[float] = []
 
     def end(row: dict[str, float]) -> None:
@@ -70,7 +70,7 @@ def second_epoch(
 
 
 def usual(system: str, count: int) -> float:
-    """A Lightning module that computes every activation, a data set of Pillow images, a DataLoader."""
+    """A Lightning module that computes every activation, and a DataLoader over Pillow images."""
     from benchmark.speed import usual as way
 
     torch.set_num_threads(THREADS)
@@ -85,14 +85,14 @@ def usual(system: str, count: int) -> float:
 
 
 def limit(system: str, count: int) -> float:
-    """The same arithmetic in a loop of its own, in the fastest memory format."""
+    """The same arithmetic in a bare loop."""
     keep_freed_memory()
     torch.set_num_threads(THREADS)
     return _bare_loop(_params(system), count)[0]
 
 
 def largest_difference(system: str, count: int) -> float:
-    """Between the filters that the stage learns and those of the bare loop."""
+    """Difference between the filters of the stage and of the bare loop, as a fraction of the largest weight."""
     torch.set_num_threads(THREADS)
     params = _params(system)
     filters = torch.from_numpy(_train(params, *_images(count), lambda row: None).filters)
@@ -118,12 +118,12 @@ def _train(
 
 
 def _untrained(params: Params, count: int) -> Encoder:
-    """The encoder that a training starts with."""
+    """The encoder with which training starts."""
     return _train(changed(params, objective={"kind": "none"}), *_images(count), lambda row: None)
 
 
 def _bare_loop(params: Params, count: int) -> tuple[float, Tensor]:
-    """Seconds of the second of two epochs, and the filters."""
+    """Train for two epochs in a bare loop; return the seconds of the second and the filters."""
     from convae.training.batches import random_seed
 
     network = _untrained(params, count).autoencoder.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""The usual way: torchvision's data sets and transforms, a DataLoader, plain Lightning modules."""
+"""The usual way: torchvision's data sets and transforms, a DataLoader and plain Lightning modules."""
 
 import time
 from pathlib import Path
@@ -19,10 +19,10 @@ WORKERS = 2
 
 
 class Pictures(Dataset[Any]):
-    """As torchvision's MNIST and CIFAR10: an array, of which each image becomes a Pillow image for the transform."""
+    """An array whose images become Pillow images for the transform, as in torchvision's MNIST and CIFAR10."""
 
     def __init__(self, images: np.ndarray) -> None:
-        """Take images `uint8 [N, C, H, W]`."""
+        """Store images `uint8 [N, C, H, W]`."""
         self.images = images.transpose(0, 2, 3, 1).squeeze()
         self.transform = ToTensor()
 
@@ -39,10 +39,10 @@ def loader(images: np.ndarray, batch_size: int, shuffle: bool) -> DataLoader[Any
 
 
 class Reconstruction(lightning.LightningModule):
-    """An autoencoder that minimises the mean squared error by Adam."""
+    """An autoencoder that minimises the mean squared error with Adam."""
 
     def __init__(self, network: nn.Module, learning_rate: float) -> None:
-        """Take the network, from images to images."""
+        """Store the network, which maps images to images."""
         super().__init__()
         self.network, self.learning_rate = network, learning_rate
 
@@ -51,7 +51,7 @@ class Reconstruction(lightning.LightningModule):
         return F.mse_loss(self.network(images), images)
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        """Log and give the loss."""
+        """Log and return the loss."""
         loss = self.loss(batch[0])
         self.log("train_loss", loss)
         return loss
@@ -66,7 +66,7 @@ class Reconstruction(lightning.LightningModule):
 
 
 class WinnerTakeAll(Reconstruction):
-    """The same of preprocessed images, by way of whole activation maps that are zero but for their winners."""
+    """The same on preprocessed images, through whole activation maps in which all but the winners are zero."""
 
     def loss(self, images: Tensor) -> Tensor:
         """Mean squared error."""
@@ -77,19 +77,18 @@ class WinnerTakeAll(Reconstruction):
 
 
 class EpochTimes(lightning.Callback):
-    """When each epoch ended, validation included."""
+    """Record the time at which each epoch, validation included, ended."""
 
     def __init__(self) -> None:
-        """Nothing has ended yet."""
         self.ends: list[float] = []
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called after validation."""
+        """Record the time; Lightning calls this after validation."""
         self.ends.append(time.perf_counter())
 
 
 def train(module: lightning.LightningModule, images: np.ndarray, validation: np.ndarray, batch_size: int) -> float:
-    """Seconds of the second of two epochs."""
+    """Train for two epochs, and return the seconds of the second."""
     times = EpochTimes()
     with TemporaryDirectory() as folder:
         trainer = lightning.Trainer(max_epochs=2, callbacks=[times], default_root_dir=folder)
@@ -98,12 +97,12 @@ def train(module: lightning.LightningModule, images: np.ndarray, validation: np.
 
 
 def seed_cae(filters: int, learning_rate: float) -> Reconstruction:
-    """Full convolution, tanh, valid convolution, all 3×3."""
+    """A full 3×3 convolution, tanh, and a valid 3×3 convolution."""
     layers = nn.Conv2d(1, filters, 3, padding=2), nn.Tanh(), nn.Conv2d(filters, 1, 3)
     return Reconstruction(nn.Sequential(*layers), learning_rate)
 
 
 def picture_batches(root: Path, side: int) -> DataLoader[Any]:
-    """Batches of a folder of pictures, the middle of each at `side`×`side` pixels."""
+    """Batches of a folder of pictures, each resized and centre-cropped to `side`×`side` pixels."""
     transform = Compose([Resize(side), CenterCrop(side), ToTensor()])
     return DataLoader(ImageFolder(root, transform), batch_size=64, num_workers=WORKERS)
