@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convae.datasets import transfer
+from convae.datasets import http
 from convae.datasets.http import fetch
 from convae.errors import ConvaeError
 
@@ -35,7 +35,7 @@ def test_a_server_that_dies_is_asked_for_the_rest(server: Any, url: str, tmp_pat
 
 
 def test_the_next_call_goes_on_from_a_broken_transfer(server: Any, url: str, tmp_path: Path) -> None:
-    server.misbehave = lambda path, number: "die" if number <= transfer.ATTEMPTS else ""
+    server.misbehave = lambda path, number: "die" if number <= http.ATTEMPTS else ""
     with pytest.raises(ConvaeError, match="file: the connection ended after 937500 of 1000000 bytes"):
         fetch(url, tmp_path / "file", MD5, LIMIT)
     assert (tmp_path / "file.part").read_bytes() == CONTENT[:937_500]
@@ -75,7 +75,7 @@ def test_no_such_file(server: Any, tmp_path: Path) -> None:
 
 
 def test_a_server_that_never_answers(server: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(http, "TIMEOUT_SECONDS", 0.2)
     server.misbehave = lambda path, number: "hang"
     with pytest.raises(ConvaeError, match="file: timed out"):
         fetch(url, tmp_path / "file", MD5, LIMIT)
