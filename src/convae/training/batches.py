@@ -1,4 +1,4 @@
-"""Batches cut from an image set in memory, without per-image Python, or read piece by piece; and their augmentation."""
+"""Batches of images, cut from memory without per-image Python or streamed from pieces on disk; their augmentation."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +20,9 @@ class Batches:
     """An image set in batches: images `uint8 [n, C, H, W]` and labels `int64 [n]` or None.
 
     Args:
-        count: images in all, N.
-        batch_size: images in a batch of all processes together; the last batch of an epoch may be smaller, and takes
-            one image more rather than leave it alone, over which batch normalisation has no variance.
+        count: number of images, N.
+        batch_size: images per batch over all processes. The last batch of an epoch may be smaller. A single image at
+            the end joins the batch before it, because batch normalisation has no variance over one image.
         labels: `int64 [N]`, or None.
         processes: each takes its share of every batch.
     """
@@ -38,26 +38,31 @@ class Batches:
         return whole + (left > (1 if whole else 0))
 
     def size(self, index: int) -> int:
-        """Images in batch `index` of an epoch, of all processes together."""
+        """Images in batch `index` of an epoch, over all processes."""
         return self.batch_size if index < len(self) - 1 else self.count - index * self.batch_size
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `first` on.
+        """Yield the batches of an epoch, starting with number `first`.
 
-        Their order depends on (seed, epoch) alone, so that a training resumed at any batch sees the same ones.
+        Their order depends only on (seed, epoch), so training sees the same batches after resuming at any of them.
         """
         raise NotImplementedError
 
     def move_to(self, device: torch.device) -> None:
-        """Keep the images on a GPU from now on, if they are all in memory and take less than half of its free one."""
+        """Move the images to a GPU, if they are all in memory and take less than half of the GPU's free memory."""
 
 
 class ImageBatches(Batches):
-    """Batches of images `uint8 [N, C, H, W]`, memory-mapped or not.
+    """Batches of images `uint8 [N, C, H, W]` in one array, memory-mapped or not.
 
     Args:
         images, batch_size, labels, processes: see `Batches`.
-        seed: of the order; None keeps the images' own.
+        seed: seeds the order of the images; None keeps the order of the array.
+
+    Example:
+        >>> batches = ImageBatches(np.zeros((5, 1, 8, 8), np.uint8), batch_size=2)
+        >>> [tuple(images.shape) for images, labels in batches.of_epoch(0)]  # no batch of one image
+        [(2, 1, 8, 8), (3, 1, 8, 8)]
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class ImageBatches(Batches):
             rows = slice(start + share.start, start + share.stop)
             if order is None:
                 yield self.images[rows], None if self.labels is None else self.labels[rows]
-            else:  # index_select takes a quarter of the time that indexing by a tensor takes
+            else:  # index_select is four times as fast as indexing by a tensor
                 chosen = order[rows]
                 yield (
                     self.images.index_select(0, chosen),
@@ -92,16 +97,22 @@ class ImageBatches(Batches):
     def move_to(self, device: torch.device) -> None:  # noqa: D102
         if device.type != "cuda" or self.images.device == device:
             return
+        # The other half is for the network and its activation maps.
         if self.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
             self.images = self.images.to(device)
             self.labels = None if self.labels is None else self.labels.to(device)
 
 
 class StreamedBatches(Batches):
-    """Batches of images that lie in pieces, in an order that needs few of them at once.
+    """Batches of images stored in pieces, shuffled without holding more than two windows of pieces in memory.
 
-    An epoch takes the pieces in random order, as many at a time as fit into 128 MiB (a window), and the images of a
-    window in random order. While one window is used, threads read the next one. Each process reads all windows.
+    An epoch takes the pieces in random order, as many at a time as fit into 128 MiB (a *window*), and shuffles the
+    images within each window. Threads read the next window while one is in use. Each process reads all windows.
+
+    Args:
+        images: the pieces.
+        batch_size, labels, processes: see `Batches`.
+        seed: seeds the order of pieces and images.
     """
 
     def __init__(
@@ -132,10 +143,10 @@ class StreamedBatches(Batches):
             yield pixels[share], None if self.labels is None else self.labels[rows[share]]
 
     def _windows(self, epoch: int, skipped: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images in the epoch's order and their places in the image set, but for the first `skipped` ones."""
+        """Yield images in the epoch's order, and their places in the image set, without the first `skipped` images."""
         pieces = torch.randperm(len(self.images.hashes), generator=self._generator(epoch))
         windows = [window.tolist() for window in pieces.split(max(1, WINDOW_BYTES // PIECE_BYTES))]
-        first = 0
+        first = 0  # resuming within an epoch skips the windows it has used up, without reading them
         while skipped >= (count := sum(map(len, self._places(windows[first])))):
             skipped -= count
             first += 1
@@ -151,6 +162,7 @@ class StreamedBatches(Batches):
     def _read(self, epoch: int, number: int, pieces: list[int], readers: ThreadPoolExecutor) -> tuple[Tensor, Tensor]:
         places = self._places(pieces)
         targets = torch.randperm(sum(map(len, places)), generator=self._generator(epoch, 1 + number))
+        # Each piece goes straight to its shuffled rows, so that the window is not copied again.
         images = np.empty((len(targets), *self.images.shape[1:]), np.uint8)
 
         def put(piece: int, rows: Tensor) -> None:
@@ -168,20 +180,31 @@ class StreamedBatches(Batches):
 
 
 def random_seed(*position: int) -> int:
-    """A seed for what is random at a position, such as (seed, epoch), unrelated to those of its neighbours."""
+    """A seed for the random draws at a position such as (seed, epoch), unrelated to those of neighbouring positions.
+
+    Example:
+        >>> random_seed(0, 7) == random_seed(0, 7), random_seed(0, 7) == random_seed(0, 8)
+        (True, False)
+    """
     return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)
 
 
 def augment(images: Tensor, flip: bool, shift: int, batch: SharedBatch) -> Tensor:
-    """Mirror images `[n, C, H, W]` left to right with probability one half, and move each by up to `shift` pixels.
+    """Shift each image of `[n, C, H, W]` by up to `shift` pixels; with `flip`, mirror half of them left to right.
 
-    What comes in at the border repeats the outermost pixels. Draws from torch's global generator.
+    Pixels that enter at the border repeat the outermost ones. Draws from torch's global generator.
+
+    Example:
+        >>> images = torch.arange(3.0).expand(2, 1, 3, 3)
+        >>> bool((augment(images, flip=False, shift=0, batch=SharedBatch()) == images).all())
+        True
     """
     count, _, height, width = images.shape
     device = images.device
     offsets = batch.drawn(
         lambda number: torch.randint(-shift, shift + 1, (2, number, 1), device=device).movedim(1, 0), count
     )
+    # Clamped indices repeat the outermost pixels without a padded copy of the images.
     rows = (torch.arange(height, device=device) + offsets[:, 0]).clamp(0, height - 1)
     columns = (torch.arange(width, device=device) + offsets[:, 1]).clamp(0, width - 1)
     if flip:

@@ -1,4 +1,4 @@
-"""An objective as a Lightning module: optimiser, schedule and the history of its epochs."""
+"""The Lightning module that minimises an objective: optimiser, schedule and the history of epochs."""
 
 import math
 import time
@@ -17,15 +17,15 @@ from convae.training.batches import Batch, Batches, random_seed
 from convae.training.objectives import Objective
 
 Row = dict[str, float]
-VALIDATION_EPOCH = 2**31  # no training is as long: validation images are corrupted alike after every epoch
+VALIDATION_EPOCH = 2**31  # longer than any training; its draws corrupt the validation images, the same way each time
 
 
 class Loader:
-    """Batches in place of a DataLoader, from where the training stands.
+    """Batches in place of a DataLoader, from the current position of the training.
 
     Args:
-        batches: of any epoch.
-        position: called when an epoch begins or goes on; gives the epoch and its next batch.
+        batches: the batches of every epoch.
+        position: called when an epoch starts or resumes; returns the epoch and its next batch.
     """
 
     def __init__(self, batches: Batches, position: Callable[[], tuple[int, int]]) -> None:
@@ -36,23 +36,24 @@ class Loader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from self.batches.of_epoch(*self.position())  # Lightning asks for an iterator before it has resumed
+        # A generator reads the position at the first batch. Lightning makes the iterator before it has resumed.
+        yield from self.batches.of_epoch(*self.position())
 
 
 class TrainingModule(lightning.LightningModule):
-    """Minimises an objective: one phase of a training.
+    """Minimises an objective in one phase of training.
 
-    Everything random at a step is drawn from (seed, epoch, batch): resuming there needs no generator's state.
+    The random draws of a step depend only on (seed, epoch, batch), so resuming needs no generator state.
 
     Args:
-        objective: what is minimised.
-        training, validation: the images; those for validation choose the epoch.
-        params: the section `train`.
-        checkpoint: file that is written within long epochs.
-        seed: of everything random in an epoch.
-        phase: the number of phases before this one.
-        first_epoch: the number of epochs trained in these.
-        on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
+        objective: the objective to minimise.
+        training, validation: batches of images; the validation loss chooses the epoch.
+        params: the `train` section.
+        checkpoint: file for checkpoints within an epoch.
+        seed: seeds all random draws.
+        phase: number of phases before this one.
+        first_epoch: number of epochs trained in those phases.
+        on_epoch: called with a row of the history after each epoch; on resuming, first with the rows so far.
     """
 
     def __init__(
@@ -82,20 +83,20 @@ class TrainingModule(lightning.LightningModule):
         self.losses: list[Tensor] = []
 
     def train_dataloader(self) -> Loader:
-        """The images to learn from."""
+        """The batches to learn from."""
         return Loader(self.training_batches, lambda: (self.current_epoch, self.batches_done))
 
     def val_dataloader(self) -> Loader:
-        """The images that choose the epoch."""
+        """The batches whose loss chooses the epoch."""
         return Loader(self.validation_batches, lambda: (0, 0))
 
     @property
     def batches_done(self) -> int:
-        """Of the epoch: none, unless it was interrupted."""
+        """Batches of this epoch that were trained before an interruption; otherwise 0."""
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def on_train_start(self) -> None:
-        """End a training at once that was killed after early stopping, but before its result was saved."""
+        """Start the clock of checkpoints; stop at once if killed between early stopping and saving the result."""
         self.trainer.should_stop = self._out_of_patience()
         self.training_batches.move_to(self.device)
         self.validation_batches.move_to(self.device)
@@ -104,12 +105,12 @@ class TrainingModule(lightning.LightningModule):
         self.saved, self.steps_since = time.monotonic(), 0
 
     def on_train_epoch_start(self) -> None:
-        """Start adding up losses; Lightning does not call this in an epoch that is resumed."""
+        """Reset the losses; Lightning does not call this when it resumes an epoch."""
         self.objective.start_training()
         self.losses = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Fix everything random in this step."""
+        """Seed the random draws of this step."""
         self._begin_batch(self.training_batches, batch_idx)
         self._seed_draws(self.current_epoch, 1 + batch_idx)
 
@@ -120,13 +121,13 @@ class TrainingModule(lightning.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Save a checkpoint every `train.checkpoint_minutes`; after an epoch there is one anyway."""
+        """Save a checkpoint every `train.checkpoint_minutes`; the end of an epoch saves one anyway."""
         self.steps_since += 1
         several = self.processes.count > 1
         if several and self.steps_since.bit_count() > 1:
             return
-        # All processes take part in saving, so one decides. Waiting for it at each step would take long: they do so
-        # at the steps 1, 2, 4, 8, ..., and half the time counts, since the next of these may come after as much again.
+        # All processes save together, so rank 0 decides. Asking it at every step would be slow; they ask at steps 1, 2,
+        # 4, 8, … since the last checkpoint. Half the interval is enough: the next such step may take as long again.
         waited = (time.monotonic() - self.saved) * (2 if several else 1)
         due = self.trainer.strategy.broadcast(waited >= 60 * self.params.checkpoint_minutes)
         if due and not self.trainer.is_last_batch:
@@ -134,12 +135,12 @@ class TrainingModule(lightning.LightningModule):
             self.saved, self.steps_since = time.monotonic(), 0
 
     def on_validation_start(self) -> None:
-        """Corrupt the validation images alike after every epoch."""
+        """Seed the corruption of the validation images, the same way after every epoch."""
         self._seed_draws(VALIDATION_EPOCH)
         self.validation_loss = torch.zeros((), device=self.device)
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Tell how many images the processes share."""
+        """Set the number of images that the processes share."""
         self._begin_batch(self.validation_batches, batch_idx)
 
     def validation_step(self, batch: Batch) -> None:
@@ -147,8 +148,9 @@ class TrainingModule(lightning.LightningModule):
         self.validation_loss += self._sum_of(self.objective(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean over the validation images; checkpoints and early stopping read it."""
+        """Log the mean loss over the validation images, which checkpoints and early stopping read."""
         total = self.trainer.strategy.reduce(self.validation_loss, reduce_op="sum")
+        # All processes hold the same total. Its maximum has the same bits, a mean of them might not.
         self.log(
             "validation_loss", total / self.validation_batches.count, prog_bar=True, reduce_fx="max", sync_dist=True
         )
@@ -171,7 +173,7 @@ class TrainingModule(lightning.LightningModule):
             "validation_loss": float(self.trainer.callback_metrics["validation_loss"]),
             "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
-        # Rounded here, so that whoever is told of an epoch and whoever reads the table have the same numbers.
+        # Rounded here, so that `on_epoch` and readers of the history get the same numbers.
         row: Row = {"phase": self.phase, "epoch": self.first_epoch + self.current_epoch}
         row |= {name: float(f"{value:.6g}") for name, value in numbers.items()}
         self.history.append(row)
@@ -181,17 +183,17 @@ class TrainingModule(lightning.LightningModule):
         self.saved, self.steps_since = time.monotonic(), 0
 
     def on_fit_end(self) -> None:
-        """Stop sharing batches."""
+        """Stop sharing batches among processes."""
         self.objective.batch.begin(0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history and the losses of an unfinished epoch, for a training that is resumed."""
+        """Add the history and the losses of an unfinished epoch."""
         checkpoint["history"] = self.history
         if self.losses:
             checkpoint["losses"] = self.trainer.strategy.reduce(torch.stack(self.losses), reduce_op="sum")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up both; with several processes the first has the losses of all."""
+        """Restore both; rank 0 gets the losses summed over all processes."""
         self.history = checkpoint["history"]
         losses = checkpoint.get("losses", ())
         self.losses = [loss if self.trainer.is_global_zero else torch.zeros_like(loss) for loss in losses]
@@ -201,14 +203,14 @@ class TrainingModule(lightning.LightningModule):
             self.on_epoch(row)
 
     def configure_optimizers(self) -> Any:
-        """Optimiser and learning-rate schedule by parameter."""
+        """The optimiser and learning-rate schedule that `train` asks for."""
         params, rate = self.params, self.params.learning_rate
         head = set(self.objective.head_parameters())
         groups: list[dict[str, Any]] = []
         for learned, group_rate in (
             ([one for one in self.objective.trained() if one not in head], rate),
             (list(self.objective.head_parameters()), params.head_learning_rate or rate),
-        ):  # biases and batch normalisation do not decay
+        ):  # biases and batch normalisation get no weight decay
             decaying, others = ([one for one in learned if (one.ndim > 1) == filters] for filters in (True, False))
             groups.append({"params": decaying, "lr": group_rate, "weight_decay": params.weight_decay})
             groups.append({"params": others, "lr": group_rate, "weight_decay": 0.0})
@@ -230,7 +232,7 @@ class TrainingModule(lightning.LightningModule):
 
     def _seed_draws(self, *position: int) -> None:
         seed = random_seed(self.seed, *position)
-        # torch.manual_seed tells every kind of device, and notes down a stack for those not in use: 1 ms at each step.
+        # torch.manual_seed seeds every kind of device and records a stack trace for those not in use: 1 ms per step.
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
@@ -240,7 +242,7 @@ class TrainingModule(lightning.LightningModule):
         self.objective.batch.begin(self.batch_images)
 
     def _sum_of(self, loss: Tensor) -> Tensor:
-        """Of the losses of this process's images: `loss` is weighted, see `SharedBatch`."""
+        """Summed loss of this process's images, without the weight that `SharedBatch` gives to `loss`."""
         total: Tensor = loss * (self.batch_images / self.processes.count)
         return total
 

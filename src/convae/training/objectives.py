@@ -1,6 +1,6 @@
-"""What a training minimises: a loss over a batch, and which layers learn from it.
+"""Training objectives: a loss over a batch, and the parameters that learn from it.
 
-Each objective is a module around the one autoencoder, so that a checkpoint of it holds everything that is trained.
+Each objective is a module around the same autoencoder, so its checkpoint holds everything that is trained.
 """
 
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ from convae.models.geometry import Size, layer_sizes
 from convae.models.shared_batch import BatchNorm1d
 from convae.training.batches import Batch, augment
 
-HEAD_GRID = 7
+HEAD_GRID = 7  # rows and columns of cells over which `Classification` averages the maps
 
 
 class Objective(nn.Module):
-    """The part that all objectives share: preprocessing, augmentation, corruption.
+    """Base class of all objectives: preprocessing, augmentation, corruption.
 
     Args:
-        autoencoder: the network; its preprocessing is fitted.
-        corruption: what is done to the input, of validation images too, or None.
-        augmentation: `flip` and `shift` of `augment`, or None; never used on validation images.
-        frozen: how many layers, from the first on, do not learn.
+        autoencoder: the network, its preprocessing fitted.
+        corruption: corrupts the input, on validation images too, or None.
+        augmentation: `flip` and `shift` of `augment`, or None; applied to training images only.
+        frozen: number of layers that do not learn, counted from the first.
     """
 
     def __init__(
@@ -55,19 +55,19 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """The parameters that learn; tied filters of a layer that does not learn are frozen in its decoder too."""
+        """The parameters that learn; the tied filters of a frozen layer are frozen in its decoder too."""
         network = self.autoencoder
         frozen = set(network.layers[: self.frozen].parameters())
-        if network.stacked_on == "reconstructions":  # further layers see what the decoder makes of the first ones
+        if network.stacked_on == "reconstructions":  # the other layers' input comes from these decoders
             frozen |= set(network.decoder[: self.frozen].parameters())
         return (parameter for parameter in self.parameters() if parameter not in frozen)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of them that turn features into classes."""
+        """The learning parameters of the classification head."""
         return iter(())
 
     def start_training(self) -> None:
-        """Training mode, but for what does not learn: no dropout there, and batch normalisation as it is."""
+        """Enter training mode; frozen layers stay in evaluation mode, without dropout or new batch statistics."""
         self.train()
         for own in (self.autoencoder.layers, self.autoencoder.sparsity):
             own[: self.frozen].eval()
@@ -77,16 +77,16 @@ class Objective(nn.Module):
 
 
 class Reconstruction(Objective):
-    """The image from the last layer's code, through all layers."""
+    """Reconstructs the image from the last layer's maps, through all layers."""
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
-        """Mean squared error, over masked pixels alone where there are some."""
+        """Mean squared error; where the corruption masks pixels, over these only."""
         corrupted, counted = self._corrupt(preprocessed)
         return reconstruction_error(self.autoencoder(corrupted), preprocessed, counted, self.batch)
 
 
 class LayerReconstruction(Objective):
-    """One layer learns to reconstruct what comes into it from the layers below, which stay as they are.
+    """One layer learns to reconstruct its input from the layers below, which stay as they are.
 
     Masci et al. (2011), "Stacked convolutional auto-encoders for hierarchical feature extraction", section 2.5.
     """
@@ -102,7 +102,7 @@ class LayerReconstruction(Objective):
         self.index = index
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
-        """Mean squared error of what comes into the layer, over masked pixels alone where there are some."""
+        """Mean squared error of the layer's input; where the corruption masks pixels, over these only."""
         with torch.no_grad():
             incoming = self.autoencoder.input_of(self.index, preprocessed)
         corrupted, counted = self._corrupt(incoming)
@@ -110,12 +110,12 @@ class LayerReconstruction(Objective):
         return reconstruction_error(reconstruction, incoming, counted, self.batch)
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """The layer and its decoder; tied filters are one parameter."""
+        """The parameters of the layer and its decoder; tied filters are one parameter."""
         both = nn.ModuleList([self.autoencoder.layers[self.index], self.autoencoder.decoder[self.index]])
         return both.parameters()
 
     def start_training(self) -> None:
-        """All other layers stay in evaluation mode."""
+        """Enter training mode; all other layers stay in evaluation mode."""
         self.train()
         self.autoencoder.eval()
         for own in (self.autoencoder.layers, self.autoencoder.sparsity):
@@ -123,13 +123,14 @@ class LayerReconstruction(Objective):
 
 
 class SimultaneousReconstruction(Objective):
-    """Every layer reconstructs what comes into it, all at once; no gradient passes from one to another.
+    """All layers learn at once, each to reconstruct its own input; no gradient passes between layers.
 
-    With corruption all of them imitate the clean image, so that each takes away what the one below has left.
+    With corruption the first layer's target is the clean image. In a network stacked on reconstructions it is the
+    target of every layer, so that each layer removes noise that the one below has left.
     """
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
-        """Sum over the layers of the mean squared errors."""
+        """Sum of the layers' mean squared errors."""
         network = self.autoencoder
         incoming, counted = self._corrupt(preprocessed)
         total = torch.zeros((), device=preprocessed.device)
@@ -146,17 +147,16 @@ class SimultaneousReconstruction(Objective):
 
 
 class Classification(Objective):
-    """Labels from the last layer's maps: both signs rectified, averaged over a grid, normalised over the batch.
+    """Predicts labels from the last layer's maps: both signs rectified, averaged over a grid, then batch-normalised.
 
-    The readout of the features is not used, so that another one trains nothing anew.
+    The head does not use the readout of the features, so a new readout needs no new training.
 
     Args:
-        autoencoder: the network, of which the encoder learns.
-        augmentation: as of `Objective`.
+        autoencoder: the network, whose encoder learns.
+        augmentation, frozen: see `Objective`.
         size: height and width of the images.
-        classes: how many.
-        seed: of the head's initial weights.
-        frozen: as of `Objective`.
+        classes: number of classes.
+        seed: seeds the head's initial weights.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Classification(Objective):
         self.head = nn.Sequential(BatchNorm1d(inputs, self.batch), nn.Linear(inputs, classes))
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
-        """Mean cross-entropy, natural logarithm."""
+        """Mean cross-entropy (natural logarithm)."""
         assert labels is not None
         maps = self.autoencoder.encode(preprocessed)[-1]
         pooled = [F.adaptive_avg_pool2d(part.relu(), self.grid).flatten(1) for part in (maps, -maps)]
@@ -184,10 +184,10 @@ class Classification(Objective):
         return self.batch.mean(F.cross_entropy(scores, labels, reduction="sum"), len(labels))
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """Encoder and head."""
+        """The parameters of the head and of the layers that are not frozen."""
         yield from self.autoencoder.layers[self.frozen :].parameters()
         yield from self.head.parameters()
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The head's."""
+        """The parameters of the head."""
         return self.head.parameters()

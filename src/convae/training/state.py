@@ -1,4 +1,4 @@
-"""What a training changes in the process around it, and how that is undone."""
+"""Undoing what training changes in the process around it."""
 
 import logging
 import os
@@ -12,10 +12,16 @@ import torch
 
 @contextmanager
 def state_as_before() -> Iterator[None]:
-    """Put back what the block changes: warning filters, loggers that were there, environment, torch's flags and state.
+    """Restore what the block changes: warning filters, existing loggers, environment, torch's flags and random state.
 
-    Loggers of modules that the block imports first stay as these set them up. NumPy's global generator goes on: it is
-    what scikit-learn draws from without a random_state.
+    Loggers of modules that the block imports stay as these modules set them up. NumPy's global generator is not
+    restored, because scikit-learn draws from it without a random_state.
+
+    Example:
+        >>> with state_as_before():
+        ...     os.environ["CONVAE_EXAMPLE"] = "set in the block"
+        >>> "CONVAE_EXAMPLE" in os.environ
+        False
     """
     loggers = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
     levels = [(logger, logger.level, logger.handlers[:], logger.propagate) for logger in (logging.root, *loggers)]
@@ -43,7 +49,7 @@ def state_as_before() -> Iterator[None]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advertisements and notes on its own internals to itself; warnings about the training stay."""
+    """Silence Lightning's advertisements and notes on its own internals; warnings about the training remain."""
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -54,7 +60,7 @@ def quiet_lightning() -> Iterator[None]:
                 message=".*LeafSpec|Checkpoint directory|Found .* in eval mode|.*not resumable",
                 module="pytorch_lightning",
             )
-            # Of filters over one channel: alike.
+            # With one channel both layouts of the filters are the same in memory.
             warnings.filterwarnings("ignore", message="Grad strides do not match")
             yield
     finally:

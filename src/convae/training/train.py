@@ -1,4 +1,4 @@
-"""Training an autoencoder, resumable after each epoch and within long ones."""
+"""Training an autoencoder; resumable after each epoch and within long ones."""
 
 import hashlib
 import io
@@ -54,24 +54,24 @@ from convae.training.state import quiet_lightning
 
 CHECKPOINTS = Path(".convae/checkpoints")
 BEST, LAST = "best.ckpt", "last.ckpt"
-LIGHTNING = (2, 6)  # the first whose checkpoints are read without unpickling
-KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training can be taken up
-UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # a training is taken up whatever they are
+LIGHTNING = (2, 6)  # the first version that reads its checkpoints without unpickling
+KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training can be resumed
+UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # training resumes even if these have changed
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Puts a checkpoint into place in one step, whole; Lightning's own copies it from /tmp."""
+    """Moves a complete checkpoint into place in one step; Lightning's own class copies it from /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write next to `path`, then rename."""
+        """Write a file next to `path`, then rename it."""
         with new_file(Path(path)) as scratch:
             buffer = io.BytesIO()
-            torch.save(checkpoint, buffer)  # to a file it would hide that the disk is full
+            torch.save(checkpoint, buffer)  # writing to a file, it would hide that the disk is full
             scratch.write_bytes(buffer.getbuffer())
 
 
 def load_training_set(params: Params, prepared: Path) -> ImageSet:
-    """The images to learn from: those without labels where there are some, unless labels are to be learned."""
+    """The images to learn from: the unlabelled ones if there are any and the objective needs no labels."""
     unlabelled = ImageSet.load(prepared / "unlabelled")
     if len(unlabelled) and params.objective.kind != "classify":
         return unlabelled
@@ -87,28 +87,28 @@ def train_encoder(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> tuple[Encoder, list[Row], str]:
-    """Fit the preprocessing, then train the autoencoder, phase by phase; each keeps its best epoch by validation loss.
+    """Fit the preprocessing, then train the autoencoder phase by phase; each keeps its best epoch by validation loss.
 
-    An interrupted training of the same parameters, images and code is taken up where it was saved last and ends with
+    An interrupted training with the same parameters, images and code resumes from its last checkpoint and ends with
     the same bits.
 
     Args:
         params: the experiment.
-        training: images to learn from; labels are of use to the objective `classify` alone.
-        validation: images that choose the epoch.
-        on_epoch: called with each row of the history: those of a resumed training first, then after each epoch.
-        checkpoints: folder for what an interrupted training is taken up from; what is left in it is of such alone, and
-            removed when another one starts 30 days later.
-        progress: show a bar.
-        processes: those that train together.
+        training: images to learn from; only the objective `classify` uses their labels.
+        validation: images whose loss chooses the epoch.
+        on_epoch: called with a row of the history after each epoch; on resuming, first with the rows so far.
+        checkpoints: folder for checkpoints. A training removes its own when it ends; those of an interrupted one stay
+            until another training starts 30 days later.
+        progress: show a progress bar.
+        processes: the processes that train together.
 
     Returns:
-        The encoder; the history: phase, epoch, train_loss, validation_loss, learning_rate for each epoch trained, to
-        six digits, none where the objective is `none`; and the device that it was trained on. All processes have the
-        same.
+        The encoder; the history, one row per epoch with phase, epoch, train_loss, validation_loss and learning_rate to
+        six digits, empty if the objective is `none`; and the device it was trained on. All processes return the same.
 
     Raises:
-        ConvaeError: the loss is not finite, the accelerator asked for is not there, or there are no labels to learn.
+        ConvaeError: the loss is not finite, the requested accelerator is not available, there are no labels or layers
+            to learn, or the encoder to start from is incompatible.
     """
     _check(params, training)
     torch.set_num_threads(params.train.threads)
@@ -122,7 +122,7 @@ def train_encoder(
         config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
     elif params.frozen_layers and not params.objective.pretraining:
         raise ConvaeError(
-            f"train.freeze = {params.train.freeze}: {source} holds no encoder whose filters could be kept"
+            f"train.freeze = {params.train.freeze}: {source} holds no encoder whose filters could be frozen"
         )
     phases = _phases(params, network, training)
     if not phases and params.objective.kind != "none":
@@ -146,17 +146,17 @@ def train_encoder(
 
 
 def _check(params: Params, training: ImageSet) -> None:
-    """Refuse what can't be trained, before anything is computed."""
+    """Reject an experiment that can't be trained, before any computation."""
     installed = version("pytorch-lightning")
     if tuple(map(int, re.findall(r"\d+", installed)[:2])) < LIGHTNING:
         needed = ".".join(map(str, LIGHTNING))
-        raise ConvaeError(f"pytorch-lightning {installed}: {needed} or newer is needed; install convae[train] again")
+        raise ConvaeError(f"pytorch-lightning {installed}: {needed} or newer is needed; reinstall convae[train]")
     if params.objective.kind == "classify" and training.labels is None:
         raise ConvaeError("objective.kind = classify: the training images have no labels; reconstruct needs none")
 
 
 def _set_first_weights(network: Autoencoder, params: Params, training: ImageSet) -> None:
-    """Fit the preprocessing to a sample of the images, and draw or fit the filters that training starts from."""
+    """Fit the preprocessing to a sample of the images, and draw or fit the initial filters."""
     generator = torch.Generator().manual_seed(params.seed)
     network.initialize(generator)
     images = torch.from_numpy(training.sample())
@@ -167,20 +167,21 @@ def _set_first_weights(network: Autoencoder, params: Params, training: ImageSet)
 
 
 def prune(checkpoints: Path, current: Path) -> None:
-    """Remove what trainings left that were interrupted and not taken up for 30 days.
+    """Remove the checkpoints of trainings that were interrupted and not resumed within 30 days.
 
     Args:
-        checkpoints: folder of the folders of all trainings.
-        current: the one that is in use from now on, and stays.
+        checkpoints: folder with a folder for each training.
+        current: the folder of the training that starts now; it stays.
     """
     if not checkpoints.exists():
         return
-    # Of two processes the one that takes up an old training says so before the other looks, or finds it gone.
+    # The lock keeps a process from removing an old training that another is about to resume: the other either marks
+    # it as used first, or finds it gone and starts anew.
     with FileLock(checkpoints.with_name(f"{checkpoints.name}.lock")):
         if current.exists():
             os.utime(current)
         for folder in filter(Path.is_dir, checkpoints.iterdir()):
-            with suppress(FileNotFoundError):  # its training has ended just now
+            with suppress(FileNotFoundError):  # its training has just ended
                 last_used = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
                 if folder != current and last_used < time.time() - KEPT_SECONDS:
                     _discard(folder)
@@ -188,17 +189,17 @@ def prune(checkpoints: Path, current: Path) -> None:
 
 def _discard(folder: Path) -> None:
     for resume in folder.glob(f"*/{LAST}"):
-        resume.unlink()  # first: without it a folder half removed is no training to resume
+        resume.unlink()  # first, so that a half-removed folder can't be resumed
     shutil.rmtree(folder)
 
 
 def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tuple[Objective, int]]:
-    """What is minimised in turn, and for how many epochs at most; each phase starts where the one before ended."""
+    """The objectives to minimise in turn, each with its maximum number of epochs; each starts where the last ended."""
     phases: list[tuple[Objective, int]] = []
     objective, train, frozen = params.objective, params.train, params.frozen_layers
     corruption = Corruption(**objective.corruption.model_dump(), batch=network.batch) if objective.corruption else None
     augmentation = train.augmentation.model_dump() if train.augmentation else None
-    of_images = augmentation if objective.kind == "reconstruct" else None  # a pretraining sees them as they are
+    of_images = augmentation if objective.kind == "reconstruct" else None  # pretraining for `classify` has none
     epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
     if epochs and train.order.startswith("greedy"):
         for index in range(frozen, len(network.layers)):
@@ -215,7 +216,7 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
 
 
 def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
-    """What `config.json` says of an encoder trained so, its readout not yet decided."""
+    """Contents of `config.json` for an encoder trained with these parameters; the readout is decided later."""
     channels, height, width = training.images.shape[1:]
     layers = [layer.model_dump(mode="json") for layer in params.model.layers]
     return {
@@ -242,29 +243,30 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
 
 
 def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, objective: str) -> None:
-    """Preprocessing and layers of a saved encoder take the place of the network's first ones.
+    """Replace the network's preprocessing and first layers by those of a saved encoder.
 
-    Decoder and sparsity come along where both have them. Further layers stay as they are.
+    Decoder and sparsity are replaced too if they are of the same kind. The remaining layers stay as they are.
 
     Args:
         network: changed in place.
-        config: what `encoder_config` says of it; changed where the decoder comes along.
-        source: has as many layers or fewer.
-        objective: what is minimised from there on.
+        config: the network's `encoder_config`; `decoder` becomes true if a trained decoder is kept without training.
+        source: the saved encoder, with at most as many layers.
+        objective: the kind of objective to be minimised.
 
     Raises:
-        ConvaeError: they do not suit.
+        ConvaeError: the saved encoder is incompatible.
     """
     check_source(source.config, config)
     both = ["layers"]
     if source.has_decoder and source.config["tied_weights"] == config["tied_weights"]:
         both.append("decoder")
-        # What is not trained further reconstructs as before.
+        # Without training, the layers and this decoder reconstruct as before.
         whole = len(source.config["layers"]) == len(config["layers"])
         config["decoder"] = config["decoder"] or (objective == "none" and whole)
     elif config["stacked_on"] == "reconstructions":
         raise ConvaeError(
-            "model.initialize_from: that encoder's layers can't be stacked, it has no decoder of this kind"
+            "model.initialize_from: that encoder has no trained decoder with the same model.tied_weights, "
+            "which model.stacked_on: reconstructions needs"
         )
     if source.config["sparsity"] == config["sparsity"]:
         both.append("sparsity")
@@ -276,27 +278,27 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
 
 @quiet_lightning()
 def _fit(module: TrainingModule, epochs: int, folder: Path, progress: bool) -> str:
-    """Train one phase and leave the module with its best epoch; gives the device. A finished phase is not repeated."""
+    """Train one phase, load its best epoch and return the device. A finished phase is not repeated."""
     trainer = _trainer(module, epochs, folder, progress)
-    module.objective.requires_grad_(False)  # DDP waits for a gradient of whatever could have one
+    module.objective.requires_grad_(False)  # DDP waits for a gradient of every parameter that requires one
     for parameter in module.objective.trained():
         parameter.requires_grad_(True)
     resume = folder / LAST
     trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
     checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
-    trainer.strategy.barrier()  # rank 0 removes the file at the end
+    trainer.strategy.barrier()  # rank 0 deletes the file at the end
     return str(trainer.strategy.root_device)
 
 
 def _trainer(module: TrainingModule, epochs: int, folder: Path, progress: bool) -> lightning.Trainer:
-    """Lightning's trainer: it keeps the best and the last epoch in `folder`, and logs nothing."""
-    # Else `deterministic` fills every new tensor with NaN first; nothing here reads what was not written.
+    """Lightning's trainer, which keeps the best and the last epoch in `folder` and logs nothing."""
+    # Otherwise `deterministic` fills every new tensor with NaN, which takes time; nothing here reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if not torch.cuda.is_available():  # Lightning's setting has Adam look for NVIDIA's library at each step
+    if not torch.cuda.is_available():  # Lightning sets it, and Adam would look for NVIDIA's library at each step
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     train = module.params
-    # Without version counters, a file left by a killed training is replaced.
+    # A version counter would keep the file that a killed training left, under the name we read.
     keep = partial(ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
     best, last = keep(Path(BEST).stem, monitor="validation_loss"), keep(Path(LAST).stem)
     try:
@@ -322,7 +324,7 @@ def _trainer(module: TrainingModule, epochs: int, folder: Path, progress: bool) 
 def _batches(
     params: Params, training: ImageSet, validation: ImageSet, processes: Processes
 ) -> tuple[Batches, ImageBatches]:
-    """The images to learn from, in random order, and those that choose the epoch, in their own."""
+    """Training images in random order, and validation images in their own order."""
     size, labelled = params.train.batch_size, params.objective.kind == "classify"
     kind = StreamedBatches if isinstance(training.images, ShardedImages) else ImageBatches
     return (
@@ -332,10 +334,10 @@ def _batches(
 
 
 def _devices(train: TrainParams, processes: Processes) -> dict[str, Any]:
-    """What Lightning's trainer is told of the processes, which are there already."""
+    """Arguments that tell Lightning's trainer about the processes, which are already running."""
     several = processes.count > 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
-    # Buffers need no broadcast before each step: what changes them is the whole batch, see `shared_batch`.
+    # No broadcast of buffers before each step: the whole batch updates them, so they are equal, see `shared_batch`.
     ddp = DDPStrategy(timeout=PATIENCE, forward_sync_buffers=False)
     return {
         "devices": local,
@@ -346,7 +348,7 @@ def _devices(train: TrainParams, processes: Processes) -> dict[str, Any]:
 
 
 def training_key(params: Params, training: ImageSet, validation: ImageSet, start: Encoder | None) -> str:
-    """Hash of everything that determines the trained weights: parameters, images, first weights, code and libraries."""
+    """Hash of all that determines the trained weights: parameters, images, initial weights, code and libraries."""
     packages = [path for one in (convae.models, convae.training) for path in sorted(Path(one.__path__[0]).glob("*.py"))]
     code = [file_sha256(path) for path in (*packages, Path(convae.encoder.__file__), Path(convae.images.__file__))]
     names = ("preprocessing", "model", "objective", "train")
