@@ -224,7 +224,7 @@ def test_logistic_regression_needs_no_room_for_the_features(tmp_path):
     done = fit_beyond_memory(tmp_path, "logistic_regression")
     assert not done.returncode, done.stderr
     assert float(done.stdout) > 0.99
-    assert "0.6 GB of training features: logistic_regression reads them from the disk in pieces" in done.stderr
+    assert "0.6 GB of training features: logistic_regression reads them from disk in pieces" in done.stderr
 
 
 def test_a_classifier_that_needs_the_features_in_memory_says_so(tmp_path):

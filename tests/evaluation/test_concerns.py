@@ -66,19 +66,17 @@ def test_pictures_of_which_little_is_left_are_told():
     assert found(cropped=1 / 3, levels=(100, 165)) == []
     (text,) = found(cropped=0.8)
     assert text.startswith(
-        "Cropping takes 80% of its area from the median picture. If what counts may lie there, data.fit"
+        "Cropping removes 80% of the area of the median picture. If it may remove what matters, data.fit"
     )
     (text,) = found(levels=(0, 15))
-    assert text.startswith(
-        "The training images use only the levels 0 to 15 of 0 to 255. If their files hold fewer bits"
-    )
+    assert text.startswith("The training images use only the levels 0 to 15 of 0 to 255. If their files use fewer bits")
 
 
 def test_files_that_are_left_out_and_dark_ones_are_told():
     (text,) = found(rejected=[{"path": "train/a/x.jpg", "reason": "an HEIC photo; save it as PNG"}] * 2)
-    assert text.startswith("Files that are left out: 2, such as train/a/x.jpg (an HEIC photo; save it as PNG). data")
+    assert text.startswith("Files that were skipped: 2, such as train/a/x.jpg (an HEIC photo; save it as PNG). data")
     (text,) = found(dim=6)
-    assert "brighter than a quarter of white: 6 of 157. If their files hold fewer" in text
+    assert "brighter than a quarter of white: 6 of 157. If their files use fewer" in text
 
 
 def test_an_accuracy_that_looks_at_nothing_is_told():

@@ -222,11 +222,11 @@ FORGED = {
     "overlapping": (lambda entries: overlapping(archive(*entries.items()), 5000), "it would unpack to more than its"),
     "claims a terabyte": (
         lambda entries: archive(*entries.items(), ("x.npy", header("(1000000000000,)"))),
-        "an array has not the size that its header says",
+        "an array does not have the size in its header",
     ),
     "claims large items": (
         lambda entries: archive(*entries.items(), ("x.npy", header("(1,)", "|V2000000000"))),
-        "an array has not the size that its header says",
+        "an array does not have the size in its header",
     ),
     "read again and again": (
         lambda entries: archive(

@@ -32,16 +32,16 @@ CLASSIFIERS: dict[str, type[BaseEstimator]] = {
     "gradient_boosting": HistGradientBoostingClassifier,
 }
 
-# What the parameters leave open, set for tens of thousands of images with thousands of features. The early
-# stopping of MLP and gradient boosting holds out a tenth of the training images.
+# Settings that the parameters leave open, chosen for tens of thousands of images with thousands of features. MLP and
+# gradient boosting stop early, on a tenth of the training images that they hold out.
 FIXED: dict[str, dict[str, Any]] = {
     "linear_svm": {"dual": "auto"},
     "k_nearest_neighbors": {"algorithm": "brute"},
-    "rbf_svm": {"break_ties": True, "cache_size": 1000},  # ties are broken by the scores
+    "rbf_svm": {"break_ties": True, "cache_size": 1000},  # its own predict then agrees with the highest score
     "mlp": {"early_stopping": True},
 }
 
-MOST_IN_MEMORY = 1 << 34  # bytes of features; more are read from the disk again and again
+MOST_IN_MEMORY = 1 << 34  # bytes of features; larger arrays are read from disk in every pass
 
 
 def fit_best(
@@ -52,25 +52,25 @@ def fit_best(
     y_validation: np.ndarray,
     seed: int,
 ) -> tuple[BaseEstimator, list[dict[str, Any]]]:
-    """Fit every candidate and keep the best on validation images by `params.select_by`, the first among equals.
+    """Fit every candidate and return the best on validation images by `params.select_by`, the first if several tie.
 
     Args:
-        params: which classifier, the candidates of its settings, and the figure that chooses one.
-        train: features `float32 [N, D]`, maybe mapped from a file: logistic regression reads them in pieces.
+        params: the kind of classifier, its candidate settings, and the metric that chooses among them.
+        train: features `float32 [N, D]`, possibly memory-mapped; logistic regression reads them in pieces.
         y: labels `int64 [N]`.
         validation: features `float32 [M, D]`.
         y_validation: labels `int64 [M]`.
-        seed: of the initial weights and of whatever else a classifier draws.
+        seed: seeds initial weights and any other random draws.
 
     Returns:
-        The fitted classifier, and of each candidate its settings, the figure that chooses, such as
-        `validation_accuracy`, and `converged`, which is false where the solver stopped before the optimum.
+        The fitted classifier, and for each candidate its settings, the metric that chooses (such as
+        `validation_accuracy`) and `converged`, false if the solver stopped before the optimum.
 
     Raises:
-        ConvaeError: features are not finite or all alike, labels are all alike, a setting does not suit, or there are
-            more than 16 GiB of features for a classifier that needs them in memory.
+        ConvaeError: features are not finite or all the same, all labels are the same, a setting is invalid, or the
+            classifier needs more than 16 GiB of features in memory.
     """
-    from convae.evaluation.metrics import DIGITS, FIGURES  # with pandas, which those who only classify need not have
+    from convae.evaluation.metrics import DIGITS, FIGURES  # needs pandas, which classifying alone does not
 
     _check(train, y, validation)
     _check_size(params.kind, train)
@@ -82,7 +82,7 @@ def fit_best(
         try:
             estimator, converged = next(fitted)
             scores = class_scores(estimator, validation, int(y.max()) + 1)
-        except ValueError as error:  # such as more neighbours than there are training images
+        except ValueError as error:  # such as more neighbours than training images
             raise ConvaeError(f"classifier {name}: {str(error).splitlines()[0]}") from None
         value = FIGURES[params.select_by](y_validation, scores.argmax(axis=1))
         print(f"{name}: {figure.replace('_', ' ')} {100 * value:.2f} %", file=sys.stderr, flush=True)
@@ -93,7 +93,12 @@ def fit_best(
 
 
 def make_classifier(kind: str, seed: int) -> BaseEstimator:
-    """A classifier of one of the seven kinds, not yet fitted; for logistic regression there is `fit_path`."""
+    """An unfitted classifier of one of the seven kinds; `fit_path` fits logistic regression instead.
+
+    Example:
+        >>> make_classifier("linear_svm", seed=0)
+        LinearSVC(random_state=0)
+    """
     estimator = CLASSIFIERS[kind](**FIXED.get(kind, {}))
     if "random_state" in estimator.get_params():
         estimator.set_params(random_state=seed)
@@ -101,11 +106,17 @@ def make_classifier(kind: str, seed: int) -> BaseEstimator:
 
 
 def class_scores(estimator: BaseEstimator, features: np.ndarray, classes: int) -> np.ndarray:
-    """The score of each class, `[N, classes]`, for features `float32 [N, D]`; the highest is the prediction.
+    """Scores of each class, `[N, classes]`, for features `float32 [N, D]`; the highest is the prediction.
 
-    Scores are probabilities where `has_probabilities`, or else decision values; of two classes scikit-learn
-    gives the second alone a value, and the first stands at zero. A class without training images has
-    probability zero, or minus infinity.
+    Scores are probabilities if `has_probabilities`, otherwise decision values. For two classes scikit-learn returns
+    a decision value of the second only; the first gets zero. A class without training images has probability zero, or
+    a decision value of minus infinity.
+
+    Example:
+        >>> features = np.array([[0.0], [1.0]], np.float32)
+        >>> estimator = KNeighborsClassifier(n_neighbors=1).fit(features, [0, 2])
+        >>> class_scores(estimator, features, classes=3).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
     if has_probabilities(estimator):
         found, missing = estimator.predict_proba(features), 0.0
@@ -119,15 +130,15 @@ def class_scores(estimator: BaseEstimator, features: np.ndarray, classes: int) -
 
 
 def has_probabilities(estimator: BaseEstimator) -> bool:
-    """Whether `class_scores` are probabilities."""
+    """Whether `class_scores` returns probabilities."""
     return hasattr(estimator, "predict_proba")
 
 
 def check_finite(features: np.ndarray, part: str) -> None:
-    """Refuse features `[N, D]` with a NaN or an infinity, reading them in pieces.
+    """Reject features `[N, D]` that hold NaN or infinity, reading them in pieces.
 
     Raises:
-        ConvaeError: names the part and the first image.
+        ConvaeError: with the name of the part and the index of the first such image.
     """
     for rows in row_chunks(features):
         bad = ~np.isfinite(features[rows]).all(axis=1)
@@ -142,7 +153,7 @@ def _check(train: np.ndarray, y: np.ndarray, validation: np.ndarray) -> None:
     check_finite(train, "training")
     check_finite(validation, "validation")
     if len(np.unique(y)) < 2:
-        raise ConvaeError("all training images are of one class; a classifier needs at least two")
+        raise ConvaeError("all training images belong to one class; a classifier needs at least two")
     if all((train[rows] == train[0]).all() for rows in row_chunks(train)):
         raise ConvaeError("all training images have the same features: all filters are dead; change train or model")
 
@@ -153,14 +164,14 @@ def _check_size(kind: str, train: np.ndarray) -> None:
     size = f"{train.nbytes / 1e9:.3g} GB of training features"
     if kind != "logistic_regression":
         raise ConvaeError(
-            f"classifier.kind = {kind}: needs {size} in memory; logistic_regression reads them from the disk in pieces"
+            f"classifier.kind = {kind}: needs {size} in memory; logistic_regression reads them from disk in pieces"
         )
-    print(f"{size}: {kind} reads them from the disk in pieces", file=sys.stderr, flush=True)
+    print(f"{size}: {kind} reads them from disk in pieces", file=sys.stderr, flush=True)
 
 
 def _grid(params: "ClassifierParams") -> list[dict[str, Any]]:
     grid = list(ParameterGrid(params.candidates))
-    if params.kind == "logistic_regression":  # increasing: each starts from the one before
+    if params.kind == "logistic_regression":  # ascending, as each fit starts from the one before
         grid.sort(key=lambda settings: settings["C"])
     return grid
 
@@ -168,7 +179,7 @@ def _grid(params: "ClassifierParams") -> list[dict[str, Any]]:
 def _fit_in_turn(
     params: "ClassifierParams", train: np.ndarray, y: np.ndarray, seed: int
 ) -> Iterator[tuple[BaseEstimator, bool]]:
-    """A fitted classifier for each entry of `_grid`, and whether its solver converged."""
+    """Yield a fitted classifier for each entry of `_grid`, and whether its solver converged."""
     if params.kind == "logistic_regression":
         yield from fit_path(train, y, [settings["C"] for settings in _grid(params)], params.class_weight)
         return
@@ -179,7 +190,7 @@ def _fit_in_turn(
 
 
 def _fit(estimator: BaseEstimator, train: np.ndarray, y: np.ndarray) -> bool:
-    """Fit, and say whether the solver converged: a column in the table of candidates instead of warnings."""
+    """Fit and return whether the solver converged: the table of candidates has a column for it instead of warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         estimator.fit(train, y)

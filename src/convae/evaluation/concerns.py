@@ -1,16 +1,16 @@
-"""What makes an experiment doubtful: its encoder, its numbers, and the images that they were measured on."""
+"""Reasons to doubt an experiment: its encoder, its numbers, and the images they were measured on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from convae.names import printable
 
-LEAST_RANK = 2  # of features that tell images apart
-AS_WELL = 1.1  # times the error
-FEW = 5  # images of a class: its recall goes by steps of 20 points, or more
-NAMED = 3
-MOST_CROPPED = 1 / 3
-FEW_LEVELS = 64  # a quarter of them, as 14 of 16 bits give
+LEAST_RANK = 2  # effective rank below which features hardly tell images apart
+AS_WELL = 1.1  # largest ratio of two errors that count as equal
+FEW = 5  # images of a class: with fewer, its recall moves in steps of more than 20 points
+NAMED = 3  # classes named in a sentence
+MOST_CROPPED = 1 / 3  # of a picture's area
+FEW_LEVELS = 64  # a quarter of all grey levels, as from 14 bits stored in 16
 PARTS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 LACKING = {
     "train": "The classifier cannot learn a class from so few images; add more",
@@ -21,11 +21,11 @@ EXAMPLES = "data/prepared/description.json has examples, by their rows."
 
 
 def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
-    """What is doubtful and what to do about it, a sentence or two each; empty where all is sound.
+    """Reasons for doubt and what to do about them, a sentence or two each; empty if there are none.
 
     Args:
-        metrics: what `metrics.json` holds.
-        description: what `description.json` of the prepared images holds.
+        metrics: the content of `metrics.json`.
+        description: the content of `description.json` of the prepared images.
     """
     return [
         *_of_accuracy(metrics["test"]),
@@ -37,16 +37,22 @@ def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list
 
 
 def beside_accuracy(test: Mapping[str, Any]) -> str:
-    """The baselines to print beside the test accuracy."""
+    """The baselines to print next to the test accuracy.
+
+    Example:
+        >>> test = {"balanced_accuracy": 0.5, "worst_recall": 0, "worst_class": "cat", "majority_accuracy": 0.9}
+        >>> beside_accuracy(test)
+        'balanced 50.00 %, lowest recall 0.00 % (cat), always the commonest class 90.00 %'
+    """
     return (
         f"balanced {_percent(test['balanced_accuracy'])}, lowest recall {_percent(test['worst_recall'])} "
         f"({printable(test['worst_class'])}), always the commonest class {_percent(test['majority_accuracy'])}"
     )
 
 
-def _percent(part: float) -> str:
-    """`92.41 %` of 0.9241."""
-    return f"{100 * part:.2f} %"
+def _percent(fraction: float) -> str:
+    """`92.41 %` for 0.9241."""
+    return f"{100 * fraction:.2f} %"
 
 
 def _of_accuracy(test: Mapping[str, Any]) -> Iterator[str]:
@@ -55,16 +61,16 @@ def _of_accuracy(test: Mapping[str, Any]) -> Iterator[str]:
     advice = "classifier.class_weight: balanced, select_by: balanced_accuracy or more images of rare classes may help"
     if test["accuracy"] <= test["majority_accuracy"]:
         yield (
-            f"The accuracy is no higher than that of always guessing the commonest class: {_percent(test['accuracy'])} "
+            f"The accuracy is no higher than by always guessing the commonest class: {_percent(test['accuracy'])} "
             f"against {_percent(test['majority_accuracy'])}. The features say nothing about the classes, or the "
-            "classifier favours rare ones, as with classifier.class_weight: balanced."
+            "classifier favours rare classes, as with classifier.class_weight: balanced."
         )
     if test["never_found"]:
         yield f"No test image of {_named(test['never_found'])} is recognised; {advice}."
 
 
 def _of_classes(description: Mapping[str, Any]) -> Iterator[str]:
-    """Parts that lack a class, or nearly so."""
+    """Parts with no images of a class, or few."""
     for part, what in LACKING.items():
         counts = description["parts"][part].get("images_per_class") or {}
         lacking = [name for name, count in counts.items() if count == 0]
@@ -76,15 +82,15 @@ def _of_classes(description: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
-    """Pictures that are there twice."""
+    """Images that occur twice."""
     of = {part: about["images"] for part, about in description["parts"].items()}
     for part, found in description["duplicates"].items():
         if found["images"]:
             where = ", ".join(f"{count} in {PARTS[name]}" for name, count in found["parts"].items() if count)
             yield (
                 f"{PARTS[part].capitalize()} images that another part has too, pixel for pixel: "
-                f"{found['images']} of {of[part]} ({where}). Scores are too high: remove them from one of the parts. "
-                f"{EXAMPLES}"
+                f"{found['images']} of {of[part]} ({where}). Scores are too high: remove the copies from one of the "
+                f"parts. {EXAMPLES}"
             )
     for part, found in description["near_duplicates"].items():
         if found["images"]:
@@ -102,28 +108,28 @@ def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_pixels(description: Mapping[str, Any]) -> Iterator[str]:
-    """Pictures of which little or nothing is left."""
+    """Pictures that reading omitted, cropped or darkened."""
     rejected = description["rejected"]
     if rejected:
         first = f"{rejected[0]['path']} ({rejected[0]['reason']})"
-        yield f"Files that are left out: {len(rejected)}, such as {first}. data/prepared/description.json lists them."
+        yield f"Files that were skipped: {len(rejected)}, such as {first}. data/prepared/description.json lists them."
     if description["dim"]:
         total = sum(about["images"] for about in description["parts"].values())
         yield (
             "Pictures of more than 8 bits per channel that are nowhere brighter than a quarter of white: "
             f"{description['dim']} of {total}. If their files "
-            "hold fewer bits than they have room for, data.white_level (4095 for 12 bits in 16) spreads them."
+            "use fewer bits than they could, data.white_level (4095 for 12 bits in 16) stretches them."
         )
     if description["cropped"] > MOST_CROPPED:
         yield (
-            f"Cropping takes {description['cropped']:.0%} of its area from the median picture. If what counts may lie "
-            "there, data.fit: pad or stretch keeps it, and so does a data.image_size of the pictures' own ratio."
+            f"Cropping removes {description['cropped']:.0%} of the area of the median picture. If it may remove what "
+            "matters, data.fit: pad or stretch keeps it, and so does a data.image_size with the pictures' aspect ratio."
         )
     darkest, brightest = description["parts"]["train"]["levels"]
     if brightest - darkest <= FEW_LEVELS:
         yield (
-            f"The training images use only the levels {darkest} to {brightest} of 0 to 255. If their files hold fewer "
-            "bits than they have room for, data.white_level (4095 for 12 bits in 16) spreads them."
+            f"The training images use only the levels {darkest} to {brightest} of 0 to 255. If their files use fewer "
+            "bits than they could, data.white_level (4095 for 12 bits in 16) stretches them."
         )
 
 
@@ -142,13 +148,13 @@ def _of_encoder(health: Mapping[str, Any]) -> Iterator[str]:
             if layer[kind] > layer["filters"] / 2:
                 yield f"Layer {number}: {layer[kind]} of {layer['filters']} filters are {kind}; {advice}."
     if health["effective_rank"] < LEAST_RANK:
-        yield "The features hardly vary from image to image: see whether the training went well."
+        yield "The features hardly vary from image to image: check the learning curves."
     copied = health["copying"]
     if copied and copied["reconstruction_mse"] >= copied["baseline_mse"]:
         yield "This encoder reconstructs no better than the mean image: train it longer or faster."
     elif copied and copied["twin_reconstruction_mse"] <= AS_WELL * copied["reconstruction_mse"]:
         yield (
             "The low reconstruction error says nothing about the filters: a random encoder with a trained decoder "
-            "reconstructs as well. Where there are more activations than pixels the input can be copied; winners "
+            "reconstructs just as well. An encoder with more activations than pixels can copy its input; winners "
             "(objective.sparsity) or masking (objective.corruption) prevent that."
         )

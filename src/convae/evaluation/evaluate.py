@@ -1,4 +1,4 @@
-"""The evaluation: choose the classifier on validation images, then look at the test images, once."""
+"""The evaluation: choose the classifier on validation images, then measure it on the test images, once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,19 +29,20 @@ from convae.params import Params
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features `float32 [N, D]` of an image set, and the image set."""
+    """An image set and its features `float32 [N, D]`."""
 
     features: np.ndarray
     image_set: ImageSet
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels `int64 [N]` of images that have them."""
+        """Labels `int64 [N]` of a labelled image set."""
         assert self.image_set.labels is not None
         return self.image_set.labels
 
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]  # per class, predictions
+HEADLINE = ("accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall")
 
 
 def evaluate(
@@ -54,51 +55,40 @@ def evaluate(
     predictions: Path,
     reports: Path,
 ) -> dict[str, Any]:
-    """Fit the classifier on training images, choose settings on validation images, measure on test images.
+    """Fit the classifier on training images, choose its settings on validation images, measure it on test images.
 
     Args:
         params: the experiment.
-        encoder: the encoder that the features come from.
+        encoder: the encoder that computed the features.
         features: folder that `extract_features` wrote.
         prepared: folder with the image sets of the same names.
-        classifier: folder that takes the fitted classifier.
-        predictions: Parquet file that takes a row for each test image, see `predictions_table`.
-        reports: folder that takes `metrics.json` and `per_class.csv`.
+        classifier: folder to write the fitted classifier to.
+        predictions: Parquet file to write, with a row for each test image, see `predictions_table`.
+        reports: folder to write `metrics.json` and `per_class.csv` to.
 
     Returns:
-        What `metrics.json` holds; its `health` is what `encoder_health` returns. Without labels there is no
+        The content of `metrics.json`; its `health` is what `encoder_health` returns. Without labels there is no
         classifier, and the tables are empty.
 
     Raises:
-        ConvaeError: features, labels and image sets do not belong together, or the classifier can't be fit.
+        ConvaeError: features, labels and image sets do not belong together, or the classifier can't be fitted.
     """
-    parts = {part: load_part(part, features, prepared) for part in PARTS}
-    dimensions = {part: parts[part].features.shape[1] for part in PARTS}
-    if len(set(dimensions.values())) > 1:
-        raise ConvaeError(f"{features}: numbers of features differ: {dimensions}; rerun `dvc repro features`")
+    parts = _load_parts(encoder, features, prepared)
     metrics: dict[str, Any] = {
         "test": {},
         "validation": {},
         "features": {"dimension": parts["train"].features.shape[1]},
         "encoder": {"parameters": encoder.parameter_count},
     }
-    if read_json(features / "description.json").get("encoder") != encoder.sha256:
-        raise ConvaeError(f"{features}: not the features of this encoder; rerun `dvc repro features`")
     if _labelled(parts, prepared):
         estimator, description = _choose(params, encoder, parts["train"], parts["validation"])
         tables = _measure(estimator, parts, metrics)
         metrics["classifier"] = {"kind": description["kind"], **description["settings"]}
-        names = ["accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall"]
-        description["validation"] = {name: metrics["validation"][name] for name in names}
-        names += ["accuracy_low", "accuracy_high", "worst_class"]
-        description["test"] = {name: metrics["test"][name] for name in names}
+        description |= _headlines(metrics)
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
         tables = _empty_tables(len(parts["test"].image_set))
-    for part in ("test", "validation"):
-        error = reconstruction_mse(encoder, parts[part].image_set.images)
-        if error is not None:
-            metrics[part]["reconstruction_mse"] = error
+    _measure_reconstructions(encoder, parts, metrics)
     training, validation = parts["train"], parts["validation"]
     metrics["health"] = encoder_health(
         encoder, training.image_set.sample(), validation.image_set.images, validation.features, params.seed
@@ -109,11 +99,22 @@ def evaluate(
     return metrics
 
 
+def _load_parts(encoder: Encoder, features: Path, prepared: Path) -> dict[str, FeatureSet]:
+    """Load all parts and check that their features have one dimension and come from this encoder."""
+    parts = {part: load_part(part, features, prepared) for part in PARTS}
+    dimensions = {part: parts[part].features.shape[1] for part in PARTS}
+    if len(set(dimensions.values())) > 1:
+        raise ConvaeError(f"{features}: numbers of features differ: {dimensions}; rerun `dvc repro features`")
+    if read_json(features / "description.json").get("encoder") != encoder.sha256:
+        raise ConvaeError(f"{features}: not the features of this encoder; rerun `dvc repro features`")
+    return parts
+
+
 def load_part(part: str, features: Path, prepared: Path) -> FeatureSet:
-    """Open features and image set of `train`, `validation` or `test`, memory-mapped.
+    """Open the image set and features of `train`, `validation` or `test`, memory-mapped.
 
     Raises:
-        ConvaeError: a file is missing, or the features are those of other images.
+        ConvaeError: a file is missing or damaged, or the features belong to other images.
     """
     image_set = ImageSet.load(prepared / part)
     path = features / f"{part}.npy"
@@ -141,16 +142,17 @@ def _same(labels: np.ndarray | None, others: np.ndarray | None) -> bool:
 
 
 def _labelled(parts: dict[str, FeatureSet], prepared: Path) -> bool:
+    """Whether the parts have labels: all of them or none."""
     without = [part for part in PARTS if parts[part].image_set.labels is None]
     if without and len(without) < len(PARTS):
-        raise ConvaeError(f"{prepared / without[0]}: has no labels, but other parts have; give all or none")
+        raise ConvaeError(f"{prepared / without[0]}: has no labels, but other parts have; label all parts or none")
     return not without
 
 
 def _choose(
     params: Params, encoder: Encoder, train: FeatureSet, validation: FeatureSet
 ) -> tuple[BaseEstimator, dict[str, Any]]:
-    """The best candidate and its description."""
+    """The classifier with the best settings, and its description."""
     estimator, candidates = fit_best(
         params.classifier, train.features, train.labels, validation.features, validation.labels, params.seed
     )
@@ -170,7 +172,7 @@ def _choose(
 
 
 def _measure(estimator: BaseEstimator, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> Tables:
-    """Fill in the metrics of validation and test images; the one place that predicts test images."""
+    """Fill in the metrics of validation and test images. No other code predicts test images."""
     test = parts["test"]
     classes = test.image_set.classes
     probabilities = has_probabilities(estimator)
@@ -184,6 +186,7 @@ def _measure(estimator: BaseEstimator, parts: Mapping[str, FeatureSet], metrics:
     prediction = scores["test"].argmax(axis=1)
     low, high = wilson_interval(int(np.sum(test.labels == prediction)), len(prediction))
     per_class = per_class_table(test.labels, prediction, classes)
+    # A stable sort always names the same one of several classes with the lowest recall.
     occurring = per_class[per_class["support"] > 0].sort_values("recall", kind="stable")
     metrics["test"] |= {
         "accuracy_low": low,
@@ -194,7 +197,25 @@ def _measure(estimator: BaseEstimator, parts: Mapping[str, FeatureSet], metrics:
     return per_class, predictions_table(test.labels, scores["test"], probabilities, classes)
 
 
+def _headlines(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that the saved classifier is described by, because it travels without `metrics.json`."""
+    of_test = (*HEADLINE, "accuracy_low", "accuracy_high", "worst_class")
+    return {
+        "validation": {name: metrics["validation"][name] for name in HEADLINE},
+        "test": {name: metrics["test"][name] for name in of_test},
+    }
+
+
+def _measure_reconstructions(encoder: Encoder, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> None:
+    """Fill in the reconstruction errors, if the encoder has a decoder."""
+    for part in ("test", "validation"):
+        error = reconstruction_mse(encoder, parts[part].image_set.images)
+        if error is not None:
+            metrics[part]["reconstruction_mse"] = error
+
+
 def _empty_tables(images: int) -> Tables:
+    """Tables for images without labels: DVC expects both files even then."""
     return (
         pd.DataFrame(columns=["class", "precision", "recall", "f1", "support"]),
         pd.DataFrame({"index": np.arange(images)}),

@@ -1,4 +1,4 @@
-"""Encoder health: what neither accuracy nor reconstruction error shows."""
+"""Encoder health: faults that neither accuracy nor reconstruction error shows."""
 
 import math
 from collections.abc import Iterator
@@ -14,37 +14,35 @@ from convae.evaluation.metrics import DIGITS, reconstruction_mse
 from convae.models.autoencoder import Autoencoder
 
 VALIDATION_IMAGES, TRAINING_IMAGES = 1000, 5000
-ACTIVATIONS = 1 << 26  # at most so many are looked at, and of features 1 << 24: seconds, whatever the encoder
-FEATURE_VALUES = 1 << 24
-CHUNK_ACTIVATIONS = 1 << 22  # held at once, 32 MiB in double precision
+# Limits on the activations and feature values that are examined, so that any encoder takes seconds.
+ACTIVATIONS, FEATURE_VALUES = 1 << 26, 1 << 24
+CHUNK_ACTIVATIONS = 1 << 22  # held at a time: 32 MiB in double precision
 
-CONSTANT = 1e-6  # of the size of the values: what single precision leaves of zero
-DEAD = 1e-3  # of the median deviation
+CONSTANT = 1e-6  # relative to the size of the values: rounding errors of zero in single precision
+DEAD = 1e-3  # relative to the median deviation
 DUPLICATE = 0.95  # correlation
 
-# The decoder of the untrained twin. On Fashion-MNIST rates from 0.003 to 0.03 end within 1 % of each other.
+# The decoder of the untrained twin. On Fashion-MNIST, learning rates from 0.003 to 0.03 end within 1 % of each other.
 STEPS, BATCH, LEARNING_RATE = 200, 32, 0.01
-STEP_ACTIVATIONS = 1 << 21  # large images come in smaller batches: each has as many more places to learn from
+STEP_ACTIVATIONS = 1 << 21  # batches of large images may be smaller, as each image has more places to learn from
 
 
 def encoder_health(
     encoder: Encoder, training: np.ndarray, validation: np.ndarray, features: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    """What is wrong with an encoder, if anything, on samples spread evenly over the image sets.
+    """Measure an encoder's health on samples spread evenly over the image sets.
 
     Args:
-        encoder: stays as it is.
-        training: images `uint8 [M, C, H, W]`, of which up to 5000 train the twin's decoder.
-        validation: images `uint8 [N, C, H, W]`, of which up to 1000 are looked at, fewer where the activation maps
-            are large.
-        features: `float32 [N, D]` of the validation images, of which up to 1000 rows are looked at, fewer where D is
-            large.
-        seed: of the twin.
+        encoder: the encoder, which is not changed.
+        training: images `uint8 [M, C, H, W]`; up to 5000 of them train the twin's decoder.
+        validation: images `uint8 [N, C, H, W]`; up to 1000 of them are examined, fewer if activation maps are large.
+        features: `float32 [N, D]` of the validation images; up to 1000 rows are examined, fewer if D is large.
+        seed: seeds the twin.
 
     Returns:
         `images`, the size of the validation sample; `filters`, see `layers_health`; `effective_rank`, and
-        `effective_rank_limit`, the largest that the sample allows, min(rows - 1, D); `copying`, see `copying`, or None
-        where there is no trained decoder. Rounded to six digits, and on one machine always the same.
+        `effective_rank_limit`, the largest value that the sample allows, min(rows - 1, D); `copying`, see `copying`, or
+        None without a trained decoder. Rounded to six digits, and on one machine always the same.
 
     Raises:
         ConvaeError: a feature is not finite.
@@ -62,25 +60,25 @@ def encoder_health(
 
 
 def layers_health(encoder: Encoder, images: np.ndarray) -> list[dict[str, Any]]:
-    """Of each layer what its activation maps say, before winners take all.
+    """Measure the health of each layer on its activation maps, before winners take all.
 
     Args:
-        encoder: with any number of layers.
+        encoder: an encoder with any number of layers.
         images: `uint8 [N, C, H, W]`.
 
     Returns:
         For each layer:
 
-        - `filters`: their number.
-        - `dead`: those with a constant map, the standard deviation over all images and places at most 1e-6 of the root
-          mean square, or with a deviation below 1e-3 of the median of the filters that are not constant.
-        - `duplicates`: those of the others whose map correlates with that of an earlier one by more than 0.95, in
-          magnitude, over all images and places. A shifted copy of a filter is none.
-        - `hoyer_sparsity`: (√n - L1/L2) / (√n - 1) of an image's n activations in all maps, the mean over images that
-          have any: 0 where all are equally strong, 1 where there is a single one. Hoyer (2004), "Non-negative matrix
-          factorization with sparseness constraints", JMLR 5, section 3.1. None where it has no value.
-        - `border_ratio`: root mean square of the activations in the outermost ring of pixels over that of the
-          interior; 1 would be no artefact of the border. None where maps have no interior, or nothing in it.
+        - `filters`: number of filters.
+        - `dead`: number of filters with a constant map (standard deviation over all images and places at most 1e-6 of
+          the root mean square), or with a deviation below 1e-3 of the median over filters that are not constant.
+        - `duplicates`: number of other filters whose map correlates with the map of an earlier filter by more than
+          0.95, in magnitude, over all images and places. A shifted copy of a filter does not count.
+        - `hoyer_sparsity`: (√n - L1/L2) / (√n - 1) of an image's n activations in all maps, averaged over images with
+          any activation: 0 if all are equally strong, 1 if only one is not zero. None if undefined. Hoyer (2004),
+          "Non-negative matrix factorization with sparseness constraints", JMLR 5, section 3.1.
+        - `border_ratio`: root mean square of the activations in the outermost ring of pixels, divided by that in the
+          interior; 1 without border artefacts. None if the maps have no interior, or only zeros in it.
     """
     if not len(encoder.autoencoder.layers):
         return []
@@ -92,17 +90,17 @@ def layers_health(encoder: Encoder, images: np.ndarray) -> list[dict[str, Any]]:
 
 
 class _Activations:
-    """Sums over a layer's activations, so that memory stays flat in the number of images."""
+    """Sums over a layer's activations; memory does not grow with the number of images."""
 
     def __init__(self) -> None:
         self.places = self.images = 0
         self.total: Any = 0.0  # [n]
         self.products: Any = 0.0  # [n, n]
         self.sparsity = 0.0
-        self.ring, self.interior = np.zeros(2), np.zeros(2)  # sum of squares, and of how many
+        self.ring, self.interior = np.zeros(2), np.zeros(2)  # sum of squares, and number of values
 
     def add(self, maps: np.ndarray) -> None:
-        """Activation maps `float32 [N, n, H, W]`."""
+        """Add activation maps `float32 [N, n, H, W]`."""
         by_map = maps.swapaxes(0, 1).reshape(maps.shape[1], -1).astype(np.float64)
         self.places += by_map.shape[1]
         self.total += by_map.sum(1)
@@ -141,12 +139,18 @@ class _Activations:
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """Over how many directions the variance of features `[N, D]` spreads: exp of the entropy of p = σ / Σσ.
+    """Number of directions over which features `[N, D]` vary: exp of the entropy of p = σ / Σσ.
 
-    σ are the singular values of the centred features. It is 1 where they lie on a line, at most min(N - 1, D), and so
-    bounded by the size of the sample; 0 where all are alike. Roy & Vetterli (2007), "The effective rank: a measure of
-    effective dimensionality", definition 1.
+    σ are the singular values of the centred features. The rank is 1 if the features lie on a line, 0 if they are all
+    the same, and at most min(N - 1, D). Roy & Vetterli (2007), "The effective rank: a measure of effective
+    dimensionality", definition 1.
+
+    Example:
+        >>> square = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
+        >>> round(effective_rank(square), 6), round(effective_rank(square * [1, 0]), 6)
+        (2.0, 1.0)
     """
+    # The eigenvalues of the smaller product are the squared singular values, and take much less time than an SVD.
     centred = features - features.mean(axis=0, dtype=np.float64)
     products = centred @ centred.T if len(features) < features.shape[1] else centred.T @ centred
     singular = np.sqrt(np.linalg.eigvalsh(products).clip(min=0))
@@ -156,22 +160,22 @@ def effective_rank(features: np.ndarray) -> float:
 
 
 def copying(encoder: Encoder, training: np.ndarray, validation: np.ndarray, seed: int) -> dict[str, Any]:
-    """Whether a low reconstruction error says anything about the filters, or any filters would reconstruct as well.
+    """Compare the encoder's reconstruction error with that of random filters.
 
-    The decoder of the encoder's `untrained_twin` learns for 200 steps only, that of the encoder for all its training,
-    so that the twin's error is an upper bound of what random filters allow: a twin that is as good shows that the error
-    says nothing about the filters, one that is worse proves nothing. The twin has a decoder of its own even where
-    the encoder's is tied, and sees no corrupted images.
+    The decoder of the `untrained_twin` learns for only 200 steps, the encoder's learned throughout training. The
+    twin's error is therefore an upper bound on what random filters allow: a twin as good as the encoder shows that a
+    low error says nothing about the filters; a worse twin proves nothing. The twin has its own decoder even if the
+    encoder's is tied, and learns from uncorrupted images.
 
     Args:
-        encoder: has a trained decoder.
+        encoder: an encoder with a trained decoder.
         training: images `uint8 [M, C, H, W]`.
         validation: images `uint8 [N, C, H, W]`.
-        seed: of the twin.
+        seed: seeds the twin.
 
     Returns:
-        Mean squared errors on the validation images, in squared units of the preprocessed image: `reconstruction_mse`
-        of the encoder, `twin_reconstruction_mse`, and `baseline_mse` of the mean training image.
+        Mean squared errors on the validation images, in squared units of the preprocessed image: the encoder's
+        `reconstruction_mse`, `twin_reconstruction_mse`, and `baseline_mse` of the mean training image.
     """
     twin = untrained_twin(encoder, training, seed)
     mean = sum(encoder.preprocess(batch).sum(axis=0, dtype=np.float64) for batch in _batches(training)) / len(training)
@@ -184,15 +188,15 @@ def copying(encoder: Encoder, training: np.ndarray, validation: np.ndarray, seed
 
 
 def untrained_twin(encoder: Encoder, training: np.ndarray, seed: int) -> Encoder:
-    """An encoder with the same layers, preprocessing and sparsity, its filters random, and a trained decoder.
+    """An encoder with the same layers, preprocessing and sparsity, but random filters and a decoder trained on them.
 
-    The filters are drawn by `Autoencoder.initialize` and frozen; the statistics of batch normalisation and of winner-
-    take-all follow the images.
+    The filters are drawn by `Autoencoder.initialize` and frozen. The statistics of batch normalisation and
+    winner-take-all follow the images.
 
     Args:
-        encoder: stays as it is.
+        encoder: the encoder, which is not changed.
         training: images `uint8 [M, C, H, W]`.
-        seed: of filters, batches and dropout.
+        seed: seeds filters, batches and dropout.
     """
     config = {**encoder.config, "tied_weights": False, "readout": None}
     with torch.random.fork_rng(devices=[]):  # building a network and dropout draw from the global generator
@@ -201,14 +205,14 @@ def untrained_twin(encoder: Encoder, training: np.ndarray, seed: int) -> Encoder
         twin = build_autoencoder(config)
         twin.initialize(generator)
         twin.preprocessing.load_state_dict(encoder.autoencoder.preprocessing.state_dict())
-        # Batch normalisation needs two.
+        # Batch normalisation needs at least two images.
         size = max(2, min(BATCH, STEP_ACTIVATIONS // _activations(encoder, training)))
         _train_decoder(twin, training, size, generator)
     return Encoder(twin, None, config)
 
 
 def _train_decoder(autoencoder: Autoencoder, images: np.ndarray, size: int, generator: torch.Generator) -> None:
-    """Minimise the mean squared error on batches of `size` images by Adam, its rate falling to zero by a cosine."""
+    """Minimise the mean squared error on batches of `size` images with Adam and a cosine schedule."""
     autoencoder.train().layers.requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in autoencoder.parameters() if p.requires_grad], LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
@@ -222,7 +226,7 @@ def _train_decoder(autoencoder: Autoencoder, images: np.ndarray, size: int, gene
 
 
 def _activations(encoder: Encoder, images: np.ndarray) -> int:
-    """How many an image has in all layers."""
+    """Number of activations of an image in all layers."""
     return sum(maps.size for maps in encoder.activation_maps(images[:1])) if len(encoder.autoencoder.layers) else 1
 
 
@@ -232,6 +236,6 @@ def _batches(images: np.ndarray, size: int = BATCH) -> Iterator[np.ndarray]:
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` rows, at least one, evenly spread: image sets may be in the order of their classes."""
+    """Up to `count` rows, at least one, evenly spread, as image sets may be sorted by class."""
     chosen = np.linspace(0, len(rows) - 1, max(1, min(count, len(rows)))).round().astype(int)
     return np.asarray(rows[chosen])

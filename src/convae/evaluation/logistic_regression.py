@@ -1,12 +1,12 @@
-"""scikit-learn's logistic regression, fitted sooner to tens of thousands of images with thousands of features.
+"""Logistic regression for tens of thousands of images with thousands of features, faster than scikit-learn's.
 
-The optimum is that of `sklearn.linear_model.LogisticRegression`; three things make the way there short.
+It has the same optimum as `sklearn.linear_model.LogisticRegression`, and gets there faster for three reasons:
 
-- Activations pooled over neighbouring cells are strongly correlated, and L-BFGS needs many steps along directions of
-  small variance. It works in coordinates in which the curvature is about one in every direction, estimated from the
-  principal directions of some thousand images.
-- Loss and gradient come out of one pass over the features, which may be memory-mapped.
-- Its vectors are torch's: SciPy's L-BFGS has threads of its own, which wait for work beside NumPy's and slow them down.
+- Activations pooled over neighbouring cells are strongly correlated, so L-BFGS needs many steps along directions of
+  small variance. We run it in coordinates whose curvature is about one in every direction, estimated from the
+  principal directions of a few thousand images.
+- One pass over the features, which may be memory-mapped, yields both loss and gradient.
+- L-BFGS is torch's. SciPy's has its own threads, which wait for work next to NumPy's and slow them down.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,9 +20,9 @@ from sklearn.utils.extmath import randomized_svd
 from convae.files import row_chunks
 
 ITERATIONS = 200
-TOLERANCE = 6e-4  # of the gradient's largest part, in scaled coordinates
-IMAGES, DIRECTIONS = 4000, 512  # from which the principal directions are found, and how many
-SAMPLE_VALUES = 1 << 27  # fewer images where they have very many features: half a gigabyte
+TOLERANCE = 6e-4  # largest component of the gradient, in scaled coordinates
+IMAGES, DIRECTIONS = 4000, 512  # the principal directions: from how many images, and how many
+SAMPLE_VALUES = 1 << 27  # half a gigabyte: fewer images if they have very many features
 CURVATURE = 0.05  # of the loss in a class's score: p(1 - p), averaged over images and classes
 
 
@@ -33,17 +33,23 @@ def fit_path(
 
         minimise over W, b:  mean over images of -v[y] log softmax(W x + b)[y]  +  |W|² / (2 C N)
 
-    The weight v of a class is 1 or, if `balanced`, N / (number of classes * its number of images). Of two classes
-    scikit-learn knows the difference w of their rows alone, and |W|² is |w|².
+    The weight v of a class is 1 or, if `balanced`, N / (number of classes * its number of images). For two classes
+    scikit-learn keeps only the difference w of their rows, and |W|² is |w|².
 
     Args:
         x: features `float32 [N, D]`, finite.
         y: labels `int64 [N]` of at least two classes.
-        inverse_penalties: values of C; increasing ones make the way shortest.
+        inverse_penalties: values of C; ascending values converge fastest.
         class_weight: `balanced`, or None.
 
     Yields:
-        The fitted scikit-learn classifier, and whether it is at the optimum up to `TOLERANCE`.
+        The fitted scikit-learn classifier, and whether it has reached the optimum within `TOLERANCE`.
+
+    Example:
+        >>> x = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32)
+        >>> [(estimator.C, estimator.predict(x).tolist(), converged) for estimator, converged in
+        ...     fit_path(x, np.array([0, 0, 1, 1]), [0.1, 1.0])]
+        [(0.1, [0, 0, 1, 1], True), (1.0, [0, 0, 1, 1], True)]
     """
     classes, target = np.unique(y, return_inverse=True)
     importance = None
@@ -52,32 +58,35 @@ def fit_path(
     coordinates = _Coordinates(x, importance)
     weights, bias = np.zeros((len(classes), x.shape[1]), np.float32), np.zeros(len(classes), np.float32)
     for c in inverse_penalties:
-        # Two rows that are each other's opposite have half the square of their difference.
+        # Our two rows are w/2 and -w/2, whose squares add up to |w|²/2: twice the penalty makes up for it.
         penalty = (2 if len(classes) == 2 else 1) / (c * len(x))
         weights, bias, iterations, converged = _minimize(x, target, importance, penalty, coordinates, weights, bias)
         yield _estimator(c, class_weight, classes, weights, bias, iterations), converged
 
 
 class _Coordinates:
-    """Coordinates of the weights in which the curvature is about one."""
+    """Coordinates of the weights whose curvature is about one in every direction."""
 
     def __init__(self, x: np.ndarray, importance: np.ndarray | None) -> None:
         count = min(len(x), IMAGES, max(1, SAMPLE_VALUES // x.shape[1]))
-        rows = np.linspace(0, len(x) - 1, count).astype(int)  # spread, as rows may be in the order of classes
+        rows = np.linspace(0, len(x) - 1, count).astype(int)  # spread, as rows may be sorted by class
         some = x[rows]
+        # A weighted image contributes as if its features were larger by the root of its weight.
         if importance is not None:
             some = some * np.sqrt(importance[rows, None])
         _, singular, self.directions = randomized_svd(
             some, min(DIRECTIONS, *some.shape), n_iter=2, power_iteration_normalizer="QR", random_state=0
         )
         self.variances = singular**2 / len(some)
+        # Directions beyond the principal ones share their mean variance.
         rest = max(0.0, float(np.vdot(some, some)) / len(some) - float(self.variances.sum()))
         self.other_variance = rest / max(1, x.shape[1] - len(self.variances))
 
     def scale(self, weights: np.ndarray, penalty: float, power: float) -> np.ndarray:
-        """H^power applied to each row of `[K, D]`, H the estimated curvature.
+        """Apply H^power to each row of `[K, D]`, where H is the estimated curvature.
 
-        Power -1/2 gives weights from scaled coordinates, and the gradient in these from that in weights; 1/2 goes back.
+        Power -1/2 maps scaled coordinates to weights, and gradients of weights to scaled coordinates. Power 1/2 inverts
+        both.
         """
         along = (CURVATURE * self.variances + penalty) ** power
         other = (CURVATURE * self.other_variance + penalty) ** power
@@ -94,7 +103,7 @@ def _minimize(
     weights: np.ndarray,
     bias: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, int, bool]:
-    """Weights, bias, how many iterations it took, and whether the gradient vanishes there."""
+    """Minimise from `weights` and `bias`; return the optimum, the number of iterations, and whether it converged."""
     scaled = torch.from_numpy(coordinates.scale(weights, penalty, 0.5))
     scaled_bias = torch.from_numpy(bias * np.float32(CURVATURE**0.5))
     optimizer = torch.optim.LBFGS(
@@ -118,7 +127,7 @@ def _minimize(
         return loss + penalty / 2 * float(np.vdot(tried, tried))
 
     optimizer.step(closure)
-    closure()  # the gradients at hand are of the point that was tried last
+    closure()  # the current gradients belong to the last point tried, not to the optimum
     assert scaled.grad is not None
     assert scaled_bias.grad is not None
     largest = max(float(scaled.grad.abs().max()), float(scaled_bias.grad.abs().max()))
@@ -128,7 +137,7 @@ def _minimize(
 def _loss(
     x: np.ndarray, target: np.ndarray, importance: np.ndarray | None, weights: np.ndarray, bias: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean over images of the negative log-likelihood, each times its importance, and its gradients."""
+    """Negative log-likelihood, averaged over images weighted by their importance, and its gradients."""
     loss, weights_gradient, bias_gradient = 0.0, np.zeros_like(weights), np.zeros_like(bias)
     for rows in row_chunks(x):
         scores = x[rows] @ weights.T + bias

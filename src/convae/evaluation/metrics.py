@@ -1,4 +1,4 @@
-"""What is measured on predictions and reconstructions. Reported figures are rounded to six digits."""
+"""Metrics of predictions and reconstructions; reported figures are rounded to six digits."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +19,10 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
         (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
 
     Wilson (1927), "Probable inference, the law of succession, and statistical inference", JASA 22, 209-212.
+
+    Example:
+        >>> wilson_interval(8, 10), wilson_interval(800, 1000)
+        ((0.490162, 0.943318), (0.774081, 0.823623))
     """
     p, n, z = successes / trials, trials, Z_95
     centre = p + z**2 / (2 * n)
@@ -28,28 +32,39 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def accuracy(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Part of the labels `int64 [N]` that were predicted."""
+    """Fraction of the labels `int64 [N]` that were predicted."""
     return float(np.mean(truth == prediction))
 
 
 def recalls(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Of each class that occurs in `truth`, in the order of labels: the part of its images that were predicted so."""
+    """Recall of each class that occurs in `truth`, in the order of labels.
+
+    Example:
+        >>> recalls(np.array([0, 0, 2, 2]), np.array([0, 1, 2, 2])).tolist()  # no image is of class 1
+        [0.5, 1.0]
+    """
     images = np.bincount(truth)
     right: np.ndarray = np.bincount(truth[truth == prediction], minlength=len(images))[images > 0]
     return right / images[images > 0]
 
 
 def balanced_accuracy(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Mean recall of the classes that occur in `truth`."""
+    """Mean recall of the classes that occur in `truth`.
+
+    Example:
+        >>> truth, prediction = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
+        >>> accuracy(truth, prediction), balanced_accuracy(truth, prediction)
+        (0.75, 0.5)
+    """
     return float(recalls(truth, prediction).mean())
 
 
 def macro_f1(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """F1 score, the mean over the classes that occur in truth or prediction."""
+    """Mean F1 score of the classes that occur in `truth` or `prediction`."""
     return float(f1_score(truth, prediction, average="macro", zero_division=0))
 
 
-# What may choose among classifiers.
+# Metrics that `classifier.select_by` can name.
 FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
@@ -60,18 +75,23 @@ FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 def classification_metrics(
     truth: np.ndarray, prediction: np.ndarray, probabilities: np.ndarray | None, commonest: int
 ) -> dict[str, float]:
-    """How good predictions are, and how good they would be without looking.
+    """Metrics of predictions, and of always guessing the same class.
 
     Args:
         truth: labels `int64 [N]`.
         prediction: labels `int64 [N]`.
         probabilities: `[N, classes]`, or None.
-        commonest: the label that most training images have.
+        commonest: the most frequent label of the training images.
 
     Returns:
-        `accuracy`; `majority_accuracy`, that of always guessing `commonest`; `balanced_accuracy`; `worst_recall`, the
-        lowest of a class that occurs; `macro_f1`; and, where there are probabilities, `log_loss` (natural logarithm,
-        mean over the images).
+        `accuracy`; `majority_accuracy`, the accuracy of always guessing `commonest`; `balanced_accuracy`;
+        `worst_recall`, the lowest recall of a class that occurs; `macro_f1`; and, if there are probabilities,
+        `log_loss` (natural logarithm, mean over the images).
+
+    Example:
+        >>> metrics = classification_metrics(np.array([0, 0, 1]), np.array([0, 0, 0]), None, commonest=0)
+        >>> metrics["accuracy"], metrics["majority_accuracy"], metrics["worst_recall"], metrics["macro_f1"]
+        (0.666667, 0.666667, 0.0, 0.4)
     """
     metrics = {
         "accuracy": accuracy(truth, prediction),
@@ -86,7 +106,14 @@ def classification_metrics(
 
 
 def per_class_table(truth: np.ndarray, prediction: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """A row for each class: `class`, `precision`, `recall`, `f1` and `support`, its number of images."""
+    """A row for each class: `class`, `precision`, `recall`, `f1` and `support`, its number of images.
+
+    Example:
+        >>> per_class_table(np.array([0, 0, 1]), np.array([0, 1, 1]), ["cat", "dog"])
+          class  precision  recall        f1  support
+        0   cat        1.0     0.5  0.666667        2
+        1   dog        0.5     1.0  0.666667        1
+    """
     precision, recall, f1, support = precision_recall_fscore_support(
         truth, prediction, labels=np.arange(len(classes)), zero_division=0
     )
@@ -97,18 +124,25 @@ def per_class_table(truth: np.ndarray, prediction: np.ndarray, classes: Sequence
 def predictions_table(
     truth: np.ndarray, scores: np.ndarray, probabilities: bool, classes: Sequence[str]
 ) -> pd.DataFrame:
-    """A row for each image, in the image set's order.
+    """A row for each image, in the order of the image set.
 
     Args:
         truth: labels `int64 [N]`.
-        scores: `[N, classes]`, the highest is the prediction.
+        scores: `[N, classes]`; the highest is the prediction.
         probabilities: whether the scores are probabilities.
         classes: the name of each label.
 
     Returns:
-        `index`, `truth` and `prediction` (names, as categories) and either `confidence`, the highest
-        probability, or `margin`, by how much the highest decision value exceeds the second: in the
-        classifier's own units, without an upper limit, and good for an order only.
+        `index`, `truth` and `prediction` (names, as categories) and either `confidence`, the highest probability, or
+        `margin`, the difference of the two highest decision values. A margin is in the classifier's own units and
+        unbounded, so it is good only for sorting.
+
+    Example:
+        >>> scores = np.array([[0.9, 0.1], [0.6, 0.4]])
+        >>> predictions_table(np.array([0, 1]), scores, probabilities=True, classes=["cat", "dog"])
+           index truth prediction  confidence
+        0      0   cat        cat         0.9
+        1      1   dog        cat         0.6
     """
     runner_up, highest = np.partition(scores, -2, axis=1)[:, -2:].T
     certainty = {"confidence": highest} if probabilities else {"margin": highest - runner_up}
@@ -128,11 +162,11 @@ def reconstruction_mse(encoder: Encoder, images: np.ndarray, batch: int = 256) -
 
     Args:
         encoder: the trained encoder.
-        images: `uint8 [N, C, H, W]`, read `batch` at a time.
-        batch: a number of images.
+        images: `uint8 [N, C, H, W]`, read in batches.
+        batch: images per batch.
 
     Returns:
-        The error in squared units of the preprocessed image, or None where the encoder has no decoder.
+        The error in squared units of the preprocessed image, or None if the encoder has no decoder.
     """
     if not encoder.has_decoder:
         return None

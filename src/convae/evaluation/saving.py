@@ -1,4 +1,4 @@
-"""The saved classifier: `classifier.json` and, where there are labels, `classifier.skops`. No pickle."""
+"""The saved classifier: `classifier.json` and, if there were labels, `classifier.skops`. No pickle."""
 
 import hashlib
 import io
@@ -23,9 +23,9 @@ from convae.files import content_sha256, new_folder, read_file, write_json
 FORMAT = 2
 MOST_DESCRIPTION_BYTES = 1 << 24
 MOST_CLASSES = 1 << 16
-MOST_TIMES_READ = 10  # on average, each byte of an archive; equal arrays are stored once, an MLP has three of a kind
+MOST_TIMES_READ = 10  # average reads per byte of an archive; equal arrays are stored once, and an MLP has three equal
 
-# Beyond what skops trusts by itself (NumPy arrays and scikit-learn's public estimators).
+# In addition to what skops trusts itself: NumPy arrays and scikit-learn's public estimators.
 TRUSTED = [
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
@@ -33,12 +33,12 @@ TRUSTED = [
 
 
 def save_classifier(folder: Path, estimator: BaseEstimator | None, description: dict[str, Any]) -> None:
-    """Write a fitted classifier, or only the description where there is none; equal ones give equal bytes.
+    """Write a fitted classifier, or only its description if there is none; equal classifiers give equal bytes.
 
     Args:
-        folder: replaced as a whole.
-        estimator: one of the seven kinds, fitted.
-        description: what readers want to know, as JSON; has `kind`, null where there is no classifier.
+        folder: folder to write, replaced as a whole.
+        estimator: a fitted classifier of one of the seven kinds, or None.
+        description: information for readers, JSON; `kind` is None without a classifier.
     """
     content = b"" if estimator is None else _canonical(skops.io.dumps(estimator))
     with new_folder(folder) as scratch:
@@ -52,8 +52,8 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     """Load what `save_classifier` wrote: the fitted classifier and its description.
 
     Raises:
-        ConvaeError: there is no classifier, or it is damaged, of another format, holds foreign types, takes more memory
-            than its size, or does not work with the scikit-learn that is installed.
+        ConvaeError: there is no classifier, or it is damaged, has another format, holds foreign types, would take more
+            memory than its size explains, or does not work with the installed scikit-learn.
     """
     try:
         description = json.loads(read_file(folder / "classifier.json", MOST_DESCRIPTION_BYTES))
@@ -80,6 +80,7 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         _check_trees(estimator)
         if isinstance(estimator, SVC):
             _check_support(estimator)
+        # Another scikit-learn may load it and then fail to predict; better here than in the middle of a job.
         if another:
             features = np.zeros((1, estimator.n_features_in_), np.float32)
             class_scores(estimator, features, int(estimator.classes_.max()) + 1)
@@ -94,7 +95,7 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
 
 
 def _another_version(description: dict[str, Any]) -> str:
-    """Words on the scikit-learn that saved a classifier, where it is another than the one that is installed."""
+    """End of a message that names the scikit-learn that saved a classifier; empty if it is the installed one."""
     saved, installed = str(description.get("scikit_learn", "of an unknown version")), sklearn.__version__
     if saved == installed:
         return ""
@@ -105,13 +106,13 @@ def _another_version(description: dict[str, Any]) -> str:
 
 
 def _check_archive(content: bytes) -> None:
-    """Refuse a skops archive other than `_canonical` writes them, which takes no more memory than its size explains.
+    """Reject a skops archive that `_canonical` would not write, such as one that would fill the memory.
 
-    There, nothing is compressed, arrays have the size that their headers say, and objects are not shared, so that
-    neither few bytes nor few objects can stand for many.
+    `_canonical` compresses nothing, arrays have the size in their headers, and no objects are shared. So neither a few
+    bytes nor a few objects can stand for many.
 
     Raises:
-        ValueError: it is another.
+        ValueError: the archive has another form.
     """
     with ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
@@ -130,14 +131,14 @@ def _check_archive(content: bytes) -> None:
 
 def _check_array(stream: IO[bytes], size: int) -> None:
     if npy.read_magic(stream) != (1, 0):
-        raise ValueError("an array is of another format than NumPy's first")
+        raise ValueError("an array is not in NumPy's format 1.0")
     shape, _, dtype = npy.read_array_header_1_0(stream)
     if math.prod(shape) * dtype.itemsize != size - stream.tell():
-        raise ValueError("an array has not the size that its header says")
+        raise ValueError("an array does not have the size in its header")
 
 
 def _texts(node: Any) -> Iterator[str]:
-    """All strings in JSON but keys."""
+    """All strings in a JSON value except keys."""
     if isinstance(node, str):
         yield node
     if isinstance(node, dict) and "__id__" in node:
@@ -147,10 +148,10 @@ def _texts(node: Any) -> Iterator[str]:
 
 
 def _canonical(content: bytes) -> bytes:
-    """The same skops archive with arrays named after their bytes, no object identities and no dates.
+    """The same skops archive with arrays named by their hashes, and without object identities and dates.
 
-    skops names arrays after their memory addresses, dates them and numbers objects by address, so that no two
-    files are alike. Readers use the numbers to share equal objects, which nothing here relies on.
+    skops names arrays and numbers objects by memory address, and dates the arrays, so no two files are equal. Readers
+    use the numbers to share objects that are identical, which our classifiers do not rely on.
     """
     with ZipFile(io.BytesIO(content)) as archive:
         arrays = {name: archive.read(name) for name in archive.namelist()}
@@ -178,7 +179,7 @@ def _without_identities(node: Any, names: dict[str, str]) -> Any:
 
 
 def _check_support(estimator: SVC) -> None:
-    """Refuse support vectors that do not fit together: libsvm would look for the missing ones in foreign memory."""
+    """Reject inconsistent support vectors: libsvm would read past the end of their memory."""
     classes, vectors = len(estimator.classes_), len(estimator.support_vectors_)
     shapes = {
         "support_": (vectors,),
@@ -197,13 +198,14 @@ def _check_support(estimator: SVC) -> None:
 
 
 def _check_trees(estimator: BaseEstimator) -> None:
-    """Refuse trees that point outside themselves: scikit-learn would follow them into foreign memory."""
+    """Reject trees that point outside themselves: scikit-learn would read past the end of their memory."""
     for trees in getattr(estimator, "_predictors", []):
         for tree in trees:
             inner = tree.nodes[tree.nodes["is_leaf"] == 0]
             own = np.flatnonzero(tree.nodes["is_leaf"] == 0)
+            # Children come after their parent, so that no walk through the tree can go round in a circle.
             for child in (inner["left"], inner["right"]):
                 if (child <= own).any() or (child >= len(tree.nodes)).any():
                     raise ValueError("a tree's nodes point outside it")
             if (inner["feature_idx"] >= estimator.n_features_in_).any() or inner["is_categorical"].any():
-                raise ValueError("a tree asks for features that there are not")
+                raise ValueError("a tree asks for features that do not exist")
