@@ -71,7 +71,7 @@ def test_classifiers(convae: Callable[..., str], case: str) -> None:
 @pytest.mark.parametrize("about", [{"test": 3}, {"test": {}}, {"validation": None}, {"test": {"accuracy": "high"}}])
 def test_info_refuses_accuracies_that_are_none(convae: Callable[..., str], about: dict[str, Any]) -> None:
     saved(**about)()
-    assert "not described as `dvc repro` does it" in convae("info")
+    assert "its description is not one that `dvc repro` writes" in convae("info")
 
 
 def test_a_class_name_cannot_steer_the_terminal(convae: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import import_module
 
 import psutil
 import pytest
 
 from convae import __version__
+from convae.cli import _parser
 
 
 def convae(*arguments, cwd, input="", **environment):
@@ -26,9 +28,22 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
+def test_every_command_leads_to_a_function():
+    parser, names = _parser()
+    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    assert list(commands) == names
+    for command in commands.values():
+        module, _, function = command.get_default("command").partition(":")
+        assert callable(getattr(import_module(f"convae.{module}"), function))
+
+
 @pytest.mark.parametrize(
     ("typed", "advice"),
-    [("clasify", "did you mean 'classify'?"), ("feature", "did you mean 'features'?"), ("xyz", "there are features, ")],
+    [
+        ("clasify", "did you mean 'classify'?"),
+        ("feature", "did you mean 'features'?"),
+        ("xyz", "the commands are features"),
+    ],
 )
 def test_a_mistyped_command_is_told_the_nearest(tmp_path, typed, advice):
     done = convae(typed, "photo.png", cwd=tmp_path)

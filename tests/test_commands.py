@@ -93,7 +93,7 @@ def test_a_bad_picture_is_reported_and_left_out(models):
         assert lines[0].startswith("convae: pictures/a/2.png: not a readable PNG")
         assert lines[2:] == [
             "convae: missing.png: No such file or directory",
-            "convae: 3 of 11 pictures were left out",
+            "convae: 3 of 11 pictures were skipped",
         ]
 
 
@@ -101,11 +101,11 @@ def test_a_picture_that_is_too_large_is_left_out_as_well(models, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["convae", "features", "pictures", "--original-size", "-o", "f.npy"])
     monkeypatch.setattr(convae_encoder, "MOST_MAP_BYTES", 4 * 4 * 100 * 100)
     Image.new("L", (200, 200)).save("pictures/large.png")
-    with pytest.raises(SystemExit, match="1 of 11 pictures were left out"):
+    with pytest.raises(SystemExit, match="1 of 11 pictures were skipped"):
         main()
     said = capsys.readouterr().err
     assert "convae: pictures/large.png: images of 200×200 pixels are too large" in said
-    assert "leave out --original-size" in said
+    assert "omit --original-size" in said
     assert len(np.load("f.npy")) == 10
 
 
@@ -178,7 +178,7 @@ def test_what_reads_a_part_of_the_output_ends_it_quietly(models):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["features", "pictures", "-o", "f.csv"], "f.csv: features are written as .parquet or .npy"),
+        (["features", "pictures", "-o", "f.csv"], "f.csv: the suffix must be .parquet or .npy"),
         (["features", "pictures", "--encoder", "nowhere", "-o", "f.npy"], "nowhere: not an encoder"),
         (["classify", "pictures", "--model", "nowhere"], "nowhere/encoder: not an encoder"),
         (["info", "models/classifier"], "models/classifier: not an encoder"),

@@ -65,14 +65,14 @@ def test_no_source_is_overwritten_even_by_force(pictures: Convae) -> None:
         if folder == "link":
             Path("link").symlink_to("pictures")
         said = pictures("reconstruct", "pictures", "-o", folder, "--force")
-        assert said == f"convae: {folder}/0.png: one of the pictures to read; name another folder"
+        assert said == f"convae: {folder}/0.png: is one of the pictures to read; choose another folder"
         assert Path("pictures/0.png").read_bytes() == before
 
 
 def test_a_folder_that_is_a_link_is_not_left_out_in_silence(pictures: Convae) -> None:
     Path("elsewhere").mkdir()
     Path("pictures/more").symlink_to(Path("elsewhere").absolute())
-    said = "links to folders are not followed; name the folder itself, or remove the link"
+    said = "links to folders are not followed; name the linked folder, or remove the link"
     assert pictures("classify", "pictures") == f"convae: pictures/more: {said}"
 
 
@@ -80,12 +80,12 @@ def test_where_there_are_no_pictures_it_is_said_what_lies_there(
     pictures: Convae, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty").mkdir()
-    nothing = "convae: empty: no PNG, JPEG, WebP, BMP or TIFF file below it, and"
-    assert pictures("classify", "empty") == f"{nothing} no others"
+    nothing = "convae: empty: no PNG, JPEG, WebP, BMP or TIFF file in it"
+    assert pictures("classify", "empty") == nothing
     Image.new("L", (8, 8)).save("empty/a.gif")
-    assert pictures("classify", "empty") == f"{nothing} 1 of another suffix, such as a.gif"
+    assert pictures("classify", "empty") == f"{nothing}, only 1 with another suffix, such as a.gif"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
-    assert pictures("classify", "-") == "convae: no pictures: nothing came from standard input"
+    assert pictures("classify", "-") == "convae: no pictures: standard input is empty"
 
 
 def test_files_of_another_suffix_are_counted(pictures: Convae, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +93,7 @@ def test_files_of_another_suffix_are_counted(pictures: Convae, capsys: pytest.Ca
     assert pictures("classify", "pictures") == ""
     said = capsys.readouterr()
     assert said.out.count("\n") == 2
-    assert said.err == "convae: pictures: 2 files are read, and 1 of another suffix, such as more.gif\n"
+    assert said.err == "convae: pictures: reading 2 files, skipping 1 with another suffix, such as more.gif\n"
 
 
 @pytest.mark.parametrize("command", ["features", "classify", "reconstruct", "info", "export"])

@@ -1,4 +1,4 @@
-"""`convae …`, for those who look at results or use an encoder."""
+"""The command `convae …`, for people who inspect results or use an encoder."""
 
 import argparse
 import os
@@ -6,32 +6,35 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import TypeAlias
 
 from convae import __version__
 from convae.datasets.foreign import FORMAT_NAMES
 from convae.errors import ConvaeError
 from convae.terminal import finished_bars, survive_any_encoding
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
 EXAMPLES = """examples:
   convae classify photo.jpg pictures/          labels and probabilities
-  convae features 'scans/**/*.png' -o f.npy    one row of features for each picture
-  convae info models/encoder                   what it is, how good, from where
+  convae features 'scans/**/*.png' -o f.npy    one row of features per picture
+  convae info models/encoder                   layers, training data, accuracy
   convae export --onnx encoder.onnx            for runtimes without Python
-  convae publish                               encoder and classifier into MLflow's registry
+  convae publish                               register encoder and classifier in MLflow
   convae ui                                    compare experiments in a browser
-  convae search search.yaml                    vary parameters, by as many workers as are started
+  convae search search.yaml                    vary parameters; start it again for more workers
   convae sync                                  after `git pull`, `dvc exp pull` or runs without MLflow
-  convae verify                                rerun all, and say whether it gives the same bits
-  convae lineage models/encoder                the data, code, parameters and runs that an encoder is from
+  convae verify                                rerun everything and compare the results bit by bit
+  convae lineage models/encoder                the data, code, parameters and runs behind an encoder
 """
-IMAGES = f"""IMAGES are files, folders (every {FORMAT_NAMES} below them), patterns such as
-'scans/**/*.png', or - for names from standard input, one a line. A picture that can't be read is reported and left out,
-and the exit code is 1. Pictures are resized and read like the training images.
+IMAGES = f"""IMAGES are files, folders (every {FORMAT_NAMES} in them, at any depth), patterns such as
+'scans/**/*.png', or - to read names from standard input, one per line. Unreadable pictures are reported and skipped;
+the exit code is then 1. Pictures are read and resized like the training images.
 """
 DETAILS = {
     "features": f"""{IMAGES}
-A .parquet file has the columns file, feature_0, feature_1 and so on. With a .npy file, float32 [N, D], the names of the
-pictures go to standard output in the order of its rows.
+A .parquet file has the columns file, feature_0, feature_1 and so on. A .npy file holds float32 [N, D]; the names of the
+pictures are then printed in the order of its rows.
 
 examples:
   convae features pictures/ -o features.parquet
@@ -43,22 +46,22 @@ examples:
   convae classify pictures/ --json --model models:/convae-classifier@champion
 """,
     "reconstruct": f"""{IMAGES}
-Writes a PNG for each: the preprocessed picture on the left, its reconstruction on the right; and prints the mean
-squared error between them.
+Writes one PNG per picture, the preprocessed picture on the left and its reconstruction on the right, and prints the
+mean squared error between them.
 
 example:
   convae reconstruct pictures/ -o reconstructions/
 """,
     "export": """The model maps images, uint8 [N, C, H, W], to features, float32 [N, D], for any N. H and W are those of
-the training images, since features are comparable only between images of one size. The file is checked against the
-encoder before it is kept.
+the training images, because only features of images of the same size are comparable. Before the file is saved, its
+output is checked against the encoder's.
 
 example:
   convae export --onnx encoder.onnx
 """,
-    "publish": """The models convae-encoder and convae-classifier get a new version each. Their alias champion moves to
-it if there was none, or if it is more accurate with the same images to learn from and the same validation images. Two
-of these go to the registry as an example.
+    "publish": """Adds a new version of the models convae-encoder and convae-classifier. The alias champion moves to the
+new versions if there was no champion, or if they are more accurate and the training and validation images are the same.
+Two validation images are stored with each model as its input example.
 
 example:
   convae publish && mlflow models serve -m models:/convae-classifier@champion --env-manager local
@@ -70,21 +73,21 @@ example:
     "ui": """example:
   convae ui --port 5001
 """,
-    "sync": """What MLflow has already stays as it is.
+    "sync": """Runs already in MLflow stay as they are.
 
 example:
   git fetch && convae sync
 """,
-    "search": """Each worker that is started in addition, here or on a machine with the same storage, shares the trials.
-One that was killed costs nothing but time: another worker, or this command when it is started again, takes up its
-trial. What a trial printed is in .convae/search/.
+    "search": """To add a worker, run the same command again, here or on a machine that uses the same storage. A killed
+worker costs nothing but time: another worker, or this command when restarted, resumes its trial. The trials' output is
+in .convae/search/.
 
 example:
   convae search search.yaml
 """,
-    "verify": """The pipeline runs anew in .convae/verify, with what git and data/ have, and nothing beside that folder
-changes. Files that differ are compared by their numbers, and differences of parameters, code, processor and versions
-are named. The exit code is 1 if the results are others.
+    "verify": """The pipeline runs in .convae/verify, on the files in git and in data/; nothing else changes. Files that
+differ are compared number by number, and changes of parameters, code, processor and package versions are listed. The
+exit code is 1 if the results differ by more than the tolerance for rounding.
 
 example:
   convae verify
@@ -97,21 +100,25 @@ example:
 
 
 def main() -> None:
-    """Parse the command line and run one command; a user's mistake is one line and exit code 1."""
+    """Parse the command line and run one command.
+
+    A user's mistake ends it with one line and exit code 1, a mistake in the command line with 2, Ctrl-C with 130.
+    """
     survive_any_encoding()
     parser, names = _parser()
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1] not in names:
         nearest = get_close_matches(sys.argv[1], names, n=1)
-        advice = f"did you mean '{nearest[0]}'?" if nearest else f"there are {', '.join(names)}"
+        advice = f"did you mean '{nearest[0]}'?" if nearest else f"the commands are {', '.join(names)}"
         parser.error(f"no command '{sys.argv[1]}'; {advice}")
     arguments = parser.parse_args()
     module, _, function = vars(arguments).pop("command").partition(":")
     try:
-        # Imported here alone, so that help is there at once.
+        # Imported only now: `--help` appears at once because it loads neither torch nor MLflow.
         with finished_bars():
             getattr(import_module(f"convae.{module}"), function)(**vars(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has had enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        # Python flushes stdout once more at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ConvaeError, ModuleNotFoundError, OSError, KeyboardInterrupt) as error:
@@ -122,8 +129,8 @@ def main() -> None:
 
 
 def _line(error: Exception) -> str:
-    """What a user is told of an error."""
-    if isinstance(error, ModuleNotFoundError):  # the pipeline's packages are an extra
+    """Return the message that the user sees for an error."""
+    if isinstance(error, ModuleNotFoundError):  # the pipeline's packages are an optional extra
         return f"{error}; install convae[pipeline]"
     if isinstance(error, OSError) and error.filename:  # an output that can't be written
         return f"{error.filename}: {error.strerror}"
@@ -131,7 +138,7 @@ def _line(error: Exception) -> str:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser, and the names of the commands."""
+    """Build the parser; return it with the names of all commands."""
     parser = argparse.ArgumentParser(
         prog="convae",
         description="Convolutional autoencoders: features learned without labels.",
@@ -140,59 +147,84 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     parser.add_argument("--version", action="version", version=f"convae {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
+    _add_picture_commands(commands)
+    _add_encoder_commands(commands)
+    _add_mlflow_commands(commands)
+    _add_experiment_commands(commands)
+    return parser, list(commands.choices)
 
-    def add(name: str, command: str, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=DETAILS.get(name),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        added.set_defaults(command=command)
-        return added
 
-    features = add("features", "commands:write_features", "read the features of pictures")
+def _add_picture_commands(commands: Commands) -> None:
+    features = _add(commands, "features", "commands:write_features", "compute the features of pictures")
     _add_images(features)
     _add_encoder(features)
     _add_original_size(features)
-    features.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".parquet or .npy")
+    _add_output(features, "FILE", ".parquet or .npy")
     _add_force(features)
-    classify = add("classify", "commands:classify", "say what pictures show")
+
+    classify = _add(commands, "classify", "commands:classify", "predict the class of each picture")
     _add_images(classify)
-    text = "with encoder/ and classifier/ in it, or a models:/ address (default: %(default)s)"
+    text = "contains encoder/ and classifier/; or a models:/ address (default: %(default)s)"
     classify.add_argument("--model", default="models", metavar="FOLDER", help=text)
-    classify.add_argument("--json", action="store_true", dest="as_json", help="a list of objects instead of lines")
-    reconstruct = add(
-        "reconstruct", "commands:reconstruct", "show what an encoder sees and what its decoder makes of it"
-    )
+    classify.add_argument("--json", action="store_true", dest="as_json", help="print a list of objects, not lines")
+
+    text = "show the encoder's input next to its reconstruction"
+    reconstruct = _add(commands, "reconstruct", "commands:reconstruct", text)
     _add_images(reconstruct)
     _add_encoder(reconstruct)
     _add_original_size(reconstruct)
-    reconstruct.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="takes the pictures")
+    _add_output(reconstruct, "FOLDER", "where to write the PNG files")
     _add_force(reconstruct)
-    export = add("export", "export:export_onnx", "write an encoder with its readout as ONNX")
+
+
+def _add_encoder_commands(commands: Commands) -> None:
+    export = _add(commands, "export", "export:export_onnx", "write an encoder and its readout as an ONNX file")
     _add_encoder(export)
-    export.add_argument("--onnx", type=Path, required=True, metavar="FILE", dest="output", help="takes the model")
-    text = "allow for images of any size; a readout that takes maxima can't"
+    export.add_argument("--onnx", type=Path, required=True, metavar="FILE", dest="output", help="the file to write")
+    text = "accept images of any size (not possible if the readout pools maxima)"
     export.add_argument("--any-size", action="store_true", help=text)
     _add_force(export)
-    info = add("info", "commands:print_info", "say what an encoder is, how good, and from where")
+
+    info = _add(commands, "info", "commands:print_info", "describe an encoder: layers, training data, accuracy")
     info.add_argument("source", nargs="?", default="models/encoder", metavar="ENCODER", help="(default: %(default)s)")
-    publish = add("publish", "tracking.registry:publish", "put encoder and classifier into MLflow's model registry")
-    text = "with encoder/ and classifier/ in it (default: %(default)s)"
+
+
+def _add_mlflow_commands(commands: Commands) -> None:
+    text = "add encoder and classifier to MLflow's model registry"
+    publish = _add(commands, "publish", "tracking.registry:publish", text)
+    text = "contains encoder/ and classifier/ (default: %(default)s)"
     publish.add_argument("--model", type=Path, default=Path("models"), metavar="FOLDER", dest="folder", help=text)
-    ui = add("ui", "tracking.ui:open_ui", "sync, then open MLflow on the experiments, for this machine only")
-    ui.add_argument("--port", type=int, default=5000, help="where the server listens (default: %(default)s)")
-    add("sync", "tracking.ui:synchronise", "give MLflow the runs it lacks, from every dvc.lock that git knows")
-    search = add(
-        "search", "search.worker:search", "vary parameters as a file says, and find the best validation accuracy"
-    )
+
+    ui = _add(commands, "ui", "tracking.ui:open_ui", "sync, then serve MLflow's user interface on this machine only")
+    ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: %(default)s)")
+
+    text = "add runs missing from MLflow, from every dvc.lock in git"
+    _add(commands, "sync", "tracking.ui:synchronise", text)
+
+
+def _add_experiment_commands(commands: Commands) -> None:
+    text = "vary the parameters that a file lists, and find the best validation accuracy"
+    search = _add(commands, "search", "search.worker:search", text)
     search.add_argument("path", type=Path, metavar="FILE", help="what to vary, such as search.yaml")
-    add("verify", "tracking.verify:verify", "run the pipeline anew elsewhere, and compare every result with dvc.lock")
-    lineage = add("lineage", "tracking.ui:print_lineage", "say where something that a stage wrote is from")
-    lineage.add_argument("path", type=Path, help="a file or folder such as models/encoder, here or copied elsewhere")
-    return parser, list(commands.choices)
+
+    text = "rerun the pipeline in a scratch folder, and compare every result with dvc.lock"
+    _add(commands, "verify", "history.verify:verify", text)
+
+    lineage = _add(commands, "lineage", "tracking.ui:print_lineage", "trace a stage's output back to its origin")
+    lineage.add_argument("path", type=Path, help="a file or folder such as models/encoder, or a copy of it")
+
+
+def _add(commands: Commands, name: str, command: str, text: str) -> argparse.ArgumentParser:
+    """Add a command that runs `command`, a `module:function` of this package."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=DETAILS.get(name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -204,17 +236,21 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
         "--encoder",
         default="models/encoder",
         metavar="FOLDER",
-        help="or an address such as models:/convae-encoder@champion (default: %(default)s)",
+        help="a folder, or an address such as models:/convae-encoder@champion (default: %(default)s)",
     )
 
 
 def _add_original_size(parser: argparse.ArgumentParser) -> None:
-    text = "don't resize; features are comparable only between pictures of the size that the encoder was trained on"
+    text = "don't resize; only features of pictures of the training images' size are comparable"
     parser.add_argument("--original-size", action="store_false", dest="resize", help=text)
 
 
+def _add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
+
+
 def _add_force(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 if __name__ == "__main__":

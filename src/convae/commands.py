@@ -1,4 +1,4 @@
-"""What `convae features`, `classify`, `reconstruct` and `info` do."""
+"""The commands `convae features`, `classify`, `reconstruct` and `info`."""
 
 import json
 import os
@@ -28,26 +28,28 @@ from convae.models.geometry import show
 from convae.names import printable
 from convae.terminal import warn_beside_bars
 
-ROW_GROUP = 1024  # rows of a Parquet file that belong together: each group describes every column
-AHEAD = 16  # pictures decoded before they are needed
+# Rows written to a Parquet file at a time. Each row group repeats the description of every column, and there are
+# thousands of columns: groups as small as a batch would waste more space than the features take.
+ROW_GROUP = 1024
+AHEAD = 16  # pictures decoded in advance; bounds the memory they take
 Append = Callable[[np.ndarray, list[str]], None]
 
 
 class Pictures:
-    """The pictures that arguments name, decoded in threads; those that can't be used are reported and left out.
+    """The pictures named on the command line, decoded in threads; unusable ones are reported and skipped.
 
     Args:
-        arguments: files, folders, patterns, or - for names from standard input.
-        encoder: what the pictures have to suit.
-        resize: to the size that the encoder was trained on.
+        arguments: files, folders, patterns, or - to read names from standard input.
+        encoder: decides how the pictures are read and which sizes are accepted.
+        resize: whether to resize to the size that the encoder was trained on.
 
     Attributes:
-        files: names of all of them.
-        used: names of the pictures given so far.
-        place: of the one given last, among `files`.
+        files: names of all pictures.
+        used: printable names of the pictures yielded so far.
+        place: index in `files` of the picture yielded last.
 
     Raises:
-        ConvaeError: there is no picture.
+        ConvaeError: the arguments name no picture.
     """
 
     def __init__(self, arguments: list[str], encoder: Encoder, resize: bool) -> None:
@@ -55,14 +57,14 @@ class Pictures:
         self.place = 0
         self.files = [file for argument in arguments for file in _named(argument)]
         if not self.files:
-            raise ConvaeError("no pictures: nothing came from standard input")
+            raise ConvaeError("no pictures: standard input is empty")
         self._reading = encoder.reading(resize)
         self._check_size = encoder.batch_size
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Pixels `uint8 [C, H, W]` of one picture after the other."""
+        """Yield the pixels of each usable picture, `uint8 [C, H, W]`, in order."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are refused
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_picture` refuses them
             warnings.showwarning = warn_beside_bars
             with tqdm(total=len(self.files), unit=" images", disable=None) as progress:
                 for start in range(0, len(self.files), AHEAD):
@@ -77,14 +79,14 @@ class Pictures:
                             yield pixels
 
     def finish(self) -> None:
-        """Say whether pictures were left out.
+        """Check that no picture was skipped.
 
         Raises:
             ConvaeError: some were.
         """
         missing = len(self.files) - len(self.used)
         if missing:
-            raise ConvaeError(f"{missing} of {len(self.files)} pictures were left out")
+            raise ConvaeError(f"{missing} of {len(self.files)} pictures were skipped")
 
     def _read(self, file: str) -> np.ndarray | UnusableError:
         try:
@@ -93,15 +95,15 @@ class Pictures:
         except UnusableError as error:
             return error
         except ConvaeError as error:
-            return UnusableError(f"{error} (leave out --original-size)")
+            return UnusableError(f"{error} (omit --original-size)")
         return pixels
 
 
 def _named(argument: str) -> list[str]:
-    """The pictures that an argument stands for.
+    """Return the names of the pictures that an argument stands for.
 
     Raises:
-        ConvaeError: it is a folder without any, or with a link to another folder.
+        ConvaeError: the argument is a folder without pictures, or one that contains a link to another folder.
     """
     if argument == "-":
         return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
@@ -109,19 +111,19 @@ def _named(argument: str) -> list[str]:
         files = sorted(_files_below(Path(argument)))
         pictures = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
         others = [path for path in files if path.suffix.lower() not in SUFFIXES]
-        left_out = f"{len(others)} of another suffix, such as {printable(others[0].name)}" if others else "no others"
+        skipped = f"{len(others)} with another suffix, such as {printable(others[0].name)}" if others else ""
         if not pictures:
-            raise ConvaeError(f"{argument}: no {FORMAT_NAMES} file below it, and {left_out}")
+            raise ConvaeError(f"{argument}: no {FORMAT_NAMES} file in it" + (f", only {skipped}" if others else ""))
         if others:
-            print(f"convae: {printable(argument)}: {len(pictures)} files are read, and {left_out}", file=sys.stderr)
+            print(f"convae: {printable(argument)}: reading {len(pictures)} files, skipping {skipped}", file=sys.stderr)
         return pictures
     if has_magic(argument) and not Path(argument).exists():
-        return sorted(glob(argument, recursive=True)) or [argument]  # noqa: PTH207, pathlib's are relative
+        return sorted(glob(argument, recursive=True)) or [argument]  # noqa: PTH207 - pathlib globs only below a folder
     return [argument]
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and those in it, but hidden ones and litter; OSError where one can't be read."""
+    """Yield the files in a folder and its subfolders except hidden ones and litter; OSError if one is unreadable."""
     with os.scandir(folder) as entries:
         kept = [entry for entry in entries if not (entry.name.startswith(".") or is_litter(entry.name))]
     for entry in kept:
@@ -129,21 +131,21 @@ def _files_below(folder: Path) -> Iterator[Path]:
         if not path.is_dir():
             yield path
         elif path.is_symlink():
-            raise ConvaeError(f"{path}: links to folders are not followed; name the folder itself, or remove the link")
+            raise ConvaeError(f"{path}: links to folders are not followed; name the linked folder, or remove the link")
         else:
             yield from _files_below(path)
 
 
 def write_features(images: list[str], encoder: str, resize: bool, output: Path, force: bool) -> None:
-    """`convae features`: a table of features as Parquet or `.npy`.
+    """`convae features`: write a table of features as Parquet or `.npy`.
 
     Raises:
-        ConvaeError: pictures were left out, which is told once all others are done; nothing can be read or written; or
-            `output` exists and is not to be overwritten.
+        ConvaeError: pictures were skipped (raised after all others are done), nothing can be read or written, or
+            `output` exists and `force` is off.
     """
     writers = {".npy": _npy_writer, ".parquet": _parquet_writer}
     if output.suffix not in writers:
-        raise ConvaeError(f"{output}: features are written as .parquet or .npy")
+        raise ConvaeError(f"{output}: the suffix must be .parquet or .npy")
     check_free(output, force)
     loaded = load_encoder(encoder)
     pictures = Pictures(images, loaded, resize)
@@ -152,14 +154,18 @@ def write_features(images: list[str], encoder: str, resize: bool, output: Path, 
         for features in loaded.feature_batches(pictures, resize):
             append(features, pictures.used[done : done + len(features)])
             done += len(features)
-        if not done:  # nothing to write
+        if not done:  # raises, so that no empty table is left behind
             pictures.finish()
     pictures.finish()
 
 
 @contextmanager
 def _npy_writer(path: Path, dimension: int) -> Iterator[Append]:
-    """Rows are appended; NumPy leaves room in the header for how many there will be."""
+    """Append rows to a `.npy` file.
+
+    The header comes first but holds the number of rows. NumPy pads it so that a larger number fits later: it is written
+    once as a placeholder and again at the end. So the features never have to fit into memory together.
+    """
     rows = 0
     with path.open("wb") as stream:
 
@@ -185,7 +191,7 @@ def _parquet_writer(path: Path, dimension: int) -> Iterator[Append]:
         import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
     except ImportError:
-        raise ConvaeError(f"{path.stem}: Parquet needs pyarrow; pip install pyarrow, or write .npy") from None
+        raise ConvaeError(f"{path.stem}: Parquet needs pyarrow; run `pip install pyarrow`, or write .npy") from None
     names = [f"feature_{index}" for index in range(dimension)]
     schema = pa.schema([("file", pa.string()), *((name, pa.float32()) for name in names)])
     with ParquetWriter(path, schema) as writer:
@@ -205,10 +211,10 @@ def _parquet_writer(path: Path, dimension: int) -> Iterator[Append]:
 
 
 def classify(images: list[str], model: str, as_json: bool) -> None:
-    """`convae classify`: the class of each picture, and its probability where the classifier knows it.
+    """`convae classify`: print the class of each picture, with its probability if the classifier has one.
 
     Raises:
-        ConvaeError: pictures were left out, which is told once all others are done; or there is no such model.
+        ConvaeError: pictures were skipped (raised after all others are done), or there is no such model.
     """
     from convae.classifier import load_image_classifier
 
@@ -232,21 +238,21 @@ def classify(images: list[str], model: str, as_json: bool) -> None:
 
 
 def reconstruct(images: list[str], encoder: str, resize: bool, output: Path, force: bool) -> None:
-    """`convae reconstruct`: a PNG for each picture, what the encoder sees on the left, its reconstruction on the right.
+    """`convae reconstruct`: write a PNG per picture, the encoder's input on the left, its reconstruction on the right.
 
     Raises:
-        ConvaeError: pictures were left out, which is told once all others are done; there is no decoder; or a file
-            exists that is not to be overwritten.
+        ConvaeError: pictures were skipped (raised after all others are done), there is no decoder, or a file exists and
+            `force` is off.
     """
     loaded = load_encoder(encoder)
-    loaded.reconstruct([])  # tells that there is no decoder, before anything is written
+    loaded.reconstruct([])  # raises if there is no decoder, before anything is written
     pictures = Pictures(images, loaded, resize)
     paths = _free_names(output, [Path(file).stem for file in pictures.files])
     sources = {Path(file).resolve() for file in pictures.files}
     for path in paths:
         check_free(path, force)
-        if path.resolve() in sources:  # it may not have been read when it is overwritten
-            raise ConvaeError(f"{path}: one of the pictures to read; name another folder")
+        if path.resolve() in sources:  # even --force must not overwrite a picture before it is read
+            raise ConvaeError(f"{path}: is one of the pictures to read; choose another folder")
     check_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     for pixels in pictures:
@@ -259,7 +265,12 @@ def reconstruct(images: list[str], encoder: str, resize: bool, output: Path, for
 
 
 def _free_names(folder: Path, stems: list[str]) -> list[Path]:
-    """A name for each: the second `a` is `a-2.png`."""
+    """Return a different path for each stem: the second `a` becomes `a-2.png`.
+
+    Example:
+        >>> [path.name for path in _free_names(Path("out"), ["a", "b", "a"])]
+        ['a.png', 'b.png', 'a-2.png']
+    """
     taken: dict[Path, None] = {}
     for stem in stems:
         names = (folder / f"{stem}{'' if index == 1 else f'-{index}'}.png" for index in count(1))
@@ -268,7 +279,10 @@ def _free_names(folder: Path, stems: list[str]) -> list[Path]:
 
 
 def _side_by_side(seen: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """Two pictures `[C, H, W]` on one scale as `uint8 [H, 2W, C]`: 0 to 1, or grey at zero where values lie beyond."""
+    """Join two pictures `[C, H, W]` to one `uint8 [H, 2W, C]`, or `[H, 2W]` if grey, on a common scale.
+
+    Black is 0 and white is 1. If preprocessing left values outside that range, zero becomes middle grey instead.
+    """
     both = np.concatenate([seen, made], axis=2)
     if seen.min() < 0 or seen.max() > 1:
         both = 0.5 + both / (2 * max(float(np.abs(seen).max()), 1e-6))
@@ -277,7 +291,7 @@ def _side_by_side(seen: np.ndarray, made: np.ndarray) -> np.ndarray:
 
 
 def print_info(source: str) -> None:
-    """`convae info`: what an encoder is, how good, and from where.
+    """`convae info`: describe an encoder, its training data and, if its classifier is next to it, its accuracy.
 
     Raises:
         ConvaeError: there is no such encoder.
@@ -288,12 +302,12 @@ def print_info(source: str) -> None:
         try:
             about = list(_about(encoder, folder.parent / "classifier"))
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ConvaeError(f"{source}: not described as `dvc repro` does it: {error!r}") from None
+            raise ConvaeError(f"{source}: its description is not one that `dvc repro` writes: {error!r}") from None
         print(source)
         for name, text in about:
             print(f"  {name:16}{text}")
         if published:
-            card = (published / "README.md").read_text("utf-8")  # of whoever published it: no control characters
+            card = (published / "README.md").read_text("utf-8")  # by anybody: no control characters
             print("", *map(printable, card.splitlines()), sep="\n")
 
 
@@ -328,13 +342,13 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
     yield "content", f"SHA-256 {encoder.sha256}"
     try:
         _, about = load_classifier(classifier)
-    except ConvaeError:  # there is none, or none to be trusted
+    except ConvaeError:  # missing, or not to be trusted
         about = {}
     if about.get("encoder") == encoder.sha256:
         test = about["test"]
         interval = f"95 % interval {100 * test['accuracy_low']:.2f} to {100 * test['accuracy_high']:.2f}"
-        yield "test accuracy", f"{100 * test['accuracy']:.2f} % ({interval}), of the {_words(about['kind'])} beside it"
-        if "balanced_accuracy" in test:  # else it was made before that was measured
+        yield "test accuracy", f"{100 * test['accuracy']:.2f} % ({interval}), of the {_words(about['kind'])} next to it"
+        if "balanced_accuracy" in test:  # older versions did not measure it
             yield "", beside_accuracy(test)
         yield "validation", f"{100 * about['validation']['accuracy']:.2f} %"
-    yield "from where", "`convae lineage` says it for a folder that `dvc repro` made"
+    yield "origin", "run `convae lineage` on a folder that `dvc repro` wrote"
