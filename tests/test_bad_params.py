@@ -112,11 +112,11 @@ VALUES = {
     "nothing for a list": (by("layers: [-1]", "layers:"), "features.layers = None: must be a valid list"),
     "weights of neighbours": (
         several(by("weight: null", "weight: balanced"), by("kind: logistic", "kind: k_nearest_neighbors #")),
-        "classifier: class_weight = balanced: k_nearest_neighbors cannot weight classes; null is allowed, or another",
+        "classifier: class_weight = balanced: k_nearest_neighbors can't weight classes; set it to null or choose",
     ),
     "weights of an MLP": (
         several(by("weight: null", "weight: balanced"), by("kind: logistic", "kind: mlp #")),
-        "classifier: class_weight = balanced: mlp cannot weight classes; null is allowed, or another classifier.kind",
+        "classifier: class_weight = balanced: mlp can't weight classes; set it to null or choose another classifier",
     ),
     "another figure": (by("select_by: accuracy", "select_by: f1"), "classifier.select_by = 'f1': must be 'accuracy',"),
     "another weight": (by("class_weight: null", "class_weight: 2"), "classifier.class_weight = 2: must be 'balanced'"),
@@ -157,16 +157,16 @@ VALUES = {
 SHORTHANDS = {
     "home": ("root: data/local", "root: ~/pictures", "found '~/pictures'; {why}write '/home/ada/pictures'"),
     "home alone": ("root: data/local", "root: '~'", "data.root: found '~'; {why}write '/home/ada'"),
-    "nobody's home": ("root: data/local", "root: ~nobody-here/x", "'~nobody-here/x'; {why}write the whole path"),
+    "nobody's home": ("root: data/local", "root: ~nobody-here/x", "'~nobody-here/x'; {why}write the full path"),
     "variable": ("root: data/local", "root: $HOME/pictures", "found '$HOME/pictures'; {why}write '/home/ada/pictures'"),
     "variable in braces": ("root: data/local", "root: /x/${HOME}", "found '/x/${HOME}'; {why}write '/x//home/ada'"),
-    "unknown variable": ("root: data/local", "root: $NOWHERE/x", "found '$NOWHERE/x'; {why}write the whole path"),
+    "unknown variable": ("root: data/local", "root: $NOWHERE/x", "found '$NOWHERE/x'; {why}write the full path"),
     "first encoder": ("initialize_from: models/initial", "initialize_from: ~/e", "'~/e'; {why}write '/home/ada/e'"),
     "shards": ("shards: null", "shards: ~/shards", "data.shards: found '~/shards'; {why}write '/home/ada/shards'"),
     "database": ("uri: null", "uri: sqlite:///~/m.db", "{why}write 'sqlite:////home/ada/m.db'"),
-    "web": ("root: data/local", "root: https://x.org/p", "found 'https://x.org/p'; the path of a folder"),
-    "store": ("root: data/local", "root: s3://bucket/p", "found 's3://bucket/p'; the path of a folder"),
-    "model": ("initialize_from: models/initial", "initialize_from: models:/x@y", "'models:/x@y'; the path of a"),
+    "web": ("root: data/local", "root: https://x.org/p", "found 'https://x.org/p'; it must be the path of a folder"),
+    "store": ("root: data/local", "root: s3://bucket/p", "found 's3://bucket/p'; it must be the path of a folder"),
+    "model": ("initialize_from: models/initial", "initialize_from: models:/x@y", "'models:/x@y'; it must be the path"),
 }  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def test_shorthands_that_dvc_does_not_know_are_written_out(
     path.write_text(str(by(old, new)((repository / "params.yaml").read_text("utf-8"))))
     with pytest.raises(ConvaeError) as refusal:
         load_experiment(path)
-    assert message.replace("{why}", "neither ~ nor variables are replaced here, ") in str(refusal.value)
+    assert message.replace("{why}", "~ and variables are not expanded here; ") in str(refusal.value)
 
 
 @pytest.mark.parametrize("root", ["./~", "a~b", "data/~x", "/data/$", "a$b"])

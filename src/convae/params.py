@@ -1,7 +1,7 @@
 """`params.yaml` as typed, documented, validated models.
 
-One file describes one experiment, whole. Every key must be there or have a default here; an unknown key, a wrong
-type or an impossible value stops every stage before it computes.
+One file describes one complete experiment. Every key must be present unless it has a default here; an unknown key, a
+wrong type or an impossible value stops every stage before it computes anything. params.yaml explains each key.
 """
 
 import os
@@ -20,23 +20,28 @@ from ruamel.yaml.events import AliasEvent
 from convae.errors import ConvaeError
 
 PARAMS_FILE = Path("params.yaml")
-MOST_ALIASES = 20  # of one another they could stand for more than fits into memory
-MOST_PIXELS = 65_535  # on one side
-SMALLEST, LARGEST = 1e-12, 1e12
-UNWEIGHTED = ("k_nearest_neighbors", "mlp")  # classifiers that scikit-learn gives no class_weight
+MOST_ALIASES = 20  # nested YAML aliases multiply: a few lines of them expand to more than fits into memory
+MOST_PIXELS = 65_535  # along one side
+SMALLEST, LARGEST = 1e-12, 1e12  # their squares and reciprocals are finite in single precision, and not zero
+UNWEIGHTED = ("k_nearest_neighbors", "mlp")  # classifiers without class_weight in scikit-learn
 
 
 def _as_pair(value: Any) -> Any:
-    """One number stands for height and width; a list gives both."""
+    """Turn one number into a pair of equal sides; accept a list of height and width.
+
+    Example:
+        >>> _as_pair(3), _as_pair([3, 5])
+        ((3, 3), (3, 5))
+    """
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
     if len(pair) != 2 or not all(type(side) is int and 0 < side <= MOST_PIXELS for side in pair):
-        allowed = f"one number or [height, width] is allowed, whole and from 1 to {MOST_PIXELS}"
+        allowed = f"one number or [height, width] is allowed, whole numbers from 1 to {MOST_PIXELS}"
         raise ValueError(f"found {_shorten(value)}; {allowed}")
     return pair
 
 
 def _in_single_precision(value: float) -> float:
-    """Whether the number itself, its square and its reciprocal are numbers in single precision."""
+    """Refuse magnitudes whose square or reciprocal overflows or vanishes in single precision."""
     if value and not SMALLEST <= abs(value) <= LARGEST:
         raise ValueError(f"found {value}; a magnitude from {SMALLEST:g} to {LARGEST:g} is allowed")
     return value
@@ -55,19 +60,19 @@ def _name(value: str) -> str:
 
 
 def _place(value: str) -> str:
-    """A path or an address as DVC and other programs have to understand it, too."""
+    """Refuse paths and addresses with ~ or $NAME, which DVC and other programs would not expand."""
     start, _, rest = value.rpartition("://") if "://" in value else ("", "", value)
     path = rest.removeprefix("/") if start else rest  # sqlite:///~/runs.db
-    written = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - pathlib would tidy the rest up, too
+    written = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - pathlib would normalise the rest too
     if written != path or path.startswith(("~", "$")):
-        cure = f"write '{value.removesuffix(path)}{written}'" if written != path else "write the whole path"
-        raise ValueError(f"found {_shorten(value)}; neither ~ nor variables are replaced here, {cure}")
+        cure = f"write '{value.removesuffix(path)}{written}'" if written != path else "write the full path"
+        raise ValueError(f"found {_shorten(value)}; ~ and variables are not expanded here; {cure}")
     return value
 
 
 def _folder(value: str) -> str:
     if re.match(r"\w{2,}:/", value):
-        raise ValueError(f"found {_shorten(value)}; the path of a folder on this machine is needed")
+        raise ValueError(f"found {_shorten(value)}; it must be the path of a folder on this machine")
     return value
 
 
@@ -82,7 +87,7 @@ Share = Annotated[float, Field(gt=0, lt=1)] | Positive
 
 
 class Section(BaseModel):
-    """Keys of a file that a user writes: no other, of the right types, immutable."""
+    """A section of a file that users write: unknown keys and wrong types are rejected; instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -102,7 +107,7 @@ DatasetName = Literal[
 
 
 class DataParams(Section):
-    """Which images, and how they are divided."""
+    """The images, and how they are split."""
 
     dataset: DatasetName
     root: Folder
@@ -119,9 +124,9 @@ class DataParams(Section):
     @model_validator(mode="after")
     def _size_goes_with_folder(self) -> "DataParams":
         if self.dataset == "image_folder" and self.image_size is None:
-            raise ValueError("image_size is needed for image_folder: one number, or [height, width] in pixels")
+            raise ValueError("image_size is needed for image_folder: one number or [height, width], in pixels")
         if self.dataset != "image_folder" and self.image_size is not None:
-            raise ValueError(f"image_size must be null for {self.dataset}, whose images have one size already")
+            raise ValueError(f"image_size must be null for {self.dataset}, whose images all have the same size")
         return self
 
 
@@ -148,7 +153,7 @@ class PreprocessingParams(Section):
 
 
 class PoolParams(Section):
-    """Pooling of a layer's activation maps over windows that do not overlap."""
+    """Pooling of a layer's activation maps over non-overlapping windows."""
 
     kind: Literal["max", "mean"]
     size: Pair
@@ -185,7 +190,7 @@ class SparsityParams(Section):
 
 
 class CorruptionParams(Section):
-    """Noise, or blocks taken away, before an image has to be reconstructed."""
+    """How an image is corrupted before it is reconstructed: noise is added or blocks are removed."""
 
     kind: Literal["gaussian", "uniform", "masking"]
     level: Real = Field(gt=0)
@@ -194,7 +199,7 @@ class CorruptionParams(Section):
     @model_validator(mode="after")
     def _a_part_is_masked(self) -> "CorruptionParams":
         if self.kind == "masking" and self.level >= 1:
-            raise ValueError(f"level = {self.level}: masking takes a part of the blocks away, less than 1")
+            raise ValueError(f"level = {self.level}: masking removes a fraction of the blocks, which must be below 1")
         return self
 
 
@@ -208,14 +213,14 @@ class ObjectiveParams(Section):
 
 
 class AugmentationParams(Section):
-    """Random changes of the training images that leave what is to be seen as it is."""
+    """Random changes of the training images that preserve their class."""
 
     flip: bool
     shift: int = Field(ge=0, le=MOST_PIXELS)
 
 
 class TrainParams(Section):
-    """How the objective is minimised, and on what."""
+    """How the objective is minimised, and on which hardware."""
 
     order: Literal["end_to_end", "greedy", "greedy_then_end_to_end", "simultaneous"]
     freeze: Literal["none", "all"] | Positive
@@ -257,39 +262,39 @@ Counts = Annotated[list[Positive], Field(min_length=1)]
 
 
 class InverseRegularization(Section):
-    """Candidates of scikit-learn's `C`."""
+    """Candidates for scikit-learn's `C`, the inverse regularisation."""
 
     C: Candidates
 
 
 class RidgeSettings(Section):
-    """Candidates of the ridge classifier's `alpha`."""
+    """Candidates for the ridge classifier's `alpha`."""
 
     alpha: Candidates
 
 
 class NeighborsSettings(Section):
-    """Candidates of the number of neighbours."""
+    """Candidates for the number of neighbours."""
 
     n_neighbors: Counts
 
 
 class MLPSettings(Section):
-    """Candidates of the width of one hidden layer and of the L2 penalty."""
+    """Candidates for the width of the hidden layer and for the L2 penalty."""
 
     hidden_layer_sizes: Counts
     alpha: Candidates
 
 
 class BoostingSettings(Section):
-    """Candidates of the number of boosting rounds and of the learning rate."""
+    """Candidates for the number of boosting rounds and for the learning rate."""
 
     max_iter: Counts
     learning_rate: Candidates
 
 
 class ClassifierParams(Section):
-    """Which scikit-learn classifier reads the features; the best candidate on validation images is kept."""
+    """The scikit-learn classifier trained on the features, and its settings to try on the validation images."""
 
     kind: Literal[
         "logistic_regression",
@@ -312,7 +317,7 @@ class ClassifierParams(Section):
 
     @property
     def candidates(self) -> dict[str, list[float]]:
-        """Values to try for each scikit-learn parameter of the chosen classifier."""
+        """Values to try, by scikit-learn parameter, for the chosen classifier."""
         settings: Section = getattr(self, self.kind)
         return settings.model_dump()
 
@@ -320,14 +325,14 @@ class ClassifierParams(Section):
     def _kind_can_weight_classes(self) -> "ClassifierParams":
         if self.class_weight and self.kind in UNWEIGHTED:
             raise ValueError(
-                f"class_weight = {self.class_weight}: {self.kind} cannot weight classes; "
-                "null is allowed, or another classifier.kind"
+                f"class_weight = {self.class_weight}: {self.kind} can't weight classes; "
+                "set it to null or choose another classifier.kind"
             )
         return self
 
 
 class TrackingParams(Section):
-    """Where runs are recorded; nothing that a stage writes depends on it."""
+    """Where runs are recorded; no output of a stage depends on it."""
 
     enabled: bool
     uri: Place | None
@@ -335,7 +340,7 @@ class TrackingParams(Section):
 
 
 class Params(Section):
-    """One experiment."""
+    """One experiment: all of params.yaml."""
 
     seed: int = Field(ge=0, lt=2**32)
     data: DataParams
@@ -349,7 +354,7 @@ class Params(Section):
 
     @property
     def frozen_layers(self) -> int:
-        """How many layers, from the first on, keep their filters."""
+        """The number of layers, counted from the first, whose filters stay fixed."""
         freeze = self.train.freeze
         return freeze if isinstance(freeze, int) else {"none": 0, "all": len(self.model.layers)}[freeze]
 
@@ -358,19 +363,19 @@ class Params(Section):
         if not self.model.layers and self.objective.kind != "none":
             raise ValueError(
                 f"objective.kind = {self.objective.kind}: model.layers is empty, so there is nothing to train; "
-                "none is allowed"
+                "set it to none"
             )
         reconstructs = self.objective.kind == "reconstruct" or self.objective.pretraining > 0
         whitening = self.preprocessing.whitening
         if reconstructs and whitening and whitening.kind == "pca":
             raise ValueError(
                 "preprocessing.whitening.kind = pca: principal components of patches are no image to reconstruct; "
-                "zca gives one"
+                "use zca"
             )
         if self.frozen_layers > len(self.model.layers):
             raise ValueError(
-                f"train.freeze = {self.train.freeze}: model.layers has {len(self.model.layers)}; all, none or at most "
-                "so many are allowed"
+                f"train.freeze = {self.train.freeze}: model.layers has {len(self.model.layers)}; none, all or at most "
+                "that number is allowed"
             )
         count = max(1, len(self.model.layers))  # without layers the preprocessed image is read
         for layer in self.features.layers:
@@ -386,12 +391,12 @@ File = TypeVar("File", bound=Section)
 
 
 class _Composer(Composer):
-    """Refuses more aliases than anybody needs before they are followed."""
+    """Refuses files with too many aliases before they are expanded."""
 
     aliases = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node of the document, or what an alias stands for."""
+        """Compose one node, counting the aliases on the way."""
         self.aliases += self.parser.check_event(AliasEvent)
         if self.aliases > MOST_ALIASES:
             raise ValueError(f"more than {MOST_ALIASES} aliases")
@@ -402,7 +407,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and validate an experiment.
 
     Raises:
-        ConvaeError: one line for each mistake: the key, the value found and what is allowed.
+        ConvaeError: one line per mistake, with the key, the value found and what is allowed.
     """
     return load_sections(path, Params)
 
@@ -411,16 +416,16 @@ def load_sections(path: Path, model: type[File]) -> File:
     """Read a YAML file and validate it as `model`.
 
     Raises:
-        ConvaeError: one line for each mistake: the key, the value found and what is allowed.
+        ConvaeError: one line per mistake, with the key, the value found and what is allowed.
     """
     return parse_sections(path, read_text(path), model)
 
 
 def read_text(path: Path) -> str:
-    """The text of a YAML file.
+    """Read the text of a YAML file.
 
     Raises:
-        ConvaeError: there is none, or it can't be read.
+        ConvaeError: the file is missing or can't be read.
     """
     try:
         return path.read_text("utf-8")
@@ -436,18 +441,18 @@ def parse_sections(path: Path, text: str, model: type[File]) -> File:
     """Validate the text of a YAML file as `model`.
 
     Raises:
-        ConvaeError: one line for each mistake: the key, the value found and what is allowed.
+        ConvaeError: one line per mistake, with the key, the value found and what is allowed.
     """
     try:
         yaml = YAML(typ="safe", pure=True)
         yaml.Composer = _Composer
         content = yaml.load(text)
-    except Exception as error:  # a value that its tag does not suit can make ruamel.yaml raise nearly anything
+    except Exception as error:  # ruamel.yaml raises nearly anything for values that contradict their tags
         if "\n<<<<<<< " in f"\n{text}":
-            raise ConvaeError(f"{path} holds both sides of a merge; edit it to what is meant") from None
+            raise ConvaeError(f"{path} contains merge conflict markers; resolve the conflict") from None
         raise ConvaeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConvaeError(f"{path}: must hold the sections {', '.join(model.model_fields)}")
+        raise ConvaeError(f"{path}: must contain the sections {', '.join(model.model_fields)}")
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -455,7 +460,8 @@ def parse_sections(path: Path, text: str, model: type[File]) -> File:
 
 
 def _lines(path: Path, error: ValidationError) -> list[str]:
-    lines: dict[str, list[str]] = {}  # a union reports each of its branches: the key is named once
+    # By key: pydantic reports one error for each branch of a union, but a mistake should give one line.
+    lines: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         known = [part for part in item["loc"] if isinstance(part, int) or not _is_branch(part)]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in known).lstrip(".")
@@ -477,7 +483,7 @@ def _lines(path: Path, error: ValidationError) -> list[str]:
 
 
 def _is_branch(part: str) -> bool:
-    """Whether pydantic put the name of a union's branch, not a key, into the location of an error."""
+    """Whether a part of an error's location is pydantic's name for a branch of a union, not a key."""
     return any(character in part for character in "[(-") or part in {"int", "float", "str"}
 
 

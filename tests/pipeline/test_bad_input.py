@@ -65,7 +65,7 @@ PARAMETERS = {
     "impossible geometry": ("pool: null ", "pool: {kind: max, size: 99} ", "turns 28×28 into 0×0"),
     "grid too fine": ("grid: 7 ", "grid: 99 ", "features.grid = 99×99: layer -1 has maps of 28×28"),
     "layer that is not there": (r"layers: \[-1\]", "layers: [3]", "features.layers = 3: model.layers has 1"),
-    "empty file": (r"(?s).*", "", "must hold the sections"),
+    "empty file": (r"(?s).*", "", "must contain the sections"),
     "not YAML": ("seed: 0", "seed: [0", "not readable as YAML"),
 }
 

@@ -11,7 +11,7 @@ from convae import load_encoder
 
 TORCHRUN = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 REPRO = ("dvc", "repro", "--force", "--single-item", "train")
-LOST = "process 1 was ended by SIGKILL; run the stage again, it goes on from here"
+LOST = "process 1 was killed by SIGKILL; run the stage again to resume"
 
 
 def ranks(parent):

@@ -23,7 +23,7 @@ MISTAKES = {
     "a database at home": (
         "storage: null",
         "storage: sqlite:///~/s.db",
-        "storage: found 'sqlite:///~/s.db'; neither ~",
+        "storage: found 'sqlite:///~/s.db'; ~ and variables",
     ),
     "a name that git refuses": ("study: small", "study: a b", "study: found 'a b'; letters, digits, - and _"),
     "nothing to vary": (r"space:\n(.*\n)*", "space: {}\n", "space = {}: must have at least 1 item"),
@@ -53,11 +53,11 @@ MISTAKES = {
     "both ways": ("log: true", "choices: [1.0]", "space.train.learning_rate: either choices, or low and high"),
     "half a range": ("high: 0.01, ", "", "space.train.learning_rate: either choices, or low and high"),
     "low above high": ("low: 0.0003", "low: 0.3", "low = 0.3 is more than high = 0.01"),
-    "step and log": ("log: true", "log: true, step: 0.001", "log goes without step"),
+    "step and log": ("log: true", "log: true, step: 0.001", "log needs low above 0 and no step"),
     "losses of another kind": (
         "train.batch_size: .*",
         "preprocessing.whitening.epsilon: {choices: [0.1, 0.01]}",
-        "pruning compares validation losses, which are of another kind for each preprocessing.whitening.epsilon",
+        "pruning compares validation losses, but preprocessing.whitening.epsilon changes their definition",
     ),
 }
 

@@ -91,7 +91,7 @@ def test_trials_run_what_is_committed(search, experiment):
     git("add", "--all")
     git("commit", "--quiet", "--message", "Begin")
     code.write_text("after\n")
-    with pytest.raises(ConvaeError, match=r"code.py is not as it was committed"):
+    with pytest.raises(ConvaeError, match=r"code.py has uncommitted changes"):
         base_of_workspace(experiment(), search)
     code.write_text("before\n")
     search.write_text("after\n")

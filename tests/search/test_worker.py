@@ -55,9 +55,7 @@ def test_three_failures_in_succession_end_a_worker(pipeline):
     pipeline("echo no luck; exit 1")
     done = subprocess.run(WORKER, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    lines = [
-        f"convae: experiment small-{n} failed; .convae/search/small-{n}.log has what its stages said" for n in range(3)
-    ]
+    lines = [f"convae: experiment small-{n} failed; see .convae/search/small-{n}.log" for n in range(3)]
     assert done.stderr.splitlines() == lines
     assert states() == ["FAIL"] * 3
     assert "no luck" in Path(".convae/search/small-2.log").read_text()

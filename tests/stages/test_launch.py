@@ -84,5 +84,5 @@ def test_within_a_job_of_slurm_it_has_srun_start_them_on_several_machines(stage,
 def test_elsewhere_several_machines_are_refused(stage):
     done = stage("train", nodes=2)
     assert done.returncode == 1
-    assert done.stderr.startswith("train: train.nodes = 2: only within a job of SLURM")
+    assert done.stderr.startswith("train: train.nodes = 2: a stage can start processes on other machines only")
     assert done.stderr.count("\n") == 1

@@ -100,7 +100,7 @@ def test_too_little_memory_is_told_without_traceback(
     output, errors = process.communicate()
     assert (output, process.returncode) == ("", 1)
     assert errors.startswith(f"train: {words}")
-    assert errors.endswith("; smaller settings in params.yaml need less\n")
+    assert errors.endswith("; smaller settings in params.yaml need less memory\n")
     assert errors.count("\n") == 1
 
 
@@ -153,7 +153,7 @@ def test_second_stage_in_one_workspace_waits_for_the_first(
     assert first.stdout.readline() == "begun\n"
     second = start_stage("open('touched', 'w')")
     assert second.stderr is not None
-    message = f"train: waiting until another stage in this folder ends (train, process {first.pid})\n"
+    message = f"train: waiting for another stage in this folder to end (train, process {first.pid})\n"
     assert second.stderr.readline() == message
     assert not Path("touched").exists()
 

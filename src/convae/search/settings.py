@@ -1,4 +1,4 @@
-"""`search.yaml` as typed, validated models: which keys of `params.yaml` a search varies, and how."""
+"""`search.yaml` as typed, validated models: which keys of `params.yaml` a search varies, and over which values."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +11,27 @@ from convae.errors import ConvaeError
 from convae.experiment import load_experiment
 from convae.params import PARAMS_FILE, Place, Positive, Section, load_sections
 
-# With another of these a loss is of something else, and larger or smaller for that alone.
+# Keys that change the definition of the loss, so that losses of two trials can't be compared.
 MEANING_OF_LOSS = ("data.", "preprocessing.", "objective.", "model.stacked_on.", "train.order.")
 
 
 def _study_name(value: str) -> str:
     if not value.replace("-", "").replace("_", "").isalnum() or not value.isascii() or value.startswith("-"):
         raise ValueError(
-            f"found {value[:60]!r}; letters, digits, - and _ are allowed, for experiments are named after it"
+            f"found {value[:60]!r}; letters, digits, - and _ are allowed, because experiments are named after it"
         )
     return value
 
 
 class Values(Section):
-    """What a key may be: one of `choices`, or a number from `low` to `high`."""
+    """The values to try for a key: a list of choices, or the numbers from `low` to `high`.
+
+    Example:
+        >>> Values(choices=["adam", "sgd"]).ends
+        ['adam', 'sgd']
+        >>> Values(low=1, high=3).is_whole
+        True
+    """
 
     choices: list[JsonValue] | None = Field(default=None, min_length=1)
     low: int | float | None = None
@@ -36,30 +43,31 @@ class Values(Section):
     def _one_way(self) -> "Values":
         given = self.model_fields_set
         if given != {"choices"} and not {"low", "high"} <= given <= {"low", "high", "step", "log"}:
-            raise ValueError("either choices, or low and high with step or log is allowed")
+            raise ValueError("either choices, or low and high (and step or log) are allowed")
         if self.low is not None and self.high is not None:
             if self.low > self.high:
                 raise ValueError(f"low = {self.low} is more than high = {self.high}")
             if self.log and (self.step is not None or self.low <= 0):
-                raise ValueError("log goes without step, and with low above 0")
+                raise ValueError("log needs low above 0 and no step")
             if self.is_whole and isinstance(self.step, float):
-                raise ValueError(f"step = {self.step}: low and high are whole numbers, so step has to be one")
+                raise ValueError(f"step = {self.step}: must be a whole number, as low and high are")
         return self
 
     @property
     def is_whole(self) -> bool:
-        """Whether the numbers of a range are whole."""
+        """Whether the range holds whole numbers only."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def ends(self) -> list[Any]:
-        """All choices, or the ends of the range."""
+        """All choices, or the two ends of the range."""
         return self.choices if self.choices is not None else [self.low, self.high]
 
 
 class Pruning(Section):
-    """Optuna's median rule (Golovin et al. 2017, section 3.2.2): a trial whose best validation loss so far is worse
-    than the median of the others at the same epoch is stopped.
+    """Optuna's median rule (Golovin et al. 2017, section 3.2.2).
+
+    A trial is stopped if its best validation loss so far is worse than the median of the others at the same epoch.
     """
 
     startup_trials: Positive
@@ -67,7 +75,7 @@ class Pruning(Section):
 
 
 class SearchSettings(Section):
-    """One search."""
+    """One search: all of search.yaml."""
 
     study: Annotated[str, AfterValidator(_study_name)]
     storage: Place | None
@@ -77,17 +85,17 @@ class SearchSettings(Section):
 
 
 def load_search(path: Path) -> SearchSettings:
-    """Read a search, and check that each value, by itself, is one that `params.yaml` could have.
+    """Read a search, and check that `params.yaml` is valid with each value on its own.
 
     Raises:
-        ConvaeError: one line for each mistake.
+        ConvaeError: one line per mistake.
     """
     params = PARAMS_FILE.read_bytes()
     settings = load_sections(path, SearchSettings)
     for key, values in settings.space.items():
         if settings.pruning and f"{key}.".startswith(MEANING_OF_LOSS):
             raise ConvaeError(
-                f"{path}: pruning compares validation losses, which are of another kind for each {key}; set it to null"
+                f"{path}: pruning compares validation losses, but {key} changes their definition; set pruning to null"
             )
         for value in values.ends:
             check_changes(path, params, {key: value})
@@ -95,10 +103,10 @@ def load_search(path: Path) -> SearchSettings:
 
 
 def check_changes(path: Path, params: bytes, changes: Mapping[str, Any]) -> None:
-    """Whether `params`, bytes of params.yaml, would be an experiment with these changes.
+    """Check that `params`, the bytes of params.yaml, stay a valid experiment with these changes.
 
     Raises:
-        ConvaeError: one line for each mistake, as if it was in the file at `path`.
+        ConvaeError: one line per mistake, reported as a mistake in the file at `path`.
     """
     with TemporaryDirectory() as folder:
         scratch = Path(folder) / PARAMS_FILE
@@ -111,12 +119,12 @@ def check_changes(path: Path, params: bytes, changes: Mapping[str, Any]) -> None
 
 
 def change(params: Path, changes: Mapping[str, Any]) -> None:
-    """Change values in a file of parameters, which keeps its comments.
+    """Change values in a parameter file and keep its comments.
 
     Raises:
-        ConvaeError: a key leads nowhere.
+        ConvaeError: the file has no such key.
     """
-    from dvc.utils.serialize import modify_yaml
+    from dvc.utils.serialize import modify_yaml  # as for `dvc exp run -S`
 
     with modify_yaml(str(params)) as content:
         for key, value in changes.items():

@@ -1,4 +1,4 @@
-"""The trials of a search, which all workers share, in a database of Optuna's."""
+"""The trials of a search in an Optuna database that all workers share."""
 
 import json
 import time
@@ -21,16 +21,16 @@ from convae.tracking.store import SQLITE, store_errors
 
 DATABASE = f"{SQLITE}search.db"
 HEARTBEAT_SECONDS = 20
-GRACE_SECONDS = 3 * HEARTBEAT_SECONDS  # without a sign of life; then a trial is another worker's
-ATTEMPTS = 5  # to open a database in which others are making the tables
-VARIED = "varied"  # attribute of a study
+GRACE_SECONDS = 3 * HEARTBEAT_SECONDS  # without a heartbeat; then another worker takes over the trial
+ATTEMPTS = 5  # to open a database while another worker creates its tables
+VARIED = "varied"  # attribute of a study: the parameters and the space that it began with
 
 
 def open_study(path: Path, settings: SearchSettings, params: Params) -> optuna.Study:
-    """The study, made where it is missing.
+    """Open the study, or create it.
 
     Raises:
-        ConvaeError: the storage can't be used, or trials of this study are variations of something else.
+        ConvaeError: the storage can't be used, or the study began with other parameters or another space.
     """
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if settings.pruning:
@@ -42,7 +42,7 @@ def open_study(path: Path, settings: SearchSettings, params: Params) -> optuna.S
         study = optuna.create_study(
             study_name=settings.study,
             storage=storage,
-            sampler=optuna.samplers.TPESampler(constant_liar=True),  # other workers' trials count while they run
+            sampler=optuna.samplers.TPESampler(constant_liar=True),  # avoids points that other workers are trying now
             pruner=pruner,
             direction="maximize",
             load_if_exists=True,
@@ -53,8 +53,8 @@ def open_study(path: Path, settings: SearchSettings, params: Params) -> optuna.S
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise ConvaeError(
-                f"{path}: study {settings.study} began with {key} = {before.get(key)}, now {now.get(key)}: its trials "
-                "could not be compared; name another study"
+                f"{path}: study {settings.study} began with {key} = {before.get(key)}, now {now.get(key)}: old "
+                "and new trials can't be compared; choose another study name"
             )
     return study
 
@@ -68,7 +68,8 @@ def _open_storage(url: str) -> RDBStorage:
         grace_period=GRACE_SECONDS,
         heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
     )
-    # Of several workers that make the tables at once all but one fail: here they wait, elsewhere they try again.
+    # If several workers create the tables at once, all but one fail. On this machine they wait for the lock; workers on
+    # other machines don't see it and try again.
     FOLDER.mkdir(parents=True, exist_ok=True)
     with FileLock(FOLDER / "study.lock"):
         for _ in range(ATTEMPTS - 1):
@@ -79,8 +80,9 @@ def _open_storage(url: str) -> RDBStorage:
 
 
 def suggest(trial: optuna.Trial, key: str, values: Values) -> Any:
-    """A value for a key, chosen by Optuna."""
+    """Return Optuna's choice of a value for a key."""
     if values.choices is not None:
+        # As JSON, because Optuna's choices can't be lists.
         return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in values.choices]))
     assert values.low is not None
     assert values.high is not None

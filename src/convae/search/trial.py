@@ -1,4 +1,4 @@
-"""One trial of a search: an experiment of DVC, run in a clone of its own beside others."""
+"""One trial of a search: a DVC experiment, run in its own clone so that trials can run in parallel."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from convae.tracking.store import store_root
 FOLDER = Path(".convae/search")
 WATCH_SECONDS = 1.0
 LOCAL_CONFIG = Path(".dvc/config.local")
-# DVC, but it ends when the worker is killed, together with its stage.
+# Runs DVC so that it and its stage end when the worker is killed.
 DVC = (
     sys.executable,
     "-c",
@@ -34,18 +34,18 @@ DVC = (
 
 
 class FailedError(ConvaeError):
-    """There is no result of an experiment."""
+    """An experiment ended without a result."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """What the trials of a worker start from.
+    """The starting point of a worker's trials.
 
     Attributes:
-        commit: the code.
-        params: bytes of params.yaml.
-        cache: DVC's cache, which all share.
-        folders: what git may not know of, and stages read.
+        commit: the code, as a hash of git's.
+        params: the bytes of params.yaml.
+        cache: the folder of DVC's cache, which all trials share.
+        folders: folders that stages read but git may not track.
     """
 
     commit: str
@@ -55,26 +55,26 @@ class Base:
 
 
 def base_of_workspace(params: Params, search: Path) -> Base:
-    """The commit and the parameters that are here now.
+    """Return the current commit and parameters.
 
     Raises:
-        ConvaeError: there is no commit, or code differs from it.
+        ConvaeError: there is no commit, or the code differs from it.
     """
     commit = git("rev-parse", "HEAD")
     if not commit:
-        raise ConvaeError("there is no commit that a search could start from")
+        raise ConvaeError("a search starts from a commit, but there is none")
     others = {PARAMS_FILE.resolve(), search.resolve()}
     names = git("diff", "--name-only", "--relative", "HEAD", "--", ".", ":!*dvc.lock", ":!reports").splitlines()
     changed = [name for name in names if Path(name).resolve() not in others]
     if changed:
-        raise ConvaeError(f"{changed[0]} is not as it was committed, and trials run what was; commit it first")
+        raise ConvaeError(f"{changed[0]} has uncommitted changes, but trials run committed code; commit it first")
     cache = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=True)
     folders = [params.data.root, params.model.initialize_from, DOWNLOADS]
     return Base(commit, PARAMS_FILE.read_bytes(), cache.stdout.strip(), folders)
 
 
 class Trial:
-    """The experiment `name`, which is `base` with `changes` (values by key of params.yaml)."""
+    """The experiment `name`: `base` with `changes`, which are values by key of params.yaml."""
 
     def __init__(self, name: str, base: Base, changes: Mapping[str, Any]) -> None:
         self.name = name
@@ -84,15 +84,15 @@ class Trial:
         self.log = FOLDER / f"{name}.log"
 
     def run(self, watch: Callable[[], None]) -> str:
-        """Run the experiment; gives its commit.
+        """Run the experiment and return its commit.
 
-        One that was killed on this machine goes on in the folder that it left; one that had ended is taken as it is.
+        An experiment that was killed on this machine resumes in the folder that it left; a finished one is not rerun.
 
         Args:
-            watch: called every `WATCH_SECONDS`; an exception stops the experiment as Ctrl-C does.
+            watch: called every `WATCH_SECONDS`; an exception from it stops the experiment like Ctrl-C.
 
         Raises:
-            FailedError: a stage failed, or there is another experiment of this name.
+            FailedError: a stage failed, or a different experiment with this name exists.
         """
         commit = self._base.commit
         reference = f"refs/exps/{commit[:2]}/{commit[2:]}/{self.name}"
@@ -107,13 +107,13 @@ class Trial:
         return git("rev-parse", reference)
 
     def discard(self) -> None:
-        """Remove all but the log of an experiment that needs not go on."""
+        """Remove everything but the log of an experiment that will not be resumed."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _prepare(self) -> None:
-        """A clone with the parameters of this trial; what a killed worker left in it stays.
+        """Make a clone with the parameters of this trial, or reuse what a killed worker left.
 
-        One that was made before this repository was moved or copied would write into the folder where that was.
+        A clone made before this repository was moved or copied is replaced: it would push its result to the old folder.
         """
         known = (self._folder / ".git").is_dir()
         inside = ("-C", str(self._folder))
@@ -128,7 +128,7 @@ class Trial:
         if not git("for-each-ref", reference):
             return False
         if git("show", f"{reference}:./{PARAMS_FILE}") != (self._folder / PARAMS_FILE).read_text("utf-8").strip():
-            raise FailedError(f"there is another experiment {self.name}; name another study, or remove its experiments")
+            raise FailedError(f"a different experiment {self.name} exists; choose another study name, or remove it")
         return True
 
     def _execute(self, log: BinaryIO, *command: str, watch: Callable[[], None] = lambda: None) -> None:
@@ -138,7 +138,7 @@ class Trial:
             env=self._environment(),
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C comes through the worker alone
+            start_new_session=True,  # Ctrl-C reaches the worker only, which then stops the trial
         )
         try:
             while process.poll() is None:
@@ -151,10 +151,10 @@ class Trial:
             process.wait()
             raise
         if process.returncode:
-            raise FailedError(f"experiment {self.name} failed; {self.log} has what its stages said")
+            raise FailedError(f"experiment {self.name} failed; see {self.log}")
 
     def _environment(self) -> dict[str, str]:
-        """As `dvc exp run` has it in its throw-away clones: results are for the main repository."""
+        """As `dvc exp run` sets it in its temporary clones, so that runs are recorded in the main repository."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
         return inherited | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

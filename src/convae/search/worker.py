@@ -1,4 +1,4 @@
-"""`convae search`: one worker of a search. Each that is started more, on any machine, shares its trials."""
+"""`convae search`: one worker of a search. More workers, on any machine, share the trials."""
 
 import csv
 import json
@@ -24,22 +24,26 @@ from convae.tracking.progress import running_losses
 from convae.tracking.records import Records
 from convae.tracking.store import known_store, store_errors
 
-MOST_FAILURES = 3  # in succession: then it is hardly the parameters
+MOST_FAILURES = 3  # in a row: then the parameters are hardly to blame
 EXPERIMENT = "experiment"  # attribute of a trial
 
 
 class LeftError(BaseException):
-    """What ended a worker within a trial. For Optuna, which sees no failure, the trial goes on until it is missed."""
+    """Carries out of Optuna what ended a worker during a trial.
+
+    Optuna would mark the trial as failed on an `Exception` or Ctrl-C. After this one it stays RUNNING until its
+    heartbeat is missed, and another worker takes it over.
+    """
 
     def __init__(self, reason: BaseException) -> None:
         self.reason = reason
 
 
 def search(path: Path) -> None:
-    """Run trials until there are as many as asked for, then say which is the best.
+    """Run trials until there are as many as search.yaml asks for, then print the best.
 
     Raises:
-        ConvaeError: a mistake in search.yaml or params.yaml, a store that can't be used, or trial after trial fails.
+        ConvaeError: search.yaml or params.yaml has a mistake, a store can't be used, or several trials in a row fail.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -53,7 +57,7 @@ def search(path: Path) -> None:
 
 
 class Worker:
-    """Takes trials of the search at `path`, one after the other."""
+    """Runs trials of the search at `path`, one at a time."""
 
     def __init__(self, path: Path) -> None:
         params = load_experiment()
@@ -67,7 +71,7 @@ class Worker:
                 self._records = Records(known_store(params.tracking), params.tracking.experiment)
 
     def run(self) -> None:
-        """Return once so many trials have ended as were asked for; until then those of dead workers are taken over."""
+        """Run trials, and take over those of dead workers, until as many as asked for have ended."""
         failures, told = 0, False
         while True:
             fail_stale_trials(self._study)
@@ -77,7 +81,7 @@ class Worker:
                 return
             if ended + states[TrialState.RUNNING] >= self._settings.trials:
                 if not told:
-                    print("waiting for the trials of other workers, to take over those of dead ones", flush=True)
+                    print("waiting for other workers to finish their trials", flush=True)
                 told = True
                 time.sleep(HEARTBEAT_SECONDS)
                 continue
@@ -93,7 +97,7 @@ class Worker:
                 print(f"convae: {error}", file=sys.stderr, flush=True)
 
     def verdict(self) -> str:
-        """Which trial is the best, and how it is brought back."""
+        """Describe the best trial, with the command that restores it."""
         if not self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             return "no trial has a result"
         best = self._study.best_trial
@@ -117,8 +121,8 @@ class Worker:
         changes = {key: suggest(trial, key, values) for key, values in self._settings.space.items()}
         try:
             check_changes(self._path, self._base.params, changes)
-        except ConvaeError as error:  # they do not go together
-            print(f"{name}: left out, {error}", flush=True)
+        except ConvaeError as error:  # each value is valid, but not together
+            print(f"{name}: skipped, {error}", flush=True)
             raise optuna.TrialPruned from None
         experiment = Trial(name, self._base, changes)
         self._reported: set[int] = set()
@@ -132,28 +136,30 @@ class Worker:
             self._report(trial, int(row["epoch"]), float(row["validation_loss"] or "nan"))
         validation = json.loads(git("show", f"{commit}:./reports/metrics.json"))["validation"]
         if self._figure not in validation:
-            raise ConvaeError("the images have no labels, so there is no validation accuracy to search for")
+            raise ConvaeError("a search maximises the validation accuracy, but the images have no labels")
         value = float(validation[self._figure])
         print(f"{name}: validation {self._figure} {value:.4f}", flush=True)
         return value
 
     def _watch(self, trial: optuna.Trial, name: str) -> None:
-        """Look after a trial that runs: end with it if it is no longer this worker's, and prune it."""
+        """Watch a running trial: prune it, or exit if it is no longer this worker's."""
         if self._study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING:
-            sys.exit(f"convae: no sign of life for {GRACE_SECONDS} s, so {name} is left to another worker; start again")
+            sys.exit(
+                f"convae: {name} had no heartbeat for {GRACE_SECONDS} s and was left to other workers; start again"
+            )
         losses: dict[int, float] = {}
         if self._settings.pruning:
-            with suppress(ConvaeError), store_errors():  # without its losses a trial runs to its end
+            with suppress(ConvaeError), store_errors():  # a trial whose losses can't be read is not pruned
                 losses = running_losses(self._records, name)
         for epoch, loss in losses.items():
             if self._report(trial, epoch, loss) and trial.should_prune():
-                print(f"{name}: pruned, its validation loss was {loss:.4g} in epoch {epoch}", flush=True)
+                print(f"{name}: pruned at epoch {epoch} with a validation loss of {loss:.4g}", flush=True)
                 raise optuna.TrialPruned
 
     def _report(self, trial: optuna.Trial, epoch: int, loss: float) -> bool:
-        """Tell Optuna of an epoch; gives whether it is news."""
+        """Report an epoch to Optuna, once; return whether it was new."""
         if epoch in self._reported:
             return False
         self._reported.add(epoch)
-        trial.report(-loss, epoch)  # Optuna takes what is more to be better, here as in the accuracy
+        trial.report(-loss, epoch)  # negative, because the study maximises
         return True

@@ -1,4 +1,4 @@
-"""The processes of a stage that starts them itself."""
+"""How a parallel stage starts its own processes, on this machine or, with srun, on several."""
 
 import logging
 import os
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def start_processes(stage: str, train: TrainParams) -> int | None:
-    """Run the stage in the processes that the parameters ask for, if these are several and nobody else started them.
+    """Run the stage in several processes if the parameters ask for them and no launcher has started them yet.
 
     Returns:
-        The code that they ended with; None where there are none to start.
+        The processes' exit code; None if this process should do the work alone.
 
     Raises:
-        ConvaeError: a process was killed, or there is nothing that would start some on other machines.
+        ConvaeError: a process was killed, or `train.nodes` asks for several machines outside a SLURM job.
     """
     count, nodes = _devices(train), train.nodes if stage == "train" else 1
     if "RANK" in os.environ or count * nodes == 1:
@@ -43,12 +43,17 @@ def start_processes(stage: str, train: TrainParams) -> int | None:
 
 
 def _code(failed: "ChildFailedError") -> int:
-    """That of the process that failed, which has said why; where it could not, say it."""
+    """Return the exit code of the process that failed and has printed why.
+
+    Raises:
+        ConvaeError: a signal killed it before it could print anything.
+    """
+    # When one process fails, torch ends the others with SIGTERM: a process ended by it is not the cause.
     codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
     killed = [rank for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM]
     if killed:
         sign = signal.Signals(-codes[killed[0]]).name
-        raise ConvaeError(f"process {killed[0]} was ended by {sign}; run the stage again, it goes on from here")
+        raise ConvaeError(f"process {killed[0]} was killed by {sign}; run the stage again to resume")
     return max(codes.values())
 
 
@@ -65,8 +70,8 @@ def _devices(train: TrainParams) -> int:
 def _exec_srun(stage: str, devices: int, nodes: int) -> NoReturn:
     if "SLURM_JOB_ID" not in os.environ:
         raise ConvaeError(
-            f"train.nodes = {nodes}: only within a job of SLURM does the stage start processes on other machines; "
-            "elsewhere torchrun does, see docs/cluster.md"
+            f"train.nodes = {nodes}: a stage can start processes on other machines only inside a SLURM job; "
+            "elsewhere use torchrun, see docs/cluster.md"
         )
     options = [f"--nodes={nodes}", f"--ntasks-per-node={devices}", "--kill-on-bad-exit=1"]
     os.execvp("srun", ["srun", *options, sys.executable, "-m", f"pipeline.{stage}"])

@@ -1,4 +1,4 @@
-"""The processes of a stage that SLURM's srun has started."""
+"""Processes of a stage that SLURM's srun has started."""
 
 import os
 
@@ -6,11 +6,12 @@ from convae.errors import ConvaeError
 
 
 def adopt_srun() -> None:
-    """Where srun started this process along with others, give what it says of it the names that torchrun uses.
+    """If srun started this process together with others, set the environment variables that torchrun would set.
 
     Raises:
-        ConvaeError: srun was not told how many processes there are on a machine.
+        ConvaeError: srun was not told the number of processes per machine.
     """
+    # The number of tasks of the step, not of the job: a batch script also has the latter, without other processes.
     if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
