@@ -67,10 +67,10 @@ def test_completion_finds_what_is_loaded_late():
     ("environment", "message"),
     [
         ({"CONVAE_TRACKING": "off"}, "tracking is switched off"),
-        ({"MLFLOW_TRACKING_URI": ""}, "the store of the runs can't be used: DatabaseError: file is not a database"),
+        ({"MLFLOW_TRACKING_URI": ""}, "the MLflow store can't be used: DatabaseError: file is not a database"),
         (
             {"MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9"},
-            "the store of the runs can't be used: MlflowException",
+            "the MLflow store can't be used: MlflowException",
         ),
     ],
     ids=["off", "no database", "no server"],
@@ -94,7 +94,7 @@ def test_a_port_that_is_taken_is_told_at_once(repository, tmp_path):
         done = convae("ui", "--port", port, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"convae: port {port} can't be used (")
-    assert done.stderr.endswith("); name another with --port\n")
+    assert done.stderr.endswith("); choose another with --port\n")
     assert not (tmp_path / "mlflow.db").exists()
 
 

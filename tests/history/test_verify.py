@@ -59,8 +59,8 @@ def test_small_deviations_are_told_and_tolerated(capsys: pytest.CaptureFixture[s
     threads = {name: replace(one, params={"seed": 0, "train.threads": 1}) for name, one in after.items()}
     assert verify.report(before, threads, Path("again")) == "equal within tolerance"
     text = capsys.readouterr().out
-    assert "data/features                    differs by 0.001 of the largest magnitude at most\n" in text
-    assert "reports/metrics.json             differs by 0.002 at most (test.accuracy), accuracies by 0.002\n" in text
+    assert "data/features                    differs by at most 0.001 of the largest magnitude\n" in text
+    assert "reports/metrics.json             differs by at most 0.002 (test.accuracy), accuracies by 0.002\n" in text
     assert "models/classifier                differs\n" in text
     assert "parameters: train.threads: 2 before, 1 now\n" in text
 
@@ -97,8 +97,8 @@ def test_where_the_earlier_bytes_are_gone_the_metrics_decide(capsys: pytest.Capt
         Path(name).unlink()
     assert verify.report(before, after, Path("again")) == "equal within tolerance"
     text = capsys.readouterr().out
-    assert text.count("its earlier bytes are not here to compare with") == 2
-    assert "environment: unknown, there is no reports/environment.json" in text
+    assert text.count("this workspace lacks the original to compare with") == 2
+    assert "environment: unknown, because there is no reports/environment.json" in text
 
 
 def test_the_rerun_shares_what_is_there_but_no_download_that_broke_off(tmp_path: Path) -> None:
@@ -124,6 +124,6 @@ def test_a_second_one_beside_it_is_refused(workspace: Path) -> None:
     Path("dvc.lock").write_text("schema: '2.0'\n")
     subprocess.run(["git", "add", "--force", "dvc.lock"], check=True)
     lock.parent.mkdir(exist_ok=True)
-    with FileLock(lock), pytest.raises(ConvaeError, match="another `convae verify` is at work in this folder"):
+    with FileLock(lock), pytest.raises(ConvaeError, match="another `convae verify` is running in this folder"):
         verify.verify()
     assert not (workspace / ".convae/verify").exists()

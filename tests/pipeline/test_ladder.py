@@ -87,7 +87,7 @@ def test_every_cell_is_a_row_in_mlflow(ladder):
 def test_a_lost_database_has_every_cell_again_after_a_sync(ladder):
     uri = f"sqlite:///{ladder.folder}/other.db"
     said = [ladder.run("convae", "sync", MLFLOW_TRACKING_URI=uri).stdout for _ in range(2)]
-    assert f"Added {len(CELLS)} cells of the ladder to the experiment convae-ladder." in said[0]
+    assert f"Added {len(CELLS)} ladder cells to the experiment convae-ladder." in said[0]
     assert "cells of the ladder" not in said[1]
 
 

@@ -192,7 +192,7 @@ def test_a_published_model_says_what_it_is_and_holds_no_pickle(published, client
 def test_publishing_again_adds_nothing(published, client):
     done = published.run(*CONVAE, "publish")
     assert "convae-encoder version 1 already" in done.stdout
-    assert "champion stays with version 1, which is this one" in done.stdout
+    assert "champion stays with version 1, this version" in done.stdout
     assert len(client.search_model_versions("name = 'convae-classifier'")) == 1
 
 
@@ -210,7 +210,7 @@ def test_what_no_lock_knows_is_not_published(published, tmp_path):
     save_classifier(tmp_path / "models/classifier", estimator, changed)
     done = published.run(*CONVAE, "publish", "--model", str(tmp_path / "models"), check=False)
     assert done.returncode == 1
-    assert "no dvc.lock of this repository knows its content" in done.stderr
+    assert "no dvc.lock in this repository has its content" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -229,7 +229,7 @@ def test_an_address_without_a_store_makes_none(tmp_path):
     command = [sys.executable, "-m", "convae.cli", "info", "models:/convae-encoder/1"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"there is no {tmp_path}/mlflow.db; MLFLOW_TRACKING_URI names another store" in done.stderr
+    assert f"there is no {tmp_path}/mlflow.db; set MLFLOW_TRACKING_URI to use another store" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -104,5 +104,5 @@ def test_killed_workers_lose_nothing_and_each_trial_is_an_experiment_and_a_row(c
         for revision in experiment["revs"]
     }
     assert shown == values
-    assert clone.run("convae", "sync", PYTHONPATH="src").stdout.startswith("Added 0 runs of stages and 0 experiments")
+    assert clone.run("convae", "sync", PYTHONPATH="src").stdout.startswith("Added 0 stage runs and 0 experiments")
     assert {path.suffix for path in (clone.folder / ".convae/search").iterdir()} == {".lock", ".log"}

@@ -68,7 +68,7 @@ def test_a_colleague_has_encoder_and_rows_without_computing(clone, tmp_path, mon
             printed = run(colleague, lines, places)
             assert not any("Running stage" in text for text in printed)
             assert sum("Data and pipelines are up to date" in text for text in printed) == 2
-            assert printed[-1] == "Added 0 runs of stages and 0 experiments; what MLflow had already stays.\n"
+            assert printed[-1] == "Added 0 stage runs and 0 experiments; existing ones are unchanged.\n"
             assert {name: len(recorded(client, name)) for name in before} == before
             assert b"report.html" in urlopen(f"{storage}/team?prefix=mlflow/").read()
             names = {run.info.run_name.partition(":")[0].split(" ", 1)[-1] for run in recorded(client, ROWS)}

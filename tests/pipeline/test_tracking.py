@@ -44,7 +44,7 @@ def sync(repository, **environment):
     return repository.run("convae", "sync", PYTHONPATH="src", **environment).stdout.strip()
 
 
-NOTHING = "Added 0 runs of stages and 0 experiments; what MLflow had already stays."
+NOTHING = "Added 0 stage runs and 0 experiments; existing ones are unchanged."
 
 
 def commit(repository):
@@ -158,7 +158,7 @@ def test_a_database_deleted_comes_back_row_for_row(compared, tmp_path):
     subprocess.run(["cp", "-r", compared.folder, other.folder], check=True)
     (other.folder / "mlflow.db").unlink()
     shutil.rmtree(other.folder / "mlartifacts")
-    assert sync(other) == "Added 15 runs of stages and 4 experiments; what MLflow had already stays."
+    assert sync(other) == "Added 15 stage runs and 4 experiments; existing ones are unchanged."
     before, after = (
         {experiment: content(client_of(repository), experiment) for experiment in (STAGES, ROWS)}
         for repository in (compared, other)
@@ -173,7 +173,7 @@ def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(compa
     other.run("dvc", "config", "--local", "cache.dir", str(compared.folder / ".dvc/cache"))
     other.run("git", "fetch", "--quiet", "origin", "refs/exps/*:refs/exps/*")  # `dvc exp pull` without a remote cache
     assert "Running stage" not in other.run("dvc", "repro").stdout.replace("Running stage 'validate'", "")
-    assert sync(other) == "Added 15 runs of stages and 4 experiments; what MLflow had already stays."
+    assert sync(other) == "Added 15 stage runs and 4 experiments; existing ones are unchanged."
     rows, expected = (content(client_of(repository), ROWS) for repository in (other, compared))
     assert rows == expected
     assert {run.data.tags["convae.origin"] for run in recorded(client_of(other))} == {"restored"}
@@ -223,7 +223,7 @@ def test_two_workers_and_a_server_on_postgresql(clone, tmp_path):
         assert {run.info.status for run in recorded(client)} == {"FINISHED"}
         names = {run.info.run_name.partition(":")[0].split(" ", 1)[-1] for run in recorded(client, ROWS)}
         assert names == {"First results", "ridge", "linear_svm"}
-        assert sync(repository) == "Added 10 runs of stages and 3 experiments; what MLflow had already stays."
+        assert sync(repository) == "Added 10 stage runs and 3 experiments; existing ones are unchanged."
         assert content(client_of(repository), ROWS) == content(client, ROWS)
     assert any((tmp_path / "artifacts").rglob("report.html"))
 

@@ -112,7 +112,7 @@ def test_a_moved_repository_has_all_it_had_and_the_old_folder_stays_gone(
     moved = store.with_name(name)
     store.rename(moved)
     monkeypatch.chdir(moved)
-    assert "Added 0 runs" in convae("sync")
+    assert "Added 0 stage runs" in convae("sync")
     check_whole(moved)
     record_more(moved, params)
     check_whole(moved)
@@ -139,7 +139,7 @@ def test_a_copy_never_writes_into_the_original(store: Path, params: Params, monk
     subprocess.run(["cp", "-r", store, copy], check=True)
     before = listing(store)
     monkeypatch.chdir(copy)
-    assert "Added 0 runs" in convae("sync")
+    assert "Added 0 stage runs" in convae("sync")
     check_whole(copy)
     record_more(copy, params)
     assert listing(store) == before

@@ -43,7 +43,7 @@ def test_the_first_is_champion_and_the_better_takes_its_place(publish):
 
 def test_who_is_worse_or_just_as_good_does_not(publish):
     publish("a", "A", 0.5)
-    said = "champion stays with version 1: 50.00 % of the validation images against "
+    said = "champion stays with version 1: validation accuracy 50.00 %, this version "
     assert publish("b", "B", 0.25) == (f"{said}25.00 %", (1, 1))
     assert publish("c", "C", 0.5) == (f"{said}50.00 %", (1, 1))
 
@@ -51,11 +51,11 @@ def test_who_is_worse_or_just_as_good_does_not(publish):
 def test_accuracies_on_other_images_are_not_compared(publish):
     publish("a", "A", 0.5)
     said, champions = publish("b", "B", 0.9, images="others")
-    assert said.startswith("champion stays with version 1, which learned from or was measured on other images")
+    assert said.startswith("champion stays with version 1: it was trained or measured on other images")
     assert champions == (1, 1)
 
 
 def test_what_is_there_already_is_not_registered_again(publish):
     publish("a", "A", 0.5)
-    assert publish("a", "A", 0.5) == ("champion stays with version 1, which is this one", (1, 1))
+    assert publish("a", "A", 0.5) == ("champion stays with version 1, this version", (1, 1))
     assert publish("a", "B", 0.75) == ("champion is version 2: models:/convae-classifier@champion", (1, 2))

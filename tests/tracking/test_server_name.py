@@ -81,7 +81,7 @@ def test_with_the_options_of_the_page_it_answers_programs_and_browsers(
     with server(tmp_path, options.replace("'", "")) as (own, address):
         stage = call(address, STAGE)
         assert (stage.stderr, stage.returncode) == ("", 0)
-        assert "Added 0 runs" in call(address, COMMAND, "sync").stdout
+        assert "Added 0 stage runs" in call(address, COMMAND, "sync").stdout
         assert [run.info.status for run in recorded(MlflowClient(own))] == ["FINISHED"]
         for origin, status in ((address, 200), ("http://elsewhere.example.org", 403)):
             with closing(HTTPConnection(urlsplit(own).netloc)) as browser:

@@ -364,7 +364,7 @@ def test_a_row_says_so_when_nothing_brings_it_back_any_more(pipeline: Path, clie
         dvc("exp", "run", "--force", "--name", "mine", "--set-param", f"train.epochs={epochs}")
     assert sync() == (0, 0)
     notes = {run.data.params["train.epochs"]: run.data.tags["mlflow.note.content"] for run in recorded(client, ROWS)}
-    assert notes["4"].endswith("Kept nowhere any more.")
+    assert notes["4"].endswith("No longer reachable from any commit or experiment.")
     assert notes["5"].endswith("Bring it back: `dvc exp apply mine`")
     assert notes["2"].endswith("&& dvc checkout`")
 
@@ -393,16 +393,16 @@ def test_a_lock_file_that_nobody_can_read_is_left_out(
     Path("dvc.lock").write_text(lock)
     assert sync() == (2, 1)
     head = git("rev-parse", "--short=7", "HEAD")
-    line = f"commit {head}: dvc.lock holds both sides of a merge; left out\n"
+    line = f"commit {head}: dvc.lock contains merge conflict markers; skipped\n"
     assert capsys.readouterr().err == line
     Path("dvc.lock").write_text("stages: 1")
-    cure = "`git checkout dvc.lock` brings the committed one back"
+    cure = "restore the committed file with `git checkout dvc.lock`"
     assert convae("sync").stderr.endswith(f"convae: dvc.lock can't be read; {cure}\n")
 
 
 CONFLICT = (
-    "dvc.lock holds both sides of a merge; take one by `git checkout --theirs params.yaml dvc.lock reports` "
-    "(or --ours), then `dvc repro`"
+    "dvc.lock contains merge conflict markers; choose a side with `git checkout --theirs params.yaml dvc.lock reports` "
+    "(or --ours), then run `dvc repro`"
 )
 
 
@@ -466,7 +466,7 @@ def test_lineage_of_something_copied_elsewhere(pipeline: Path, client: MlflowCli
     (tmp_path / "copy/config.json").write_text("changed")
     done = convae("lineage", str(tmp_path / "copy"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"convae: {tmp_path}/copy: no dvc.lock of this repository knows its content (MD5 ")
+    assert done.stderr.startswith(f"convae: {tmp_path}/copy: no dvc.lock in this repository has its content (MD5 ")
     done = convae("lineage", "nowhere")
     assert (done.returncode, done.stderr) == (1, "convae: nowhere: no such file or folder\n")
 
@@ -499,7 +499,7 @@ def test_sync_from_the_command_line(pipeline: Path) -> None:
     untracked("repro")
     done = convae("sync")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "Added 2 runs of stages and 1 experiments; what MLflow had already stays.\n"
+    assert done.stdout == "Added 2 stage runs and 1 experiments; existing ones are unchanged.\n"
     done = convae("sync", CONVAE_TRACKING="off")
     assert (done.returncode, done.stderr) == (
         1,
@@ -508,7 +508,7 @@ def test_sync_from_the_command_line(pipeline: Path) -> None:
     Path("mlflow.db").write_bytes(b"this is no database")
     done = convae("sync")
     assert done.returncode == 1
-    assert done.stderr.startswith("convae: the store of the runs can't be used: DatabaseError: file is not a database")
+    assert done.stderr.startswith("convae: the MLflow store can't be used: DatabaseError: file is not a database")
 
 
 def test_hashes_and_keys_are_those_of_dvc(pipeline: Path, client: MlflowClient) -> None:

@@ -1,4 +1,4 @@
-"""How far two files of numbers lie apart."""
+"""How far the numbers in two files deviate from each other."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +11,14 @@ from convae.names import flatten
 
 
 def largest_deviation(old: Path, new: Path) -> float | None:
-    """The largest difference between two arrays or two sets of weights, in units of the largest magnitude of the old.
+    """Return the largest difference between two arrays or sets of weights, relative to the largest magnitude in `old`.
 
     Args:
-        old: a `.npy` or `.safetensors` file, or a folder in which these are looked for.
-        new: the same, written anew.
+        old: a `.npy` or `.safetensors` file, or a folder to search for them.
+        new: its counterpart from the rerun.
 
     Returns:
-        None where there are no numbers to compare; infinity where names or shapes differ, or a number is not finite.
+        None if there are no numbers to compare; infinity if names or shapes differ, or a number is not finite.
     """
     if old.is_dir():
         names = {file.relative_to(folder) for folder in (old, new) for file in folder.rglob("*") if file.is_file()}
@@ -35,7 +35,7 @@ def largest_deviation(old: Path, new: Path) -> float | None:
 
 
 def metric_deviations(old: Path, new: Path) -> dict[str, float]:
-    """By how much the numbers in two JSON files differ, by their dotted names; those that are equal are left out."""
+    """Return absolute differences of unequal numbers in two JSON files, by dotted name; infinity if one is missing."""
     before, after = (_numbers(read_json(path)) for path in (old, new))
     return {
         name: abs(after.get(name, np.inf) - before.get(name, np.inf))
@@ -60,6 +60,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _relative(old: np.ndarray, new: np.ndarray) -> float:
     old, new = np.atleast_1d(old), np.atleast_1d(new)
     largest, difference = 0.0, 0.0
+    # In chunks of rows: the files are memory-mapped and may not fit into memory.
     for rows in row_chunks(old):
         one, other = old[rows].astype(np.float64), new[rows].astype(np.float64)
         largest = max(largest, float(np.abs(one).max()))

@@ -1,4 +1,4 @@
-"""Where states of the repository are kept, read through git's own commands."""
+"""States of the repository, read with git's own commands."""
 
 import io
 import os
@@ -28,14 +28,14 @@ class Place:
 
     name: str
     executions: Executions
-    time: int  # in milliseconds since 1970
-    command: str  # brings it back; empty for the workspace
+    time: int  # milliseconds since 1970
+    command: str  # restores this state; empty for the workspace
     commit: str = ""  # empty for the workspace
-    baseline: str = ""  # the commit that an experiment's parameters are told apart from
+    baseline: str = ""  # the commit that an experiment's parameters are compared with
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A folder with what git keeps of the stages' outputs."""
+        """A folder with the outputs in reports/ as of this state: a temporary copy, or the current folder."""
         if not self.commit:
             yield Path()
             return
@@ -43,20 +43,20 @@ class Place:
             packed = subprocess.run(
                 ["git", "archive", "--format=tar", self.commit, REPORTS], capture_output=True, check=False
             )
-            if packed.returncode == 0:  # otherwise there is no such folder
+            if packed.returncode == 0:  # otherwise the commit has no reports/
                 with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
                     archive.extractall(folder, filter="data")
             yield Path(folder)
 
 
 def now() -> int:
-    """Milliseconds since 1970."""
+    """Return the time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
 def git(*arguments: str) -> str:
-    """What git prints; nothing where there is no git, no repository or no such thing."""
-    # Without optional locks: DVC may be at work in the same repository.
+    """Return what a git command prints, without surrounding whitespace; empty if it fails or git is missing."""
+    # Without optional locks, so that DVC can work in the same repository at the same time.
     command = ["git", "--no-optional-locks", *arguments]
     try:
         done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
@@ -66,19 +66,19 @@ def git(*arguments: str) -> str:
 
 
 def lock_at(commit: str) -> Executions:
-    """The executions that dvc.lock has at a commit; none where it can't be read, of which a line on stderr tells."""
+    """Return the executions in a commit's dvc.lock; none, and a line on stderr, if it can't be read."""
     try:
         return read_lock(git("show", f"{commit}:./{LOCK_FILE}"))
     except ConvaeError as error:
-        tqdm.write(f"commit {commit[:7]}: {error}; left out", file=sys.stderr)  # there is a bar
+        tqdm.write(f"commit {commit[:7]}: {error}; skipped", file=sys.stderr)  # not print: a progress bar may be shown
         return {}
 
 
 def workspace(time: int) -> Place:
-    """The current folder, which under `dvc exp run` belongs to an experiment, at this time.
+    """Return the state of the current folder at `time`; under `dvc exp run` it is that of an experiment.
 
     Raises:
-        ConvaeError: its dvc.lock can't be read.
+        ConvaeError: dvc.lock can't be read.
     """
     executions = lock_here()
     name = os.environ.get("DVC_EXP_NAME")
@@ -89,7 +89,9 @@ def workspace(time: int) -> Place:
 
 
 def places() -> Iterator[Place]:
-    """Commits of HEAD, branches and tags that changed dvc.lock or reports/, oldest first; experiments; the workspace.
+    """Yield every recorded state: first commits, then DVC's experiments, each oldest first, and last the workspace.
+
+    Commits are those of HEAD, branches and tags that changed dvc.lock or reports/.
 
     Raises:
         ConvaeError: dvc.lock in the workspace can't be read.
@@ -104,7 +106,7 @@ def places() -> Iterator[Place]:
     form = "--format=%(refname)%09%(objectname)%09%(creatordate:unix)"
     for line in git("for-each-ref", "--sort=creatordate", form, "refs/exps").splitlines():
         reference, commit, seconds = line.split("\t")
-        experiment = EXPERIMENT.fullmatch(reference)  # DVC keeps other things beside them
+        experiment = EXPERIMENT.fullmatch(reference)  # DVC keeps other references there too
         if experiment:
             start, rest, name = experiment.groups()
             command = f"dvc exp apply {name}"

@@ -1,4 +1,4 @@
-"""Where something on disk is from: data, code, parameters and runs."""
+"""The origin of a file or folder: data, code, parameters and runs."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,10 +9,12 @@ from convae.history.lock import CODE, Execution, chain, path_md5, written
 
 
 def find_producer(path: Path) -> tuple[Place, Execution]:
-    """The execution that wrote what lies at `path`, recognised by its content, and where that is kept.
+    """Find the execution that wrote the content of `path`, and a state of the repository that has it.
+
+    Content alone counts: a copy in another place, or with another name, is found too.
 
     Raises:
-        ConvaeError: nothing lies there, or no dvc.lock knows it.
+        ConvaeError: `path` does not exist, or no dvc.lock has its hash.
     """
     md5 = path_md5(path)
     if not md5:
@@ -20,14 +22,14 @@ def find_producer(path: Path) -> tuple[Place, Execution]:
     known = list(places())
     found = [(place, one) for place in known for one in place.executions.values() if md5 in one.outputs.values()]
     if not found:
-        raise ConvaeError(f"{path}: no dvc.lock of this repository knows its content (MD5 {md5})")
-    # Other code may have given the same bits before: that of the workspace comes first.
+        raise ConvaeError(f"{path}: no dvc.lock in this repository has its content (MD5 {md5})")
+    # Several versions of the code may have written the same bytes; prefer the workspace's.
     keys = {one.key for one in known[-1].executions.values()}
     return next((pair for pair in found if pair[1].key in keys), found[0])
 
 
 def describe(path: Path, place: Place, execution: Execution, runs: Mapping[str, str]) -> Iterator[str]:
-    """Lines on how `path` came about, the last stage first; `runs` says for keys where the runs are."""
+    """Yield lines on how `path` was made, last stage first; `runs` maps keys of executions to their runs' addresses."""
     stages = [execution, *reversed(chain(place.executions, execution))]
     writers = {written: one.stage for one in stages for written in one.outputs.items()}
     yield f"{path}  {path_md5(path)}"
@@ -37,7 +39,7 @@ def describe(path: Path, place: Place, execution: Execution, runs: Mapping[str, 
     for one in stages:
         yield ""
         yield one.stage
-        yield f"  run           {runs.get(one.key, 'none in MLflow; `convae sync` makes it')}"
+        yield f"  run           {runs.get(one.key, 'none in MLflow; `convae sync` adds it')}"
         for name, md5 in sorted(one.inputs.items(), key=lambda item: item[0].startswith(CODE)):
             kind = "code" if name.startswith(CODE) else "data"
             writer = writers.get((name, md5))

@@ -1,4 +1,4 @@
-"""What DVC says was executed: the truth that the runs in MLflow are a view of."""
+"""Executions of stages as dvc.lock records them. DVC and git hold the results; MLflow can be rebuilt from them."""
 
 import hashlib
 import json
@@ -21,18 +21,28 @@ if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
 LOCK_FILE, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
-UNRECORDED = {"validate"}  # looks at the parameters and computes nothing
-REPORTS = "reports/"  # what git keeps
-MERGE = "take one by `git checkout --theirs params.yaml dvc.lock reports` (or --ours), then `dvc repro`"
-RESTORE = f"`git checkout {LOCK_FILE}` brings the committed one back"
+UNRECORDED = {"validate"}  # checks the parameters and computes nothing
+REPORTS = "reports/"  # the outputs that git tracks
+MERGE = "choose a side with `git checkout --theirs params.yaml dvc.lock reports` (or --ours), then run `dvc repro`"
+RESTORE = f"restore the committed file with `git checkout {LOCK_FILE}`"
 CODE = ("pipeline/", "src/")
 
 
 @dataclass(frozen=True)
 class Execution:
-    """One execution of a stage: everything that determined it, and what came of it.
+    """One execution of a stage: everything that determined it, and its outputs.
 
-    Hashes are MD5 as DVC computes them, by path; values of parameters go by their dotted names.
+    Attributes:
+        stage: the stage's name.
+        params: values of parameters, by dotted name.
+        inputs: MD5 hashes of data and code as DVC computes them, by path.
+        outputs: likewise, of what the stage wrote; empty while it runs.
+
+    Example:
+        >>> first = Execution("train", {"seed": 0}, {"src/a.py": "1"})
+        >>> second = Execution("train", {"seed": 0}, {"src/a.py": "2"})
+        >>> first.attempt_key == second.attempt_key, first.experiment_key == second.experiment_key
+        (False, True)
     """
 
     stage: str
@@ -42,43 +52,43 @@ class Execution:
 
     @cached_property
     def key(self) -> str:
-        """Hash of the whole execution; equal for a run that was seen and one that is read from dvc.lock."""
+        """Hash of the whole execution. It is the same whether the stage was observed or read from dvc.lock."""
         return _hash([self.stage, self.params, self.inputs, self.outputs])
 
     @cached_property
     def attempt_key(self) -> str:
-        """Hash of what determines an execution: equal for all attempts at it."""
+        """Hash of what determines an execution, the same for all attempts, so that a stopped run can be resumed."""
         return _hash([self.stage, self.params, self.inputs])
 
     @cached_property
     def experiment_key(self) -> str:
-        """Hash of parameters and inputs but not of code: what tells experiments apart once all is reported."""
+        """Hash of parameters and inputs without code. For a report, it identifies the experiment."""
         return _hash([self.params, {path: md5 for path, md5 in self.inputs.items() if not path.startswith(CODE)}])
 
 
 Executions = Mapping[str, Execution]
 
 
-@lru_cache(maxsize=512)  # most branches and experiments share theirs
+@lru_cache(maxsize=512)  # many branches and experiments have the same dvc.lock
 def read_lock(text: str) -> Executions:
-    """The executions in the text of a dvc.lock, by stage, in its order.
+    """Parse the text of a dvc.lock into executions by stage, in the file's order.
 
     Raises:
-        ConvaeError: it can't be read.
+        ConvaeError: the text is not a valid dvc.lock.
     """
     try:
         stages = (YAML(typ="safe", pure=True).load(text) or {}).get("stages") or {}
         return {name: _execution(name, entry) for name, entry in stages.items() if name not in UNRECORDED}
     except (YAMLError, AttributeError, KeyError, TypeError):
-        problem = "holds both sides of a merge" if _is_conflict(text) else "can't be read"
+        problem = "contains merge conflict markers" if _is_conflict(text) else "can't be read"
         raise ConvaeError(f"{LOCK_FILE} {problem}") from None
 
 
 def lock_here() -> Executions:
-    """The executions in the dvc.lock of the current folder; none without one.
+    """Return the executions in the current folder's dvc.lock; none if there is no such file.
 
     Raises:
-        ConvaeError: it can't be read.
+        ConvaeError: the file can't be read.
     """
     text = LOCK_FILE.read_text("utf-8", errors="replace") if LOCK_FILE.exists() else ""
     try:
@@ -88,13 +98,20 @@ def lock_here() -> Executions:
 
 
 def ordered(executions: Executions) -> list[Execution]:
-    """All executions, producers before those that read their outputs."""
+    """Sort executions so that producers come before consumers."""
     names = TopologicalSorter({one.stage: _producers(executions, one) for one in executions.values()}).static_order()
     return [executions[name] for name in names]
 
 
 def chain(executions: Executions, last: Execution) -> list[Execution]:
-    """Every execution that `last` builds upon, producers first, without itself."""
+    """Return every execution that `last` builds on, directly or not, producers first.
+
+    Example:
+        >>> train = Execution("train", {"seed": 0}, {"data": "1"}, {"model": "2"})
+        >>> report = Execution("report", {}, {"model": "2"}, {"page": "3"})
+        >>> [one.stage for one in chain({"train": train, "report": report}, report)]
+        ['train']
+    """
     found: set[str] = set()
     waiting = [last]
     while waiting:
@@ -105,12 +122,12 @@ def chain(executions: Executions, last: Execution) -> list[Execution]:
 
 
 def reports_in(executions: Executions) -> Iterator[Execution]:
-    """Those that report on an experiment: they read its metrics."""
+    """Yield the executions that report on an experiment, recognised by reading its metrics."""
     return (one for one in executions.values() if f"{REPORTS}metrics.json" in one.inputs)
 
 
 def changes(stage: str, before: str, after: str) -> list[str]:
-    """The parameters of a stage, as dvc.yaml lists them, in which two texts of params.yaml differ."""
+    """Describe the parameters of a stage, as dvc.yaml lists them, that differ between two texts of params.yaml."""
     load = YAML(typ="safe", pure=True).load
     entry = (load(PIPELINE.read_text("utf-8")).get("stages") or {}).get(stage) or {}
     listed = (one.get(str(PARAMS_FILE), ()) if isinstance(one, dict) else [one] for one in entry.get("params", []))
@@ -124,10 +141,10 @@ def changes(stage: str, before: str, after: str) -> list[str]:
 
 
 def load_stage(name: str) -> "PipelineStage":
-    """DVC's own idea of a stage of the dvc.yaml in the current folder.
+    """Load a stage of the current folder's dvc.yaml with DVC.
 
     Raises:
-        Exception: whatever DVC comes up with, where this is no repository of it or has no such stage.
+        Exception: any of DVC's errors, if this is no DVC repository or has no such stage.
     """
     from dvc.repo import Repo
 
@@ -135,13 +152,13 @@ def load_stage(name: str) -> "PipelineStage":
 
 
 def begun(stage: "PipelineStage", text: str | None = None) -> Execution:
-    """The execution of `stage` that is under way, as dvc.lock will have it; outputs are still missing.
+    """Return the running execution of `stage` as dvc.lock will record it, still without outputs.
 
-    DVC computes the hashes, which costs little: it remembers those of files that did not change.
+    DVC computes the hashes. That costs little, because it remembers those of unchanged files.
 
     Args:
-        stage: as DVC knows it.
-        text: of params.yaml when the stage read it; None reads it now.
+        stage: from `load_stage`.
+        text: params.yaml as the stage read it; None reads the file now.
     """
     from dvc.stage.utils import split_params_deps
 
@@ -149,6 +166,7 @@ def begun(stage: "PipelineStage", text: str | None = None) -> Execution:
     values: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         for dependency in params:
+            # DVC reads parameters from a file. A copy of what the stage read is safe from later edits.
             if text is not None and dependency.def_path == str(PARAMS_FILE):
                 copy = Path(folder) / PARAMS_FILE
                 copy.write_text(text, "utf-8")
@@ -159,13 +177,18 @@ def begun(stage: "PipelineStage", text: str | None = None) -> Execution:
 
 
 def ended(execution: Execution, stage: "PipelineStage") -> Execution:
-    """The same with its outputs; DVC takes the hashes over when it writes dvc.lock."""
+    """Return the execution with its outputs. DVC reuses the hashes computed here when it writes dvc.lock."""
     hashes = {output.def_path: output.get_hash().value for output in stage.outs}
     return replace(execution, outputs=dict(sorted(hashes.items())))
 
 
 def written(params: Mapping[str, Any]) -> dict[str, str]:
-    """Values of parameters the way params.yaml has them."""
+    """Format parameter values as in params.yaml.
+
+    Example:
+        >>> written({"train.order": "greedy", "features.pca": None, "features.layers": [0, 1]})
+        {'train.order': 'greedy', 'features.pca': 'null', 'features.layers': '[0, 1]'}
+    """
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in params.items()
@@ -173,7 +196,10 @@ def written(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def path_md5(path: Path) -> str:
-    """MD5 of a file or folder as DVC computes it, links followed; empty where nothing is there."""
+    """Return the MD5 of a file or folder as DVC computes it, following links; empty if nothing is there.
+
+    DVC hashes a folder as the JSON list of its files and their hashes, sorted by the parts of their paths.
+    """
     if path.is_file():
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "md5").hexdigest()
@@ -190,7 +216,7 @@ def _is_conflict(text: str) -> bool:
 
 
 def _producers(executions: Executions, consumer: Execution) -> set[str]:
-    """Stages that wrote an input of `consumer` with just that content."""
+    """Return the stages that wrote an input of `consumer` with exactly the content that it read."""
     inputs = set(consumer.inputs.items())
     return {one.stage for one in executions.values() if not inputs.isdisjoint(one.outputs.items())}
 

@@ -1,4 +1,4 @@
-"""Rerun the experiment in a scratch workspace, and say whether it ends as dvc.lock says it did."""
+"""Rerun the experiment in a scratch workspace and compare the results with dvc.lock."""
 
 import os
 import shutil
@@ -25,19 +25,19 @@ DOWNLOADS = "data/downloads"
 IDENTICAL, CLOSE, DIFFERENT = "identical", "equal within tolerance", "different"
 ACCURACY, RELATIVE = 0.005, 0.05
 TOLERANCE = f"accuracies within {ACCURACY}, weights and features within {RELATIVE:.0%} of the largest magnitude"
-EXACT = ("data/raw/", "data/prepared/")  # no rounding there: images are the same or others
-LAST_BITS = {"train.threads"}  # parameters that change nothing but rounding
+EXACT = ("data/raw/", "data/prepared/")  # images involve no rounding: they are equal or they are not
+LAST_BITS = {"train.threads"}  # parameters that change only rounding
 
 
 def verify() -> None:
-    """Rerun, compare and print; ends with exit code 1 if the results are others.
+    """Rerun, compare and print; exit with code 1 if the results differ by more than the tolerance.
 
     Raises:
-        ConvaeError: there is nothing to compare with, the pipeline fails, or this workspace is being verified already.
+        ConvaeError: there is nothing to compare with, the pipeline fails, or another verification is running here.
     """
     params = load_experiment()
     if not LOCK_FILE.exists() or not git("ls-files", str(LOCK_FILE)):
-        raise ConvaeError(f"no {LOCK_FILE} that git knows: run this in a clone of a repository that holds results")
+        raise ConvaeError(f"git tracks no {LOCK_FILE} here; run this in a clone of a repository with results")
     before = lock_here()
     with _alone():
         copy_workspace(SCRATCH, [params.data.root, params.model.initialize_from, DOWNLOADS])
@@ -54,18 +54,22 @@ def verify() -> None:
 
 
 def _alone() -> AbstractContextManager[object]:
-    """Holds the scratch workspace until it is left."""
+    """Lock the scratch workspace; the lock is released at the end of a `with` block."""
     SCRATCH.parent.mkdir(exist_ok=True)
     try:
         return FileLock(f"{SCRATCH}.lock").acquire(blocking=False)
     except Timeout:
-        raise ConvaeError("another `convae verify` is at work in this folder; run this one when it has ended") from None
+        raise ConvaeError("another `convae verify` is running in this folder; wait until it ends") from None
 
 
 def copy_workspace(target: Path, data: list[str]) -> None:
-    """A workspace with what git knows of this one, or could, and with links to what lies at relative paths in `data`.
+    """Copy this workspace's tracked and untracked files to `target`, and link the folders in `data`.
 
-    It has no dvc.lock, and an empty cache of its own whatever is configured, so that DVC has to compute everything.
+    The copy has no dvc.lock, and its own empty cache whatever is configured, so that DVC has to compute everything.
+
+    Args:
+        target: the folder to write; it is emptied first.
+        data: names of folders with data; absolute paths need no link.
     """
     shutil.rmtree(target, ignore_errors=True)
     names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
@@ -78,7 +82,7 @@ def copy_workspace(target: Path, data: list[str]) -> None:
 
 
 def link_folders(target: Path, names: list[str]) -> None:
-    """Give another workspace what lies at relative paths of this one, and git may not know."""
+    """Link or copy the files in this workspace's folders into another workspace; files already there are kept."""
 
     def there(folder: str, names: list[str]) -> list[str]:
         paths = {name: target / folder / name for name in names}
@@ -86,11 +90,11 @@ def link_folders(target: Path, names: list[str]) -> None:
 
     for name in names:
         if Path(name).is_dir() and not Path(name).is_absolute():
-            shutil.copytree(name, target / name, True, there, _link, dirs_exist_ok=True)  # with links as they are
+            shutil.copytree(name, target / name, symlinks=True, ignore=there, copy_function=_link, dirs_exist_ok=True)
 
 
 def report(before: Executions, after: Executions, scratch: Path) -> str:
-    """Print what differs between this workspace and the rerun in `scratch`, and why it may; gives the verdict."""
+    """Print what differs between this workspace and the rerun in `scratch`, and possible causes; return the verdict."""
     verdict = IDENTICAL
     for stage, path, old, new in _outputs(before, after):
         words, found = (IDENTICAL, IDENTICAL) if old == new else _compare(path, old, scratch)
@@ -105,13 +109,14 @@ def report(before: Executions, after: Executions, scratch: Path) -> str:
         for line in sorted(lines):
             print(f"{title}: {line}")
     if verdict == CLOSE and {line.partition(":")[0] for line in params} - LAST_BITS:
-        verdict = DIFFERENT  # close by chance: it is another experiment
+        verdict = DIFFERENT  # close by chance: the parameters describe another experiment
     print(f"verdict: {verdict}" + (f" ({TOLERANCE})" if verdict == CLOSE else ""))
     return verdict
 
 
 def _rerun(folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # Without DVC's variables: the rerun belongs to no experiment, and to no repository but the copy.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
     environment |= {"CONVAE_TRACKING": "off", "PATH": path}
     done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment, check=False)
@@ -120,12 +125,12 @@ def _rerun(folder: Path) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    if source.endswith(".part"):  # a download that broke off, which goes on in there
+    if source.endswith(".part"):  # an interrupted download, resumed in the copy: a link would append to the original
         shutil.copy2(source, target)
         return
     try:
         os.link(source, target)
-    except OSError:  # another disk
+    except OSError:  # no hard links across disks
         shutil.copy2(source, target)
 
 
@@ -137,23 +142,23 @@ def _outputs(before: Executions, after: Executions) -> Iterator[tuple[str, str, 
 
 
 def _compare(path: str, old: str, scratch: Path) -> tuple[str, str]:
-    """Words on how far a file or folder differs, and what follows for the verdict."""
+    """Describe how far a file or folder differs, with the verdict that follows."""
     if not old or path.startswith(EXACT):
         return "differs", DIFFERENT
     if path_md5(Path(path)) != old:
-        return "differs; its earlier bytes are not here to compare with", CLOSE
+        return "differs; this workspace lacks the original to compare with", CLOSE
     if path == METRICS:
         found = metric_deviations(Path(path), scratch / path)
         name = max(found, key=lambda name: found[name], default="")
         accuracies = [value for key, value in found.items() if key.endswith(".accuracy")]
         accuracy = max(accuracies, default=0.0)
-        return f"differs by {found[name]:.4g} at most ({name}), accuracies by {accuracy:.4g}", _judge(
+        return f"differs by at most {found[name]:.4g} ({name}), accuracies by {accuracy:.4g}", _judge(
             accuracy, ACCURACY
         )
     deviation = largest_deviation(Path(path), scratch / path)
     if deviation is None:
-        return "differs", CLOSE  # judged by the metrics
-    return f"differs by {deviation:.2g} of the largest magnitude at most", _judge(deviation, RELATIVE)
+        return "differs", CLOSE  # no numbers to compare: the metrics decide
+    return f"differs by at most {deviation:.2g} of the largest magnitude", _judge(deviation, RELATIVE)
 
 
 def _judge(deviation: float, tolerance: float) -> str:
@@ -161,7 +166,7 @@ def _judge(deviation: float, tolerance: float) -> str:
 
 
 def _changes(before: Executions, after: Executions, part: str) -> Iterator[str]:
-    """What differs in what a stage was given; inputs that other stages wrote are left out."""
+    """Yield changes in the parameters or the code of stages."""
     for one in after.values():
         if one.stage not in before:
             continue
@@ -177,7 +182,7 @@ def _changes(before: Executions, after: Executions, part: str) -> Iterator[str]:
 
 def _environment_changes(scratch: Path) -> Iterator[str]:
     if not ENVIRONMENT.exists():
-        yield f"unknown, there is no {ENVIRONMENT}"
+        yield f"unknown, because there is no {ENVIRONMENT}"
         return
     old, new = flatten(read_json(ENVIRONMENT)), flatten(read_json(scratch / ENVIRONMENT))
     for name in sorted(old.keys() | new.keys()):

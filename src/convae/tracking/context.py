@@ -1,4 +1,4 @@
-"""What surrounds a run: code, versions, process."""
+"""The context of a run: code, versions, process."""
 
 import getpass
 import os
@@ -13,11 +13,14 @@ from convae.history.git import git
 
 
 def process_tags() -> dict[str, str]:
-    """Who and where; process id and start time tell later whether a run that never ended can still be going on."""
+    """Return tags for user and process.
+
+    Process id and start time show later whether a run that never ended can still be running: ids alone are reused.
+    """
     process = psutil.Process()
     try:
         user = {"mlflow.user": getpass.getuser()}
-    except (KeyError, OSError):  # nobody knows a name for this user id, as in many containers
+    except (KeyError, OSError):  # this user id has no name, as in many containers
         user = {}
     return {
         **user,
@@ -28,13 +31,13 @@ def process_tags() -> dict[str, str]:
 
 
 def this_host() -> str:
-    """The name of this machine and, where Linux tells, of the space that its process ids belong to."""
+    """Return the name of this machine and, on Linux, of its process-id namespace: containers can share a host name."""
     space = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()} {space.readlink()}" if space.is_symlink() else socket.gethostname()
 
 
 def context_tags() -> dict[str, str]:
-    """Which code runs, and in which of DVC's experiments."""
+    """Return tags for the code, package versions and DVC experiment."""
     name = os.environ.get("DVC_EXP_NAME")
     return {**({"dvc.experiment": name} if name else {}), **_versions(), **_git()}
 
@@ -45,7 +48,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> dict[str, str]:
-    """The commit, and whether anything but the stages' own outputs differs from it; without git nothing."""
+    """Return tags for the commit and whether anything but the stages' outputs differs from it; none without git."""
     commit = git("rev-parse", "HEAD")
     if not commit:
         return {}

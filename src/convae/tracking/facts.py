@@ -1,4 +1,4 @@
-"""What outputs that git keeps say in numbers."""
+"""Numbers in the outputs that git tracks."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from convae.names import flatten
 
 
 class Fact(NamedTuple):
-    """A number; those of an epoch have its index as their step."""
+    """A named number; `step` is the epoch it belongs to."""
 
     name: str
     value: float
@@ -20,7 +20,7 @@ class Fact(NamedTuple):
 
 
 def files_in(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
-    """The files of reports/ among `hashes` that lie in `folder` with just that content, relative to it."""
+    """Return the files of reports/ that are in `folder` with exactly the content in `hashes`, relative to `folder`."""
     found = []
     for name, md5 in hashes.items():
         path = folder / name
@@ -30,14 +30,14 @@ def files_in(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
 
 
 def facts_in(folder: Path, files: list[Path]) -> list[Fact]:
-    """Every number in the JSON files, and the columns of tables that go by epoch."""
+    """Return every number in the JSON files, and in the tables of epochs among the CSV files."""
     return [fact for name in files for fact in _read(folder / name)]
 
 
 def _read(path: Path) -> Iterator[Fact]:
     if path.suffix == ".json":
         for name, value in flatten(json.loads(path.read_text("utf-8"))).items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):  # in Python, True is an int
                 yield Fact(name, float(value))
     elif path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8") as stream:

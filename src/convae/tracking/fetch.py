@@ -1,4 +1,4 @@
-"""Models back from MLflow: from its registry or from a run's artifacts."""
+"""Downloading models from MLflow: from its registry or from a run's artifacts."""
 
 import os
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from convae.params import PARAMS_FILE, TrackingParams, load_params
 from convae.tracking.moving import follow
 from convae.tracking.store import SQLITE, database_of, import_mlflow, known_store, refused_name, store_errors
 
-MODEL = "model"  # the folder with encoder/ and classifier/ within a published model
+MODEL = "model"  # the folder of a published model that contains encoder/ and classifier/
 
 
 @contextmanager
 def downloaded(address: str) -> Iterator[Path]:
-    """What `publish` put at an address of MLflow: a folder with `encoder/` and perhaps `classifier/`.
+    """Download a published model to a temporary folder with `encoder/` and perhaps `classifier/`.
 
     Raises:
-        ConvaeError: there is no such model.
+        ConvaeError: there is no model at this address.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or known_store(_tracking())
     if uri.startswith(SQLITE) and not database_of(uri).exists():
-        raise ConvaeError(f"{address}: there is no {database_of(uri)}; MLFLOW_TRACKING_URI names another store")
+        raise ConvaeError(f"{address}: there is no {database_of(uri)}; set MLFLOW_TRACKING_URI to use another store")
     import_mlflow()
     from mlflow.artifacts import download_artifacts
 
@@ -36,7 +36,7 @@ def downloaded(address: str) -> Iterator[Path]:
 
 
 def _tracking() -> TrackingParams:
-    """Of the repository in the current folder, or else what its parameters would say."""
+    """Return the settings of the repository in the current folder; outside a repository, the defaults."""
     if Path("dvc.yaml").exists() and PARAMS_FILE.exists():
         return load_params().tracking
     return TrackingParams(enabled=True, uri=None, experiment="convae")

@@ -1,4 +1,4 @@
-"""Artifact addresses in a store that was moved or copied. MLflow keeps them absolute: they name the old place."""
+"""Artifact addresses in a store that was moved or copied. MLflow stores absolute ones, which name the old folder."""
 
 import re
 import sqlite3
@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 FOLDER = "mlartifacts"
-REPOSITORY = "convae.repository"  # tag: host and folder of the repository that an experiment's row is from
+REPOSITORY = "convae.repository"  # tag: host and folder of the repository that a row comes from
 COLUMNS = (
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
@@ -19,26 +19,28 @@ ADDRESS = re.compile(rf"(file:///.*/{FOLDER})(/(?:[0-9a-f]{{32}}|models/m-[0-9a-
 
 
 def artifacts_beside(database: Path) -> Path:
-    """Where figures and published models of a SQLite store lie."""
+    """Return the folder next to a SQLite store that holds its figures and published models."""
     return database.parent.resolve() / FOLDER
 
 
 def follow(database: Path, experiments: tuple[str, ...] = ()) -> None:
-    """Point addresses below another folder's `mlartifacts` to the one beside this database.
+    """Redirect addresses in another folder's `mlartifacts` to the `mlartifacts` next to this database.
 
-    An address changes if its figures are here; if the old repository is gone, unless its parent folder is missing too,
-    as on a disk that is not mounted; or if the old repository has a database of its own: then this one is a copy, which
-    must not write into the original.
+    An address is changed in three cases:
+
+    - its artifacts are here;
+    - the old repository is gone (but not if its parent folder is missing too, as on an unmounted disk);
+    - the old repository has its own database: then this one is a copy, and must not write into the original.
 
     Args:
-        database: a file of SQLite; without MLflow's tables there is nothing to do.
-        experiments: names of those that will get new runs.
+        database: a SQLite file; nothing happens if it has no MLflow tables.
+        experiments: names of experiments that will get new runs.
     """
     here = artifacts_beside(database)
     with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'logged_models'").fetchone():
             return
-        left: set[Path] = set()  # folders
+        left: set[Path] = set()  # old folders of the repository
         for name in experiments:
             row = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", (name,)).fetchone()
             if row and row[0].startswith("file:///") and row[0].endswith(f"/{FOLDER}") and row[0] != here.as_uri():
@@ -52,6 +54,7 @@ def follow(database: Path, experiments: tuple[str, ...] = ()) -> None:
                         f"UPDATE {table} SET {column} = ? WHERE {column} = ?",
                         (here.as_uri() + below, folder + below),
                     )
+        # The rows' repository moved along: without the new folder in its tag, `sync` would take them for another's.
         for root in left:
             connection.execute(
                 "UPDATE tags SET value = substr(value, 1, length(value) - length(:old)) || :new "
@@ -61,7 +64,7 @@ def follow(database: Path, experiments: tuple[str, ...] = ()) -> None:
 
 
 def _elsewhere(connection: sqlite3.Connection, table: str, column: str, here: Path) -> Iterator[tuple[str, str]]:
-    """Addresses that lead to another `mlartifacts`, in two: that folder, and what follows."""
+    """Yield addresses in another `mlartifacts`, split into that folder and the rest."""
     start = f"{here.as_uri()}/"
     found = connection.execute(
         f"SELECT DISTINCT {column} FROM {table} WHERE {column} LIKE ? AND substr({column}, 1, ?) != ?",
@@ -86,7 +89,7 @@ def _belongs_here(database: Path, folder: Path, below: str) -> bool:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except PermissionError:  # somebody else's, who has it
+    except PermissionError:  # it exists, but belongs to another user
         return True
     except OSError:
         return False

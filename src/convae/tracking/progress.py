@@ -1,13 +1,14 @@
-"""How far a training is that goes on elsewhere."""
+"""The progress of a training run in another process."""
 
 from convae.tracking.context import this_host
 from convae.tracking.records import Records
 
 
 def running_losses(records: Records, experiment: str) -> dict[int, float]:
-    """Validation losses by epoch of the training that runs on this host for one of DVC's experiments; none without it.
+    """Return validation losses by epoch of a DVC experiment that is training on this host; empty if it is not.
 
-    Raises whatever MLflow and what lies under it come up with.
+    Raises:
+        Exception: any error of MLflow or its database.
     """
     conditions = {"tags.`dvc.experiment`": experiment, "tags.`dvc.stage`": "train", "tags.`process.host`": this_host()}
     running = " and ".join(f"{name} = '{value}'" for name, value in conditions.items())

@@ -1,8 +1,8 @@
-"""The process beside a stage that records it, so that MLflow's imports and a slow store cost the stage no time.
+"""The process that records a stage in MLflow, so that MLflow's imports and a slow store cost the stage no time.
 
-What happens arrives as lines of JSON on stdin. The first says where to record and about whom, the last how the stage
-ended; where that one is missing, the stage was killed. On stdout it tells the stage when it starts and ends hashing the
-outputs, and why recording failed. The stage prints that reason once its progress bars are gone.
+It reads lines of JSON from stdin. The first says where to record and which stage, the last how the stage ended; if that
+one is missing, the stage was killed. On stdout the recorder tells the stage when it starts and ends hashing outputs,
+and why recording failed. The stage prints that reason once its progress bars are gone.
 """
 
 import gc
@@ -21,24 +21,24 @@ from convae.tracking.context import context_tags
 from convae.tracking.records import KEY, Records
 from convae.tracking.store import SERVERS, check_answer, import_mlflow, one_at_a_time, presentable
 
-SAMPLING_SECONDS = 5  # of system metrics
+SAMPLING_SECONDS = 5  # between samples of system metrics
 
 
 def main() -> None:
-    """Record the stage that writes to stdin."""
-    gc.disable()  # while so much is imported it finds nothing, and takes a quarter of the time
+    """Record the stage at the other end of stdin."""
+    gc.disable()  # it finds nothing during the imports, but takes a quarter of their time
     messages = map(json.loads, sys.stdin)
     first = next(messages, None)
-    if first is None:  # the stage ended before it had begun
+    if first is None:  # the stage died before its first message
         return
     code = 0
     with _own_stdout() as signs:
         try:
             _record(messages, signs, **first)
-        except Exception as error:  # of MLflow, SQLAlchemy, a driver, DVC or ours: nothing may disturb the stage
+        except Exception as error:  # any at all: nothing may disturb the stage
             print(f"failed: {presentable(error)}", file=signs, flush=True)
             code = 1
-    # All is written. What libraries still do at an exit takes a second, or for ever where a connection hangs.
+    # Everything is written. The libraries' exit handlers would take a second, or for ever if a connection hangs.
     os._exit(code)
 
 
@@ -54,7 +54,7 @@ def _record(
 ) -> None:
     if uri.startswith(SERVERS):
         check_answer(uri)
-    # MLflow does without it where it is missing, and starts a third sooner; nothing here needs it.
+    # MLflow makes do without pandas, and then starts in two thirds of the time; nothing here needs it.
     sys.modules["pandas"] = None  # type: ignore[assignment]
     import_mlflow()
     place = workspace(began)
@@ -83,10 +83,10 @@ def _record(
 
 
 def _follow(messages: Iterator[dict[str, Any]], records: Records, run_id: str) -> dict[str, Any] | None:
-    """Record what the stage tells until its end, which is given back; None if it was killed."""
+    """Record the stage's messages; return the last one, which has its status, or None if the stage was killed."""
     from mlflow.entities import Metric
 
-    there = records.epochs(run_id)  # a training that is resumed tells of its earlier epochs once more
+    there = records.epochs(run_id)  # a resumed training reports its earlier epochs again
     for message in messages:
         if "status" in message:
             return message
@@ -100,7 +100,7 @@ def _follow(messages: Iterator[dict[str, Any]], records: Records, run_id: str) -
 
 
 def _add_missing(records: Records, execution: Execution, place: Place) -> None:
-    """Record what this stage builds upon where that did not run here: DVC had its results already."""
+    """Record the executions that this stage builds on if they are missing, because DVC restored their results."""
     with one_at_a_time():
         for producer in chain(place.executions, execution):
             if records.find(records.stages, KEY, producer.key) is None:
@@ -130,7 +130,7 @@ def _system_metrics(run_id: str, uri: str) -> Iterator[None]:
 
 @contextmanager
 def _own_stdout() -> Iterator[TextIO]:
-    """Stdout for the recorder alone; what libraries print there and on stderr is for nobody."""
+    """Reserve stdout for the recorder's messages; discard what libraries print there and on stderr."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout, Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)

@@ -1,4 +1,4 @@
-"""What is written to MLflow about executions, while they run as well as from dvc.lock alone."""
+"""What is written to MLflow about executions, whether they are running now or known only from dvc.lock."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,11 +31,11 @@ EXECUTED, RESTORED = "executed", "restored"
 
 DATA = ("data/raw/", "data/prepared/", "data/features", "data/predictions")
 MODELS = "models/"
-BATCH_SIZES = {"params": 100, "tags": 100, "metrics": 1000}  # the most that MLflow's servers take at once
+BATCH_SIZES = {"params": 100, "tags": 100, "metrics": 1000}  # limits of MLflow's servers per request
 
 
 class Input(NamedTuple):
-    """Data that a stage read."""
+    """A data set that a stage read, with its name and MD5."""
 
     path: str
     name: str
@@ -43,20 +43,23 @@ class Input(NamedTuple):
 
 
 class Records:
-    """The runs of one experiment and of the stages behind it in one MLflow store.
+    """The runs of one experiment and its stages in one MLflow store.
 
-    Its methods raise whatever MLflow and what lies under it come up with.
+    A stage execution is a run in the MLflow experiment `<experiment>-stages`. An experiment of ours is a *row*: one run
+    in `<experiment>` with all parameters and final metrics, so that MLflow can compare experiments line by line.
+
+    Methods raise any error of MLflow or its database.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        """Open the store; its experiments `<experiment>` and `<experiment>-stages` are made where missing."""
+        """Open the store; create its experiments `<experiment>` and `<experiment>-stages` if they are missing."""
         self.client, (self.rows, self.stages) = open_store(uri, experiment, f"{experiment}-stages")
         self.producer = cache(self._producer)
 
     def begin(self, execution: Execution, place: Place, tags: Mapping[str, str], origin: str = EXECUTED) -> str:
-        """A run of a stage, with all that is known before its end; gives its id.
+        """Start the run of a stage with everything known before its end; return the run's id.
 
-        What was stopped before its end goes on in the run that it has.
+        If an earlier attempt was stopped, its run is resumed.
         """
         experiment = f" {place.name}" if place.command.startswith("dvc exp") else ""
         dataset = _dataset(execution, place)
@@ -82,16 +85,16 @@ class Records:
         return run_id
 
     def epochs(self, run_id: str) -> set[tuple[str, int, float]]:
-        """What a run holds already of numbers that go by epoch."""
+        """Return the name, step and value of every metric that a run already has, except system metrics."""
         names = [name for name in self.client.get_run(run_id).data.metrics if not name.startswith("system/")]
         return {
             (name, entry.step, entry.value) for name in names for entry in self.client.get_metric_history(run_id, name)
         }
 
     def complete(self, run_id: str, execution: Execution, place: Place, folder: Path) -> None:
-        """Write what came of an execution: hashes, numbers, figures and models.
+        """Record the results of an execution: hashes, numbers, figures and models.
 
-        The key comes last: what has none is not whole.
+        The key is written last, so that a run without a key is known to be incomplete.
         """
         self.log(run_id, tags=hash_tags("output", execution.outputs))
         files = files_in(folder, execution.outputs)
@@ -104,14 +107,14 @@ class Records:
         self.log(run_id, tags={KEY: execution.key})
 
     def restore(self, execution: Execution, place: Place, folder: Path) -> None:
-        """A run for an execution that is known from dvc.lock alone."""
+        """Add a finished run for an execution known only from dvc.lock."""
         commit = {"mlflow.source.git.commit": place.commit} if place.commit else {}
         run_id = self.begin(execution, place, process_tags() | commit, RESTORED)
         self.complete(run_id, execution, place, folder)
         self.client.set_terminated(run_id, "FINISHED", place.time)
 
     def add_row(self, report: Execution, place: Place, folder: Path) -> None:
-        """A row for the experiment that `report` tells about: all parameters, final numbers, curves."""
+        """Add a row for the experiment behind `report`: all parameters, final metrics and curves."""
         tags = {**process_tags(), REPOSITORY: this_repository()}
         run_id = str(self.client.create_run(self.rows, place.time, tags).info.run_id)
         self.describe_row(run_id, report, place)
@@ -124,7 +127,7 @@ class Records:
         self.client.set_terminated(run_id, "FINISHED", place.time)
 
     def describe_row(self, run_id: str, report: Execution, place: Place) -> None:
-        """Name a row and say where it is from."""
+        """Name a row, and note its origin and how to restore it."""
         stages = [*chain(place.executions, report), report]
         links = {one.stage: link(one.stage, self.find(self.stages, KEY, one.key)) for one in stages}
         shown = link("report", self.find(self.stages, KEY, report.key), "/artifacts/report.html")
@@ -133,17 +136,17 @@ class Records:
         self.log(run_id, tags={"mlflow.runName": name, COMMAND: place.command, NOTE: note})
 
     def describe_run(self, run_id: str, execution: Execution, place: Place) -> None:
-        """Say of a stage's run where it is kept now."""
+        """Update a stage's run: note how to restore its results now."""
         self.log(run_id, tags={COMMAND: place.command, NOTE: self.note(execution, place)})
 
     def forget_place(self, row: "Recorded") -> None:
-        """Say of a row that nothing brings it back any more."""
+        """Note on a row that no commit or experiment has its results any more."""
         tags = row.data.tags
         note = tags.get(NOTE, "").replace(way_back(tags.get(COMMAND, "")), way_back(GONE))
         self.log(row.info.run_id, tags={COMMAND: GONE, NOTE: note})
 
     def note(self, execution: Execution, place: Place) -> str:
-        """Markdown: how to get an execution back, which runs it builds upon, and what it read of them."""
+        """Write a note in Markdown: how to restore an execution, and which runs wrote its inputs."""
         lines = ["| input | hash | written by |", "| --- | --- | --- |"]
         producers: dict[str, None] = {}
         for path, md5 in execution.inputs.items():
@@ -157,17 +160,17 @@ class Records:
         return "\n\n".join(filter(None, [way_back(place.command), links and f"From {links}", table]))
 
     def find(self, experiment: str, tag: str, value: str) -> "Recorded | None":
-        """The oldest run whose tag has this value."""
+        """Return the oldest run whose tag has this value, or None."""
         runs = self.client.search_runs(
             [experiment], f"tags.`{tag}` = '{value}'", order_by=["start_time"], max_results=1
         )
         return runs[0] if runs else None
 
     def close_vanished(self) -> None:
-        """Close the runs of this host whose process is gone without having done so itself.
+        """Close the runs of this host whose process is gone but which are still marked as running.
 
-        A stage was killed unless it left word how it ended. What dvc.lock tells of and is not whole is removed: it
-        will be written once more.
+        Such a stage was killed, unless it left a file with its status because the store was out of reach. Incomplete
+        runs that dvc.lock can restore are removed, so that the next sync writes them again.
         """
         of_this_host = f"attributes.status = 'RUNNING' and tags.`process.host` = '{this_host()}'"
         for run in [run for table in (self.stages, self.rows) for run in every_run(self.client, table, of_this_host)]:
@@ -183,7 +186,7 @@ class Records:
             word.unlink(missing_ok=True)
 
     def remove(self, run_id: str) -> None:
-        """Delete a run and the models that it made."""
+        """Delete a run and its logged models."""
         for model in self.client.search_logged_models([self.stages], f"source_run_id = '{run_id}'"):
             self.client.delete_logged_model(model.model_id)
         self.client.delete_run(run_id)
@@ -195,7 +198,7 @@ class Records:
         tags: Mapping[str, str] | None = None,
         metrics: Iterable["Metric"] = (),
     ) -> None:
-        """Write to a run, in batches that a server takes."""
+        """Write to a run in batches that MLflow's servers accept."""
         from mlflow.entities import Param, RunTag
 
         entries: dict[str, Iterator[Any]] = {
@@ -232,7 +235,7 @@ class Records:
             self.client.log_inputs(run_id, entries)
 
     def _log_models(self, run_id: str, execution: Execution) -> list[str]:
-        """Ids of the models that were read or made; their bytes stay with DVC."""
+        """Log the models that an execution wrote or read, and return their ids. Their files stay in DVC."""
         from mlflow.entities import LoggedModelOutput
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
@@ -253,7 +256,7 @@ class Records:
         return made + self._link_models(run_id, execution.inputs)
 
     def _link_models(self, run_id: str, inputs: Mapping[str, str]) -> list[str]:
-        """Ids of the models among `inputs`, of which the run then tells that it read them."""
+        """Record on the run the models among `inputs`, and return their ids."""
         from mlflow.entities import LoggedModelInput
 
         read = []
@@ -273,7 +276,10 @@ class Records:
         models: Sequence[str] = (),
         parts: Mapping[str, Input] | None = None,
     ) -> None:
-        """Write numbers to a run, but for epochs that it had while it ran, and those about a part to the models too."""
+        """Write numbers to a run, and numbers about one of `parts` to the models as well.
+
+        Epochs that the run logged while it was running are skipped.
+        """
         from mlflow.entities import Metric
 
         epochs = {fact.name for fact in facts if fact.step}
@@ -291,12 +297,12 @@ class Records:
 
 
 def this_repository() -> str:
-    """Where this repository lies: another one may have experiments of the same name."""
+    """Identify this repository by host and folder: others in the same store may have experiments of the same name."""
     return f"{this_host()} {store_root()}"
 
 
 def _datasets(inputs: Mapping[str, str], dataset: str) -> list[Input]:
-    """The data among inputs, which go by path with their hash."""
+    """Return the data sets among inputs, which are hashes by path."""
     return [
         Input(path, f"{dataset} {path.removeprefix('data/')}".strip(), md5.removesuffix(".dir"))
         for path, md5 in inputs.items()
@@ -305,7 +311,7 @@ def _datasets(inputs: Mapping[str, str], dataset: str) -> list[Input]:
 
 
 def _dataset(execution: Execution, place: Place) -> str:
-    """Name of the data set, which most stages have among their parameters."""
+    """Return the data set's name, from the stage's own parameters or from another stage's; empty if unknown."""
     source = next((one for one in [execution, *place.executions.values()] if "data.dataset" in one.params), None)
     return str(source.params["data.dataset"]) if source else ""
 

@@ -1,4 +1,4 @@
-"""Publish encoder and classifier to MLflow's model registry."""
+"""Publishing encoder and classifier in MLflow's model registry."""
 
 import json
 import re
@@ -35,36 +35,34 @@ CHAMPION = "champion"
 CONTENT, ACCURACY, IMAGES = "convae.content", "convae.validation_accuracy", "convae.images"
 
 VALIDATION = Path("data/prepared/validation")
-EXAMPLES = 2  # images shown as an input example
+EXAMPLES = 2  # images stored as the input example
 
 
 class Published(NamedTuple):
-    """A version in the registry, and whether it was there already."""
+    """A version in the registry, and whether it existed before."""
 
     version: str
     before: bool
 
 
 def publish(folder: Path) -> None:
-    """`convae publish`: a new version of both models, unless they are there; the champion where they are better.
+    """`convae publish`: register both models unless they are registered, and move the champion if they are better.
 
     Raises:
-        ConvaeError: encoder or classifier are not whole, no dvc.lock knows them, or the store can't be used.
+        ConvaeError: encoder or classifier are incomplete, no dvc.lock has them, or the store can't be used.
     """
     classifier = load_image_classifier(folder)
     place, execution = find_producer(folder / "classifier")
     validation = ImageSet.load(VALIDATION)
     if validation.sha256 != classifier.description["images"]["validation"]:
-        raise ConvaeError(
-            f"{VALIDATION}: not the images that {folder} was chosen on; two of them are to be its example"
-        )
+        raise ConvaeError(f"{VALIDATION}: not the validation images of {folder}, from which the input example is taken")
     example = validation.images[:EXAMPLES]
     tracking = load_params().tracking
     uri = known_store(tracking)
     with store_errors():
         records = Records(uri, tracking.experiment)
         if records.find(records.stages, KEY, execution.key) is None:
-            sync(records)  # before the lock is taken, which it takes as well
+            sync(records)  # before the lock below, which sync takes too
         run = records.find(records.stages, KEY, execution.key)
         assert run is not None, "sync adds every execution"
         card = _card(classifier, place)
@@ -86,7 +84,7 @@ def publish(folder: Path) -> None:
 
 
 def _save(model: Path, data: Path, example: Any, signature: "ModelSignature") -> None:
-    """A model of MLflow's that says which module of the installed package loads it: with no code and no pickle."""
+    """Save an MLflow model that names the module of the installed package that loads it: no code and no pickle."""
     from mlflow.pyfunc import save_model
 
     save_model(
@@ -100,7 +98,7 @@ def _save(model: Path, data: Path, example: Any, signature: "ModelSignature") ->
 
 
 def _needed() -> dict[str, str]:
-    """Packages that load a published model: the library, what it depends on, and what MLflow's server adds."""
+    """Return packages and versions for loading a published model: this library, its dependencies, MLflow and pandas."""
     own = [re.split(r"[<>=!~ ]", text)[0] for text in requires("convae") or () if "extra ==" not in text]
     return {name: version(name) for name in sorted(("convae", "mlflow", "pandas", *own))}
 
@@ -111,7 +109,7 @@ def _signature(classifier: ImageClassifier, name: str) -> "ModelSignature":
     from mlflow.types import ColSpec, Schema, TensorSpec
 
     config = classifier.encoder.config
-    # MLflow refuses images of another size, of which the features would mean something else.
+    # MLflow then refuses images of another size, whose features would not be comparable.
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, config["channels"], *config["image_size"]))])
     if name == ENCODER:
         dimension = classifier.description["dimension"]
@@ -140,7 +138,7 @@ def _hash(content: Any) -> str:
 def _register(
     client: "MlflowClient", name: str, model: Path, run_id: str, card: str, tags: Mapping[str, str]
 ) -> Published:
-    """The version with this content; where there is none, the model goes to the run's artifacts and becomes one."""
+    """Return the version with this content, or upload the model to the run's artifacts and register it."""
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     for known in client.search_model_versions(f"name = '{name}'"):
@@ -153,18 +151,18 @@ def _register(
 
 
 def _move_champion(client: "MlflowClient", versions: Mapping[str, Published], tags: Mapping[str, str]) -> str:
-    """Give both versions the alias if they earn it, and say so."""
+    """Move the alias to both versions if they are better; return a line that says what happened and why."""
     aliases = client.get_registered_model(CLASSIFIER).aliases
     if CHAMPION in aliases:
         champion = client.get_model_version(CLASSIFIER, aliases[CHAMPION])
         stays = f"{CHAMPION} stays with version {champion.version}"
         if str(champion.version) == versions[CLASSIFIER].version:
-            return f"{stays}, which is this one"
+            return f"{stays}, this version"
         if champion.tags.get(IMAGES) != tags[IMAGES]:
-            return f"{stays}, which learned from or was measured on other images; MLflow's page of the model moves it"
+            return f"{stays}: it was trained or measured on other images; to move it, use the model's page in MLflow"
         before, now = float(champion.tags[ACCURACY]), float(tags[ACCURACY])
         if now <= before:
-            return f"{stays}: {100 * before:.2f} % of the validation images against {100 * now:.2f} %"
+            return f"{stays}: validation accuracy {100 * before:.2f} %, this version {100 * now:.2f} %"
     for name, published in versions.items():
         client.set_registered_model_alias(name, CHAMPION, published.version)
     return f"{CHAMPION} is version {versions[CLASSIFIER].version}: models:/{CLASSIFIER}@{CHAMPION}"
@@ -181,22 +179,22 @@ def _card(classifier: ImageClassifier, place: Place) -> str:
     data, test = config["trained_on"], about["test"]
     layers = ", ".join(f"{layer['filters']} filters of {show(layer['kernel'])} pixels" for layer in config["layers"])
     size = " × ".join(map(str, (config["channels"], *config["image_size"])))
-    back = f"{code(place.command)} brings the experiment back." if place.command else "Not committed when published."
+    back = f"Restore the experiment with {code(place.command)}." if place.command else "Not committed when published."
     return f"""# Convolutional autoencoder of {data["dataset"]}
 
 | | |
 | --- | --- |
 | encoder | {layers or "no layers"}; {about["dimension"]} features |
-| learned from | {data["images"]} images of {size}, hash `{data["sha256"][:12]}` |
+| trained on | {data["images"]} images of {size}, hash `{data["sha256"][:12]}` |
 | classifier | {about["kind"].replace("_", " ")}, {len(about["classes"])} classes |
 | accuracy | test {100 * test["accuracy"]:.2f} % (95 % interval {100 * test["accuracy_low"]:.2f} to \
 {100 * test["accuracy_high"]:.2f}), validation {100 * about["validation"]["accuracy"]:.2f} % |
-| beside it | {code(beside_accuracy(test)) if "balanced_accuracy" in test else "not measured"} |
+| other metrics | {code(beside_accuracy(test)) if "balanced_accuracy" in test else "not measured"} |
 | versions | {", ".join(f"{name} {number}" for name, number in config["versions"].items())} |
 
 {back} Images are `uint8 [N, C, H, W]`. Classes: {code(json.dumps(about["classes"], ensure_ascii=False))}.
 
-Learned from images of this kind and of {show(tuple(config["image_size"]))} pixels alone. Features of images of another
-size mean something else: bring them to this one first ({_reading(classifier.encoder.reading())}). What it says of
-images of another kind is not measured, and it has no class for what belongs to none.
+The models were trained on images of this kind, of {show(tuple(config["image_size"]))} pixels. Features of images of
+other sizes are not comparable: resize images first ({_reading(classifier.encoder.reading())}). Accuracy on other kinds
+of images has not been measured, and there is no class for images that belong to none of the classes.
 """

@@ -1,4 +1,4 @@
-"""Each execution of a stage as a run in MLflow: a view of what happened, on which nothing depends."""
+"""Recording each stage execution as a run in MLflow. No result depends on it, and its errors never stop a stage."""
 
 import json
 import os
@@ -20,28 +20,28 @@ from convae.params import Params
 from convae.tracking.context import process_tags
 from convae.tracking.store import SQLITE, WARNING, ending, store_uri
 
-# How long a stage waits for its recorder to end. A server may be dead; a database's first tables take a while.
+# Seconds that a stage waits for its recorder to end. A server may be dead; creating a database's tables takes a while.
 SERVER_PATIENCE = 10.0
 SQLITE_PATIENCE = 120.0
-# What a recorder says.
+# Messages from the recorder.
 HASHING, FAILED = b"hashing\n", b"failed: "
-LONGEST_PROBLEM = 600  # characters: a message within the 4096 bytes that a pipe takes whole or not at all
+LONGEST_PROBLEM = 600  # characters; writes of up to 4096 bytes to a pipe are atomic, so no message is cut in two
 
 
 class Run:
-    """One stage execution, told to a recorder beside it. No method fails, and only `close` waits."""
+    """The run of one stage execution, written by a recorder process. No method fails, and only `close` waits."""
 
     _recorder: "subprocess.Popen[bytes] | None" = None
 
     def __init__(self, stage: str, params: Params, text: str | None = None) -> None:
-        """Start the recorder; with tracking off nothing is ever told to anybody."""
+        """Start the recorder; with tracking off, do nothing here or later."""
         self._stage = stage
         uri = store_uri(params.tracking)
         if uri is None:
             return
         self._patience = SQLITE_PATIENCE if uri.startswith(SQLITE) else SERVER_PATIENCE
         self._process = process_tags()
-        # The package of this workspace, which may be a copy of the one that is installed.
+        # Import this workspace's package: under `dvc exp run --temp` the installed one is another copy.
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             self._recorder = subprocess.Popen(
@@ -50,37 +50,37 @@ class Run:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
-                start_new_session=True,  # Ctrl-C is for the stage; its recorder still has to write that down
+                start_new_session=True,  # Ctrl-C must stop the stage only: the recorder still records it
             )
         except OSError as error:  # too many processes, or no memory
             self._warn(str(error))
             return
         self._messages = cast("IO[bytes]", self._recorder.stdin)
         self._signs = cast("IO[bytes]", self._recorder.stdout)
-        # Not among the arguments, which everybody on the machine can read: an address may hold a password.
+        # Through the pipe, not as arguments, which every user can read: the address may contain a password.
         tags = {**self._process, "threads": str(params.train.threads)}
         experiment = params.tracking.experiment
         self._tell(uri=uri, experiment=experiment, stage=stage, params=text, began=now(), tags=tags)
         os.set_blocking(self._messages.fileno(), False)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record numbers, all of one epoch in one call, at `step`."""
+        """Record metrics at `step`; pass all metrics of an epoch in one call."""
         self._tell(metrics={name: float(value) for name, value in metrics.items()}, step=step)
 
     def log_epoch(self, row: Mapping[str, float]) -> None:
-        """Record a row of a table that goes by epoch."""
+        """Record a row of a table of epochs; its `epoch` becomes the step."""
         numbers = dict(row)
         step = int(numbers.pop("epoch"))
         self.log_metrics(numbers, step)
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
-        """Record words about the run; a tag of the same name is replaced."""
+        """Set tags of the run, replacing those of the same name."""
         self._tell(tags={name: str(value) for name, value in tags.items()})
 
     def close(self, status: str, problem: str = "") -> None:
-        """End with MLflow's `status` (FINISHED, FAILED or KILLED) and wait until that is recorded.
+        """End the run with MLflow's `status` (FINISHED, FAILED or KILLED) and wait until it is recorded.
 
-        Ctrl-C and SIGTERM end the waiting, not a stage that has done its work.
+        Ctrl-C and SIGTERM end the wait, but no longer the stage: its work is done.
         """
         recorder = self._recorder
         if recorder is None:
@@ -100,16 +100,16 @@ class Run:
             self._signs.close()
 
     def _wait(self, recorder: "subprocess.Popen[bytes]", status: str, problem: str) -> str:
-        """Tell how the stage ended and wait for the recorder's end; gives the reason should it not come in time."""
+        """Send the status, wait for the recorder to end, and return the reason if it failed or was too slow."""
         start = time.monotonic()
-        select.select([], [self._messages], [], self._patience)  # until there is room for the last message
+        select.select([], [self._messages], [], self._patience)  # until the pipe has room for the last message
         self._tell(status=status, problem=problem[:LONGEST_PROBLEM])
         left = self._patience - (time.monotonic() - start)
         if not select.select([self._signs], [], [], max(0.0, left))[0]:
             return "no answer in time"
         left = self._patience - (time.monotonic() - start)
         said = self._signs.readline()
-        if said == HASHING:  # however long that takes: DVC need not do it again
+        if said == HASHING:  # no limit: DVC would have to hash the outputs anyway, and reuses the hashes
             said = self._signs.readline()
         try:
             recorder.wait(max(0.0, left))
@@ -119,7 +119,7 @@ class Run:
         return reason.decode(errors="replace").strip() if failed else "its recorder died"
 
     def _leave_word(self, status: str) -> None:
-        """For whoever finds the run still open: how the stage ended."""
+        """Leave the status in a file: `Records.close_vanished` reads it when it finds the run still open."""
         word = ending(self._process)
         with suppress(OSError):
             word.parent.mkdir(parents=True, exist_ok=True)
@@ -130,27 +130,30 @@ class Run:
 
     def _tell(self, **message: Any) -> None:
         if self._recorder is not None:
-            # Either the recorder waits for a server, or it has given up and said so. What is missing is synced later.
+            # The pipe is full if the recorder waits for a server, and closed if it failed. `convae sync` adds the rest.
             with suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._messages.fileno(), json.dumps(message).encode() + b"\n")
 
 
 @contextmanager
 def start_run(stage: str, params: Params, text: str | None = None) -> Iterator[Run]:
-    """Record what happens in the block as a run of `stage` in the experiment `<tracking.experiment>-stages`.
+    """Record the block as a run of `stage` in the experiment `<tracking.experiment>-stages`.
 
-    `text` is that of params.yaml from which `params` were read, since the file may be edited at any time; None is for
-    parameters from elsewhere.
+    The run ends as FINISHED, as FAILED on an exception, or as KILLED on Ctrl-C and SIGTERM. Within the block SIGTERM
+    raises SystemExit with code 143.
 
-    It ends as FINISHED, as FAILED on an exception, or as KILLED on Ctrl-C and SIGTERM, which for the duration
-    of the block raises SystemExit with code 143.
+    Args:
+        stage: the stage's name in dvc.yaml.
+        params: its parameters.
+        text: params.yaml as `params` were read from it, because the file may be edited at any time; None if they come
+            from elsewhere.
     """
     with _on_sigterm(_terminate):
         run = Run(stage, params, text)
         try:
             yield run
         except (KeyboardInterrupt, SystemExit):
-            with _on_sigterm(signal.SIG_IGN):  # a second one must not keep the run from being closed
+            with _on_sigterm(signal.SIG_IGN):  # a second signal must not keep the run from being closed
                 run.close("KILLED")
             raise
         except ConvaeError as error:
@@ -163,7 +166,7 @@ def start_run(stage: str, params: Params, text: str | None = None) -> Iterator[R
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """Raise at each signal: where a library swallows the exception, the next one ends the stage."""
+    """Raise at every signal: if a library swallows the first exception, the next one still ends the stage."""
     raise SystemExit(128 + signum)
 
 

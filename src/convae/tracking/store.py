@@ -1,4 +1,4 @@
-"""Where runs are recorded, and how that place is opened without getting in anybody's way."""
+"""The store that runs are recorded in: its address, and opening it without noise or long waits."""
 
 import logging
 import os
@@ -29,7 +29,8 @@ SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
 WARNING = "{}: no longer recorded in MLflow ({}); results are unaffected"
 
-# Two attempts of 5 s bound what a server costs that is dead or hangs; a Retry-After of an hour is not obeyed.
+# By default one call to a dead server blocks for 246 s. Two attempts of 5 s limit that, and a Retry-After of an hour is
+# ignored.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -42,15 +43,15 @@ SETTINGS = {
 
 
 def store_root() -> Path:
-    """The repository that keeps the runs: under `dvc exp run --temp` the main one, not the copy."""
+    """Return the repository whose store has the runs: under `dvc exp run --temp` the main one, not the clone."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
 def store_uri(tracking: "TrackingParams") -> str | None:
-    """Address of the MLflow store; None where tracking is switched off.
+    """Return the address of the MLflow store; None if tracking is off.
 
-    `MLFLOW_TRACKING_URI` comes before `tracking.uri`, and that before `mlflow.db` in the repository, where
-    relative paths of SQLite files start too.
+    `MLFLOW_TRACKING_URI` takes precedence over `tracking.uri`, and that over `mlflow.db` in the repository. Relative
+    paths of SQLite files are relative to the repository.
     """
     if os.environ.get("CONVAE_TRACKING", "").lower() == "off" or not tracking.enabled:
         return None
@@ -62,15 +63,20 @@ def store_uri(tracking: "TrackingParams") -> str | None:
 
 
 def database_of(uri: str) -> Path:
-    """The file of a SQLite store."""
+    """Return the file of a SQLite store.
+
+    Example:
+        >>> database_of("sqlite:////home/ada/mlflow.db?mode=ro").as_posix()
+        '/home/ada/mlflow.db'
+    """
     return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
 
 
 def known_store(tracking: "TrackingParams") -> str:
-    """Address of the MLflow store.
+    """Return the address of the MLflow store.
 
     Raises:
-        ConvaeError: tracking is switched off.
+        ConvaeError: tracking is off.
     """
     uri = store_uri(tracking)
     if uri is None:
@@ -79,24 +85,24 @@ def known_store(tracking: "TrackingParams") -> str:
 
 
 def ending(process: Mapping[str, str]) -> Path:
-    """Where a stage leaves its status when that could not be recorded; it is known by the tags of its process."""
+    """Return the file for the status of a stage that could not record it, named after the tags of its process."""
     return store_root() / ".convae/endings" / f"{process['process.pid']}-{process['process.started']}"
 
 
 def import_mlflow() -> None:
-    """Import MLflow so that it keeps off the terminal, calls nobody and never waits for long."""
+    """Import MLflow so that it prints nothing, sends no telemetry and never waits long."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import_module("mlflow")
-    # It says of each retry that there is one.
+    # It logs a warning for each retry.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
-    """A client of the store at `uri` and the ids of `experiments`, all made where they are missing.
+    """Return a client of the store at `uri` and the ids of `experiments`, creating what is missing.
 
     Raises:
-        Exception: whatever MLflow and what lies under it come up with.
+        Exception: any error of MLflow or its database.
     """
     import_mlflow()
     if not uri.startswith(SQLITE):
@@ -104,12 +110,12 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
             return _open(uri, experiments)
     database = database_of(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
-    # Of several processes that create the tables at once all but one would crash.
+    # If several processes created the tables at once, all but one would crash.
     with FileLock(f"{database}.lock"):
-        if not database.exists():  # deleted, perhaps, without its log, which belongs to no other database
+        if not database.exists():  # SQLite would apply the leftover log of a deleted database to the new one
             for leftover in ("-wal", "-shm"):
                 Path(f"{database}{leftover}").unlink(missing_ok=True)
-        # Finds in an instant what MLflow would retry for 100 s: a file that is no database or is read-only.
+        # Fails at once if the file is read-only or no database, where MLflow would retry for 100 s.
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
         follow(database, experiments)
@@ -117,10 +123,12 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
 
 
 def check_answer(uri: str) -> None:
-    """Ask whether anybody is at the address of a server, which without MLflow costs next to nothing.
+    """Check that a server answers, before the slow import of MLflow.
+
+    Any answer will do, even an error; certificates are left to MLflow.
 
     Raises:
-        ConvaeError: nobody is, or does not answer in time. Any answer will do, and certificates are left to MLflow.
+        ConvaeError: the server can't be reached, or does not answer in time.
     """
     parts = urlsplit(uri)
     address = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health").geturl()
@@ -136,7 +144,7 @@ def check_answer(uri: str) -> None:
 
 
 def every_run(client: "MlflowClient", experiment: str, condition: str = "") -> Iterator["Recorded"]:
-    """The runs of an experiment that fulfil a condition, oldest first."""
+    """Yield the runs of an experiment that meet a condition, oldest first."""
     token = None
     while True:
         page = client.search_runs([experiment], condition, order_by=["start_time"], page_token=token)
@@ -148,7 +156,7 @@ def every_run(client: "MlflowClient", experiment: str, condition: str = "") -> I
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Keep other processes of this repository from looking for the same missing runs."""
+    """Lock the records of this repository, so that two processes don't add the same missing runs."""
     folder = store_root() / ".convae"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "records.lock"):
@@ -157,10 +165,12 @@ def one_at_a_time() -> Iterator[None]:
 
 @contextmanager
 def refused_name(uri: str) -> Iterator[None]:
-    """Say what to do about a server that does not answer to the name that it was called by.
+    """Explain what to do if a server refuses the host name in its address.
+
+    Since MLflow 3 a server accepts only localhost and private addresses unless told otherwise.
 
     Raises:
-        ConvaeError: its answer was "Invalid Host header".
+        ConvaeError: the server answered "Invalid Host header".
     """
     try:
         yield
@@ -175,8 +185,8 @@ def refused_name(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def store_errors(what: str = "the store of the runs can't be used") -> Iterator[None]:
-    """Whatever MLflow, SQLAlchemy or a driver come up with becomes one line."""
+def store_errors(what: str = "the MLflow store can't be used") -> Iterator[None]:
+    """Turn any error of MLflow, SQLAlchemy or a driver into one line."""
     try:
         yield
     except ConvaeError:
@@ -186,7 +196,7 @@ def store_errors(what: str = "the store of the runs can't be used") -> Iterator[
 
 
 def presentable(error: Exception) -> str:
-    """An error in one line, without the password that an address may hold."""
+    """Return an error as one line, without the password that an address may contain."""
     if isinstance(error, ConvaeError):
         return str(error)
     text = public(f"{type(error).__name__}: {' '.join(str(error).split())}")
@@ -194,14 +204,19 @@ def presentable(error: Exception) -> str:
 
 
 def public(text: str) -> str:
-    """An address, or words with one in them, without user name and password."""
+    """Remove user name and password from an address, or from text that contains one.
+
+    Example:
+        >>> public("http://ada:secret@example.org:5000 is down")
+        'http://example.org:5000 is down'
+    """
     return re.sub(r"//\S*@", "//", text)
 
 
 def _open(uri: str, experiments: tuple[str, ...]) -> tuple["MlflowClient", list[str]]:
     from mlflow import MlflowClient
 
-    # Not mlflow.set_tracking_uri, which sets the environment of child processes too.
+    # Not mlflow.set_tracking_uri, which also sets an environment variable that child processes inherit.
     client = MlflowClient(uri)
     return client, [_experiment(client, uri, name) for name in experiments]
 
@@ -214,14 +229,14 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     if found is not None and found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     if found is None:
-        # Without a location MLflow would take the current folder. A server has its own.
+        # Without a location, MLflow would store artifacts below the current folder. A server decides for itself.
         is_database = uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
         database = database_of(uri) if uri.startswith(SQLITE) else store_root() / "mlflow.db"
         location = artifacts_beside(database).as_uri() if is_database else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # another process may have been faster
+            found = client.get_experiment_by_name(name)  # another process may have created it in the meantime
             if found is None:
                 raise
     return str(found.experiment_id)

@@ -1,4 +1,4 @@
-"""Bringing MLflow up to what DVC and git know."""
+"""Adding to MLflow what DVC and git have recorded."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ from convae.tracking.wording import GONE
 if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded
 
-Homes = list[tuple[Execution, Place]]  # where an execution is kept, the oldest place first
+Homes = list[tuple[Execution, Place]]  # an execution with each place that records it, the oldest place first
 
 
 class Table(NamedTuple):
-    """An experiment of MLflow: what it has by key, and how something is added to it or told where it is kept."""
+    """An MLflow experiment: its runs by key, how to add a run, and how to update the note on where its results are."""
 
     experiment: str
     known: "dict[str, Recorded]"
@@ -31,13 +31,13 @@ class Table(NamedTuple):
 
 
 def sync(records: Records) -> tuple[int, int]:
-    """Create the runs and rows that are missing from any dvc.lock of the repository; gives their numbers.
+    """Add the runs and rows that MLflow lacks, from every dvc.lock in the repository; return how many of each.
 
-    What is recorded already is only told where it is kept now.
+    Existing ones stay as they are, except for the note on how to restore their results.
 
     Raises:
         ConvaeError: dvc.lock in the workspace can't be read.
-        Exception: whatever MLflow and what lies under it come up with.
+        Exception: any error of MLflow or its database.
     """
     records.close_vanished()
     stages = Table(records.stages, _by_key(records, records.stages), records.restore, records.describe_run)
@@ -58,10 +58,10 @@ def sync(records: Records) -> tuple[int, int]:
 
 
 def _bring(records: Records, table: Table, kept: Mapping[str, Homes]) -> int:
-    """Bring a table up to date; gives the number of entries added."""
+    """Bring a table up to date; return the number of runs added."""
     added = 0
     for key, homes in tqdm(kept.items(), "Recording", leave=False, disable=None):
-        with one_at_a_time():
+        with one_at_a_time():  # for one run at a time, so that stages can record theirs in between
             run = table.known.get(key) or records.find(table.experiment, KEY, key)
             if run is None:
                 execution, place = _whole(homes)
@@ -74,7 +74,11 @@ def _bring(records: Records, table: Table, kept: Mapping[str, Homes]) -> int:
 
 
 def _by_key(records: Records, experiment: str) -> "dict[str, Recorded]":
-    """The oldest run of each key. A younger one that nobody executed is a double, written from two machines."""
+    """Return the oldest run of each key.
+
+    Two machines that sync to one server at the same time add the same run twice: the younger one is removed, unless a
+    stage was really executed for it.
+    """
     oldest: dict[str, Recorded] = {}
     for run in every_run(records.client, experiment):
         key = run.data.tags.get(KEY)
@@ -84,17 +88,17 @@ def _by_key(records: Records, experiment: str) -> "dict[str, Recorded]":
 
 
 def _whole(homes: Homes) -> tuple[Execution, Place]:
-    """The first home with all files of reports/ that are meant; these may have been committed after dvc.lock."""
+    """Find the first home whose reports/ has all files of the execution. They may be committed later than dvc.lock."""
     hashes = {**homes[0][0].inputs, **homes[0][0].outputs}
-    meant = [path for path in hashes if path.startswith(REPORTS)]
-    for execution, place in homes if meant else []:
+    wanted = [path for path in hashes if path.startswith(REPORTS)]
+    for execution, place in homes if wanted else []:
         with place.folder() as folder:
             files = files_in(folder, hashes)
-        if all(any(file.is_relative_to(path) for file in files) for path in meant):
+        if all(any(file.is_relative_to(path) for file in files) for path in wanted):
             return execution, place
     return homes[0]
 
 
 def _is_elsewhere(run: "Recorded", homes: Homes) -> bool:
-    commands = {place.command for _, place in homes if place.command} or {""}  # rather than the workspace
+    commands = {place.command for _, place in homes if place.command} or {""}  # the workspace only if nothing else
     return run.data.tags.get(COMMAND, "") not in commands

@@ -1,4 +1,4 @@
-"""What the commands `sync`, `lineage` and `ui` do."""
+"""The commands `convae sync`, `lineage` and `ui`."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def synchronise() -> str:
-    """Create the runs that MLflow lacks, and the view of them; gives the view's address on a server.
+    """`convae sync`: add the runs that MLflow lacks, save a view of them, and return its path on an MLflow server.
 
     Raises:
         ConvaeError: tracking is off, or the store can't be used.
@@ -31,14 +31,14 @@ def synchronise() -> str:
         runs, rows = sync(records)
         view = set_view(records)
         cells = record(uri, tracking.experiment, ladder_cells())
-    print(f"Added {runs} runs of stages and {rows} experiments; what MLflow had already stays.")
+    print(f"Added {runs} stage runs and {rows} experiments; existing ones are unchanged.")
     if cells:
-        print(f"Added {cells} cells of the ladder to the experiment {tracking.experiment}-ladder.")
+        print(f"Added {cells} ladder cells to the experiment {tracking.experiment}-ladder.")
     return view
 
 
 def open_ui(port: int) -> None:
-    """Synchronise, then become MLflow's server, on loopback alone; where a server has the runs, say where it is.
+    """`convae ui`: sync, then become an MLflow server on the loopback address; if a server has the runs, print its URL.
 
     Raises:
         ConvaeError: tracking is off, the port is taken, or the store can't be used.
@@ -48,11 +48,11 @@ def open_ui(port: int) -> None:
         print(f"Compare experiments at {public(uri)}{synchronise()}")
         return
     _check_free(port)
-    print(f"Compare experiments at http://{LOOPBACK}:{port}{synchronise()} (Ctrl-C ends it).", flush=True)
-    # By the environment: arguments are for everybody to read, and an address may hold a password.
+    print(f"Compare experiments at http://{LOOPBACK}:{port}{synchronise()} (Ctrl-C to stop).", flush=True)
+    # In the environment, not as arguments, which every user can read: the address may contain a password.
     os.environ |= {
         "MLFLOW_BACKEND_STORE_URI": uri,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that nothing here needs
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves seven processes that nothing here needs
         "PYTHONWARNINGS": "ignore",
     }
     options = f"--host {LOOPBACK} --port {port} --workers 1 --uvicorn-opts --log-level=warning"
@@ -60,15 +60,15 @@ def open_ui(port: int) -> None:
 
 
 def print_lineage(path: Path) -> None:
-    """Say of something that a stage wrote which data, code, parameters and runs it is from.
+    """`convae lineage`: print the data, code, parameters and runs behind a stage's output.
 
     Raises:
-        ConvaeError: nothing is there, or no dvc.lock knows it.
+        ConvaeError: `path` does not exist, or no dvc.lock has its hash.
     """
     place, execution = find_producer(path)
     try:
         runs = _find_runs([execution, *chain(place.executions, execution)])
-    except ConvaeError as error:  # all but the runs is known without MLflow
+    except ConvaeError as error:  # everything but the runs is known without MLflow
         print(f"convae: {error}", file=sys.stderr)
         runs = {}
     for line in describe(path, place, execution, runs):
@@ -76,7 +76,7 @@ def print_lineage(path: Path) -> None:
 
 
 def _find_runs(executions: list[Execution]) -> dict[str, str]:
-    """Addresses of the runs of executions on a server, or else their ids, by key."""
+    """Return the runs of executions by key: their URLs on a server, or their ids in a database."""
     tracking = load_params().tracking
     uri = known_store(tracking)
     runs = {}
@@ -92,8 +92,8 @@ def _find_runs(executions: list[Execution]) -> dict[str, str]:
 
 def _check_free(port: int) -> None:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the server: a port just closed is free
         try:
             probe.bind((LOOPBACK, port))
         except (OSError, OverflowError) as error:
-            raise ConvaeError(f"port {port} can't be used ({error}); name another with --port") from None
+            raise ConvaeError(f"port {port} can't be used ({error}); choose another with --port") from None

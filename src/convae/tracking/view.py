@@ -1,6 +1,6 @@
-"""What MLflow's user interface shows first: the best experiment on top, and only what tells experiments apart.
+"""The default view in MLflow's user interface: best experiment first, and only parameters that differ.
 
-The interface reads such a view from a tag of the experiment; its form is that of MLflow's own saved views.
+The interface reads a view from a tag of the experiment, in the undocumented format of MLflow's own shared views.
 """
 
 import json
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded
 
 NAME = "convae"
-# The first of them says which is best: test images choose nothing.
+# The first one sorts the rows. It is the validation accuracy, because test images must not select anything.
 ACCURACIES = (
     "validation.accuracy",
     "test.accuracy",
@@ -24,8 +24,8 @@ ACCURACIES = (
 )
 ERRORS = ("validation.reconstruction_mse", "test.reconstruction_mse")
 CURVES = ("validation_loss", "train_loss")
-MOST_PARAMETERS = 12  # a wider table is no comparison
-# Columns that are always there, by the names that the interface gives them.
+MOST_PARAMETERS = 12  # a wider table can't be read at a glance
+# Columns that every table has, by the interface's own names.
 SELECTION, RUN_NAME, ALWAYS_LAST = "1", "attributes.`Run Name`", ("runDateAndNestInfo", "duration")
 NAME_WIDTH, COLUMN_WIDTH = 340, 150  # pixels
 
@@ -42,20 +42,20 @@ DIFFERENCES = {
 
 
 def set_view(records: Records) -> str:
-    """Make the view over the rows there are now; gives the part of its address that follows the server's.
+    """Save the view of the current rows; return its path on an MLflow server.
 
     Raises:
-        Exception: whatever MLflow and what lies under it come up with.
+        Exception: any error of MLflow or its database.
     """
     view = _view(list(every_run(records.client, records.rows)))
-    # The times order a menu of views, of which there is one.
+    # The times would order a menu of views, but there is only one.
     saved = {"name": "Best first", "createdAt": 0, "updatedAt": 0, "state": json.dumps(view)}
     records.client.set_experiment_tag(records.rows, f"mlflow.sharedViewState.{NAME}", json.dumps(saved))
     return f"/#/experiments/{records.rows}/runs?viewStateShareKey={NAME}"
 
 
 def _varying(rows: "Sequence[Recorded]") -> list[str]:
-    """Names of the parameters in which the rows are not all the same."""
+    """Return the names of parameters that differ between rows."""
     names = dict.fromkeys(name for row in rows for name in row.data.params)
     return [name for name in names if len({row.data.params.get(name) for row in rows}) > 1]
 

@@ -1,4 +1,4 @@
-"""How runs are called, and what they say about themselves."""
+"""Names, tags and notes of runs."""
 
 import posixpath
 import re
@@ -11,18 +11,18 @@ from convae.history.lock import Execution, Executions, chain, reports_in, writte
 if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded
 
-GONE = "gone"  # stands for the command that brings a row back, where none does
+GONE = "gone"  # in place of a command, if nothing restores the results any more
 SHOWN_CHANGES = 3
 LONGEST_TAG = 250
 
 
 def all_params(executions: Executions, report: Execution) -> dict[str, Any]:
-    """The parameters of an experiment: those that it reports, and others of the stages behind it."""
+    """Return all parameters of an experiment, from its report and the stages behind it."""
     return {name: value for one in [*chain(executions, report), report] for name, value in one.params.items()}
 
 
 def row_name(report: Execution, place: Place) -> str:
-    """The place's name, and what sets an experiment's parameters apart."""
+    """Return the name of a row: the place, and the parameters that differ from its baseline."""
     baseline = lock_at(place.baseline) if place.baseline else {}
     before = next(reports_in(baseline), None)
     if before is None:
@@ -34,18 +34,33 @@ def row_name(report: Execution, place: Place) -> str:
 
 
 def hash_tags(prefix: str, hashes: Mapping[str, str]) -> dict[str, str]:
-    """Tags with the hashes of inputs or outputs, which go by path."""
+    """Return tags for hashes of inputs or outputs.
+
+    Example:
+        >>> hash_tags("output", {"models/encoder": "1234"})
+        {'output.models/encoder': '1234'}
+    """
     return {tag_name(prefix, path): md5 for path, md5 in hashes.items()}
 
 
 def tag_name(prefix: str, path: str) -> str:
-    """What MLflow allows: certain characters, no detour in the path, a limited length."""
+    """Return a tag name that MLflow allows: certain characters, a normalised path, a limited length.
+
+    Example:
+        >>> tag_name("input", "data//raw/a,b.png")
+        'input.data/raw/a_b.png'
+    """
     allowed = re.sub(r"[^\w./: -]", "_", path)
     return posixpath.normpath(f"{prefix}.{allowed}"[:LONGEST_TAG])
 
 
 def link(text: str, run: "Recorded | None", page: str = "") -> str:
-    """In Markdown: a link to a run, or to a page of it, where there is one; its text stays text."""
+    """Return a Markdown link to a run or one of its pages; without a run, the text alone.
+
+    Example:
+        >>> link("a|b", None)
+        'a\\\\|b'
+    """
     text = re.sub(r"([\\\[\]<&|])", r"\\\1", text)
     if run is None:
         return text
@@ -53,12 +68,17 @@ def link(text: str, run: "Recorded | None", page: str = "") -> str:
 
 
 def code(text: str) -> str:
-    """In Markdown: words as they are."""
+    """Return Markdown that shows the text literally, as code.
+
+    Example:
+        >>> code("a|b")
+        '`a_b`'
+    """
     return "`" + re.sub(r"[`|]", "_", text) + "`"
 
 
 def way_back(command: str) -> str:
-    """In Markdown: what brings results back; the command is empty where they are in the workspace alone."""
+    """Return Markdown that says how to restore results; an empty command means that only the workspace has them."""
     if command == GONE:
-        return "Kept nowhere any more."
+        return "No longer reachable from any commit or experiment."
     return f"Bring it back: {code(command)}" if command else "In the workspace, not committed yet."
