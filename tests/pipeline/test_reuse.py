@@ -135,9 +135,11 @@ def test_every_door_gives_the_predictions_of_the_pipeline(published, client):
     np.testing.assert_allclose(table.drop(columns="label"), scores, atol=1e-4)
 
 
-def test_mlflow_serves_the_classifier_over_http(published, client, tmp_path):
-    port = free_port()
-    command = f"mlflow models serve -m models:/convae-classifier@champion --env-manager local --port {port}"
+def test_mlflow_serves_the_classifier_over_http(published, repository, client, tmp_path):
+    """With the commands of docs/reuse.md, but for curl."""
+    page, port = (repository / "docs/reuse.md").read_text(), free_port()
+    (command,) = re.findall(r"^mlflow models serve .*", page, re.MULTILINE)
+    command = command.replace("5001", str(port))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     with (tmp_path / "log").open("wb") as log:
@@ -157,15 +159,15 @@ def test_mlflow_serves_the_classifier_over_http(published, client, tmp_path):
         except OSError:
             return False
 
-    images = images_of(published)
+    published.run("sh", "-c", *re.findall(r"^python -c .* > body.json$", page, re.MULTILINE))
+    body = published.read("body.json")
     try:
         wait_for(answers, 120)
-        body = json.dumps({"inputs": images.tolist()}).encode()
         request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
         rows = json.load(urlopen(request, timeout=60))["predictions"]
     finally:
         stop(server)
-    classifier = load_image_classifier(published.folder / "models")
+    images, classifier = images_of(published)[:2], load_image_classifier(published.folder / "models")
     assert [row.pop("label") for row in rows] == classifier.predict(images)
     np.testing.assert_allclose([list(row.values()) for row in rows], classifier.scores(images), atol=1e-4)
 
@@ -275,17 +277,22 @@ def test_an_encoder_starts_another_training(published, clone):
     assert "models/initial" in repository.run("dvc", "status", "dvc.yaml").stdout
 
 
-def test_the_readme_runs(published, repository):
-    section = (repository / "README.md").read_text().split("## Reuse the encoder")[1].split("\n## ")[0]
-    blocks = [block.split("```")[0] for block in section.split("```python\n")[1:]]
-    assert len(blocks) >= 2
-    published.run("python", "-c", "\n".join(blocks))
+@pytest.mark.parametrize("page", ["README.md", "docs/reuse.md"])
+def test_the_python_of_the_pages_runs(published, repository, page):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (repository / page).read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    shutil.copy(published.folder / "pictures/00.png", published.folder / "photo.png")
+    printed = published.run("python", "-c", "\n".join(blocks)).stdout
+    if page == "README.md":
+        shape, labels = printed.splitlines()
+        assert shape == str((4, read_json(published.folder / "reports/metrics.json")["features"]["dimension"]))
+        assert labels == str(load_image_classifier(published.folder / "models").predict(images_of(published)[:4]))
 
 
-def test_the_commands_of_the_readme_run(published, repository, tmp_path):
-    """But for the wheel, the server and its answer, which other tests start."""
-    section = (repository / "README.md").read_text().split("## Reuse the encoder")[1].split("\n## ")[0]
-    blocks = re.findall(r"^```\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+def test_the_commands_of_the_pages_run(published, repository, tmp_path):
+    """But for the wheel and the server, which other tests build and start; tests/test_pages.py looks at README's."""
+    page = (repository / "docs/reuse.md").read_text()
+    blocks = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     commands = [
         line for block in blocks for line in block.splitlines() if line.startswith(("convae", "cp", "dvc", "rm"))
     ]
