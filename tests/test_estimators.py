@@ -15,9 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
 import convae
-from convae import CAEFeatures, ConvolutionalAutoencoderFeatures, estimators, load_encoder
+from convae import CAEFeatures, ConvolutionalAutoencoderFeatures, load_encoder
 from convae.errors import ConvaeError
-from convae.params import load_params
 
 DIGITS, LABELS = load_digits(return_X_y=True)  # 0 to 16
 IMAGES = np.round(DIGITS * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)
@@ -109,15 +108,6 @@ def test_the_same_random_state_gives_the_same_bits_and_leaves_nothing_behind(tmp
     assert not np.array_equal(first, other)
     assert first.shape == (100, (4 + 6) * 2 * 16)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_not_asked_for_is_as_in_the_default_system(repository):
-    default = load_params(repository / "systems/default.yaml").model_dump(mode="json")
-    assert default["preprocessing"] == estimators.PREPROCESSING
-    assert estimators.OBJECTIVE | {"sparsity": default["objective"]["sparsity"]} == default["objective"]
-    assert estimators.READOUT.items() <= default["features"].items()
-    block = estimators.OBJECTIVE["sparsity"]
-    assert default["objective"]["sparsity"] == {"block": [block["block"]] * 2, "lifetime": block["lifetime"]}
 
 
 # Prints what differs after a fit; in a process of its own, in which the first one imports whatever it needs.

@@ -91,6 +91,7 @@ def test_an_encoder_is_used_and_pictures_classified(wheel, models):  # noqa: F81
 
     where = run("-c", "import convae; print(convae.__file__)")
     assert Path(where.strip()).is_relative_to(wheel)
+    assert (wheel / "convae/default.yaml").is_file()  # for `Params.default`
     lines = run("-m", "convae.cli", "classify", "pictures").splitlines()
     assert len(lines) == 10
     run("-m", "convae.cli", "features", "pictures", "-o", "f.npy")

@@ -25,26 +25,6 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int]
 
-# The parts of systems/default.yaml that `ConvolutionalAutoencoderFeatures` leaves as they are.
-PREPROCESSING = {
-    "local_contrast": {"window": 9, "floor": 0.03},
-    "whitening": {"kind": "zca", "window": 7, "epsilon": 0.1},
-}
-OBJECTIVE = {
-    "kind": "reconstruct",
-    "corruption": None,
-    "sparsity": {"block": 14, "lifetime": 0.3},
-    "pretraining": 0,
-}
-READOUT = {
-    "divisive_normalization": 0.1,
-    "rectification": "both",
-    "threshold": 0.0,
-    "pooling": "mean",
-    "power": 0.5,
-    "pca": None,
-    "standardize": True,
-}
 POOL = {"kind": "max", "size": 2}
 
 
@@ -277,62 +257,36 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         return scaled
 
     def _experiment(self, seed: int, empty: str) -> "Params":
-        """What `params.yaml` would hold, with an empty folder for the encoder to start from; pydantic checks it."""
+        """The default experiment but for the arguments, with an empty folder for the encoder to start from."""
         from pydantic import ValidationError
 
-        from convae import params as sections
+        from convae.params import Params
 
         filters = np.asarray(self.filters)
         if filters.ndim != 1 or not len(filters) or filters.dtype.kind not in "iu":
             raise ConvaeError(f"filters = {self.filters}: a whole number for each layer is needed, such as (64,)")
-        layers = [
-            {"filters": count, "kernel": self.kernel, "activation": "linear", "pool": POOL}
-            for count in filters.tolist()
-        ]
+        content = Params.default().model_dump()
+        (layer,) = content["model"]["layers"]
+        layers = [layer | {"filters": count, "kernel": self.kernel, "pool": POOL} for count in filters.tolist()]
         layers[-1] |= {"pool": None}
-        train = {
+        content["seed"] = seed
+        content["model"] |= {"layers": layers, "initialize_from": empty}
+        content["train"] |= {
             "order": "greedy",
-            "freeze": "none",
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "optimizer": "adam",
             "learning_rate": self.learning_rate,
-            "head_learning_rate": None,
-            "weight_decay": 0.0,
-            "schedule": "cosine",
-            "gradient_clip": None,
-            "patience": None,
-            "augmentation": None,
-            "precision": "32-true",
             "threads": torch.get_num_threads(),
-            "accelerator": "auto",
-            "devices": 1,
-            "nodes": 1,
-            "strategy": "auto",
             "checkpoint_minutes": 60,
         }
-        model = {
-            "layers": layers,
-            "initialization": "normal",
-            "initialize_from": empty,
-            "stacked_on": "maps",
-            "tied_weights": True,
-        }
-        readout = READOUT | {"layers": list(range(len(layers))), "grid": self.grid}
+        content["features"] |= {"layers": list(range(len(layers))), "grid": self.grid}
         try:
-            return sections.Params.model_construct(
-                seed=seed,
-                data=sections.DataParams.model_construct(dataset="arrays", fit="crop", white_level=None),
-                preprocessing=sections.PreprocessingParams.model_validate(PREPROCESSING),
-                model=sections.ModelParams.model_validate(model),
-                objective=sections.ObjectiveParams.model_validate(OBJECTIVE),
-                train=sections.TrainParams.model_validate(train),
-                features=sections.FeaturesParams.model_validate(readout),
-            )
+            params = Params.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = next(str(part) for part in reversed(first["loc"]) if part in self.get_params() or part == "layers")
             raise ConvaeError(f"{key} = {first['input']}: {first['msg'].removeprefix('Value error, ')}") from None
+        return params.model_copy(update={"data": params.data.model_copy(update={"dataset": "arrays"})})
 
 
 def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:

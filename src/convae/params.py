@@ -352,6 +352,11 @@ class Params(Section):
     classifier: ClassifierParams
     tracking: TrackingParams
 
+    @classmethod
+    def default(cls) -> "Params":
+        """The experiment that `params.yaml` is shipped with."""
+        return load_params(Path(__file__).with_name("default.yaml"))
+
     @property
     def frozen_layers(self) -> int:
         """The number of layers, counted from the first, whose filters stay fixed."""
