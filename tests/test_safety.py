@@ -111,7 +111,7 @@ def test_what_is_not_the_published_archive_is_never_unpickled(tmp_path: Path, na
             entry = tarfile.TarInfo(f"{folder}/{member}")
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-    with pytest.raises(ConvaeError, match=f"{archive} has MD5 .{{32}}, .*it holds pickles.* data.trust does not help"):
+    with pytest.raises(ConvaeError, match=f"{archive} has MD5 .{{32}}, .*it holds pickles.* data.trust does not apply"):
         list(read(dataset, {archive: tmp_path / archive}, tmp_path / "scratch", trust))
     assert [path.name for path in tmp_path.iterdir()] == [archive]
 

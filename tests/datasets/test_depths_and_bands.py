@@ -114,16 +114,16 @@ REFUSED = {
     "two bands that nothing is said of": (tiff(EIGHT[..., :2], 1), "^2 bands"),
     "three bands of grey": (tiff(EIGHT[..., :3], 1, extra=[0, 0]), "^3 bands"),
     "signed": (tiff(EIGHT[..., :1].astype(np.int8), 1), "^signed numbers of 8 bits"),
-    "signed, 16 bits": (tiff(EIGHT[..., :1].astype(np.int16), 1), "^signed numbers of 16 bits; save whole numbers"),
-    "32 bits": (tiff(EIGHT[..., :1].astype("u4"), 1), "^32 bits a channel; 8 or 16 are allowed"),
-    "10 bits": (tiff(EIGHT[..., :1], 1, bits=10), "^10 bits a channel; 8 or 16 are allowed"),
-    "14 bits": (tiff(EIGHT[..., :1], 1, bits=14), "^14 bits a channel; 8 or 16 are allowed"),
+    "signed, 16 bits": (tiff(EIGHT[..., :1].astype(np.int16), 1), "^signed numbers of 16 bits; save them as unsigned"),
+    "32 bits": (tiff(EIGHT[..., :1].astype("u4"), 1), "^32 bits per channel; 8 or 16 are allowed"),
+    "10 bits": (tiff(EIGHT[..., :1], 1, bits=10), "^10 bits per channel; 8 or 16 are allowed"),
+    "14 bits": (tiff(EIGHT[..., :1], 1, bits=14), "^14 bits per channel; 8 or 16 are allowed"),
     "a mask": (tiff(EIGHT[..., :1], 4), "^a TIFF of photometric interpretation 4; save it as grey or RGB$"),
     "CIELAB": (tiff(EIGHT[..., :3], 8), "^a TIFF of photometric interpretation 8"),
     "a filter over a sensor": (tiff(EIGHT[..., :1], 32803), "^a TIFF of photometric interpretation 32803"),
-    "one band after the other": (tiff(DEEP, planar=2), "^16 bits a channel and one band after the other"),
-    "pictures inside": (tiff(EIGHT[..., :3], sub_ifds=True), "^a TIFF with further pictures in it"),
-    "CMYK of 16 bits": (tiff(EIGHT[..., :4].astype(np.uint16), 5), "^16 bits a channel of CMYK; save it as RGB"),
+    "one band after the other": (tiff(DEEP, planar=2), "^16 bits per channel in separate planes"),
+    "pictures inside": (tiff(EIGHT[..., :3], sub_ifds=True), "^a TIFF with more pictures inside"),
+    "CMYK of 16 bits": (tiff(EIGHT[..., :4].astype(np.uint16), 5), "^CMYK with 16 bits per channel; save it as RGB"),
 }
 
 
@@ -150,7 +150,7 @@ def test_a_loaded_picture_of_pillow_keeps_its_depth() -> None:
         assert from_pillow(image, Reading(1)).pixels.tolist() == [[[0, 128], [255, 0]]]
     with Image.open(io.BytesIO(COLOURS["TIFF"])) as image:
         image.load()
-        with pytest.raises(UnusableError, match="give the file instead"):
+        with pytest.raises(UnusableError, match="pass the file instead"):
             from_pillow(image, Reading(3))
 
 
@@ -177,14 +177,14 @@ def test_a_bitmap_of_32_bits_has_three_bands(fourth: int | None) -> None:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "BMP")
     if fourth is None:
-        with pytest.raises(UnusableError, match="4 bands, and a BMP does not say what the fourth is; save it as PNG"):
+        with pytest.raises(UnusableError, match="4 bands, and BMP does not define the fourth; save it as PNG"):
             decode(stream.getvalue(), Reading(3))
     else:
         assert decode(stream.getvalue(), Reading(3)).pixels.max() == 0
 
 
 def test_a_picture_that_pillow_would_cut_is_refused_from_pillow() -> None:
-    with Image.open(io.BytesIO(COLOURS["PNG"])) as image, pytest.raises(UnusableError, match="give the file instead"):
+    with Image.open(io.BytesIO(COLOURS["PNG"])) as image, pytest.raises(UnusableError, match="pass the file instead"):
         from_pillow(image, Reading(3))
 
 
@@ -237,10 +237,10 @@ MORE = {
     "fewer strips than rows": (tiff(EIGHT[..., :1], 1, rows=2), "^truncated: 1 of 3 strips; get it again$"),
     "white is zero in the other order of bytes": (
         tiff(DEEP[..., :1], 0, order=">"),
-        "^a TIFF of 16 bits in an order that can't be read; save it as PNG$",
+        "^a TIFF with an unsupported layout of 16 bits; save it as PNG$",
     ),
     "other inks": (tiff(EIGHT[..., :4], 5, inks=2), "^inks other than CMYK; save it as RGB$"),
-    "a palette that is black": (tiff(EIGHT[..., :1], 3, colors=[*range(256)] * 3), "^a palette of 8 bits where 16 are"),
+    "a palette that is black": (tiff(EIGHT[..., :1], 3, colors=[*range(256)] * 3), "^a palette of 8 bits where TIFF"),
     "nothing on black or white": (tiff(EIGHT[..., :1], None), "^a TIFF that does not say whether 0 is black or white"),
 }
 

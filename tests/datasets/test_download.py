@@ -58,7 +58,7 @@ def test_wrong_data_makes_way_for_the_next_source(
     (tmp_path / "system/t10k-labels-idx1-ubyte.gz").unlink()
     assert download(data_params(), tmp_path / "raw", tmp_path / "downloads") == from_mirror.url
     said = capsys.readouterr().err
-    assert "train images are not those that the catalogue knows (SHA-256 differs)" in said
+    assert "train images differ from the catalogue's: SHA-256" in said
     assert f"{tmp_path / 'system'}: {tmp_path / 'system'} lacks t10k-labels-idx1-ubyte.gz" in said
 
 
@@ -72,12 +72,12 @@ def test_if_none_serves_one_message_says_why_and_what_helps(
         download(data_params(), tmp_path / "raw", tmp_path / "downloads")
     first, local, system, mirror, remedy = str(caught.value).splitlines()
     names = ", ".join(tiny.files)
-    assert first == "data.dataset = fashion_mnist: no source could serve it"
+    assert first == "data.dataset = fashion_mnist: no source has it"
     assert local == f"  data.root = {tmp_path / 'local'}: no such folder"
     assert system == f"  {tmp_path / 'system'}: no such folder"
     assert mirror == f"  {from_mirror.url}: train-images-idx3-ubyte.gz: HTTP status 404 Not Found"
     assert remedy == (
-        f"  What helps: put {names} into {tmp_path / 'local'} or set data.root to their folder; "
+        f"  Possible remedies: put {names} into {tmp_path / 'local'}, or set data.root to their folder; "
         "or set data.dataset to digits, which needs no download"
     )
     assert hashes(tmp_path) == {"raw/earlier.npy": file_sha256(tmp_path / "raw/earlier.npy")}

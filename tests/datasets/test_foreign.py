@@ -87,10 +87,10 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "bzip2": (bz2.compress(b"x"), "a bzip2 archive; unpack it"),
     "xz": (lzma.compress(b"x"), "an xz archive; unpack it"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "a Git LFS pointer"),
-    "HTML": (b"\n<!DOCTYPE html><html><body>404</body></html>", "an HTML page, maybe what a server answered in place"),
-    "XHTML": (b'<?xml version="1.0"?><html xmlns="x"><body/></html>', "an HTML page, maybe what a server answered in"),
-    "refusal of S3": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML, maybe what a server"),
-    "zeros": (bytes(5000), "nothing but zeros, at least at its start; get the file again"),
+    "HTML": (b"\n<!DOCTYPE html><html><body>404</body></html>", "an HTML page, maybe a server's answer instead"),
+    "XHTML": (b'<?xml version="1.0"?><html xmlns="x"><body/></html>', "an HTML page, maybe a server's answer"),
+    "refusal of S3": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML, maybe a server's"),
+    "zeros": (bytes(5000), "only zeros, at least at the start; get the file again"),
 }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_a_damaged_file_is_fetched_again(server: Any, url: str, tmp_path: Path) 
 
 def test_a_wrong_md5_leaves_nothing(server: Any, url: str, tmp_path: Path) -> None:
     server.misbehave = lambda path, number: "garbage"
-    with pytest.raises(ConvaeError, match=rf"has MD5 .*, published is {MD5}"):
+    with pytest.raises(ConvaeError, match=rf"has MD5 .*, expected {MD5}"):
         fetch(url, tmp_path / "file", MD5, LIMIT)
     assert list(tmp_path.iterdir()) == []
 

@@ -121,25 +121,25 @@ def test_a_link_that_stays_inside_is_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "no image in the train part; expected are train/<class>/<image>"),
+        ([], "no image in the train part; expected: train/<class>/<image>"),
         (["test/a/1.png"], "no image in the train part"),
         (["train/a/1.png", "train/b/"], "class folder 'b' of the train part has no image in it"),
         (["train/a/1.png", "train/b/1.png", "test/"], "no image in the test part"),
         (["train/a/1.png", "train/b/1.png", "test/a/"], "no image in the test part"),
-        (["train/a/1.png", "train/1.png"], "the train part has images both inside and beside class folders"),
-        (["train/a/1.png"], "'a' is the only class; two are needed, or no class folders at all"),
+        (["train/a/1.png", "train/1.png"], "the train part has images both inside and outside class folders"),
+        (["train/a/1.png"], "'a' is the only class; at least two are needed, or no class folders at all"),
         (
             ["train/a/1.png", "train/b/1.png", "test/c/1.png"],
-            "the test part has class 'c', the training part a, b",
+            "the test part has class 'c', but the training part has a, b",
         ),
         (["train/a/1.png", "train/b/1.png", "test/1.png"], "the test part has images without class folders"),
         (
             ["train/1.png", "validation/a/1.png"],
-            "the validation part has class 'a', the training part no class",
+            "the validation part has class 'a', but the training part has no class",
         ),
         (
             ["train/a/1.png", "train/b/1.png", "val/a/1.png"],
-            "val: only validation/ and test/ may stand beside",
+            "val: only validation/ and test/ are allowed next to",
         ),
         (["train/a\tb/1.png", "train/b/1.png"], r"train/a\\tb: class names must be UTF-8 without control"),
     ],
@@ -188,7 +188,7 @@ def test_a_missing_root_is_an_error_that_shows_the_layout(
     tmp_path: Path, data_params: Callable[..., DataParams]
 ) -> None:
     data = data_params(dataset="image_folder", image_size=(4, 4))
-    with pytest.raises(ConvaeError, match=r"local: no such folder; expected are train/<class>/<image> or"):
+    with pytest.raises(ConvaeError, match=r"local: no such folder; expected: train/<class>/<image> or"):
         download(data, tmp_path / "raw", tmp_path / "downloads")
     assert not (tmp_path / "raw").exists()
 

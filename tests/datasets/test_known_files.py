@@ -146,9 +146,9 @@ def test_what_is_known_by_its_content_is_not_a_matter_of_trust(
     content[100] ^= 1
     path.write_bytes(content)
     found = hashlib.md5(content).hexdigest()
-    assert (
-        f"train-images-idx3-ubyte unpacks to MD5 {found}, known is {dataset.unpacked[IMAGES]}: another file; get it"
-    ) in refused(tmp_path, data_params(dataset="mnist", trust=trust))
+    assert (f"train-images-idx3-ubyte unpacks to MD5 {found}, expected {dataset.unpacked[IMAGES]}; get it") in refused(
+        tmp_path, data_params(dataset="mnist", trust=trust)
+    )
 
 
 @pytest.mark.parametrize("write", SPELLINGS, ids=lambda write: write.__name__)
@@ -158,7 +158,7 @@ def test_where_an_archive_alone_is_known_one_may_say_that_another_is_right(
     dataset = known("kmnist")
     spelled(tmp_path / "local/KMNIST/raw", tiny, write)
     line = refused(tmp_path, data_params(dataset="kmnist"))
-    assert f"published is {dataset.archives[IMAGES]}" in line
+    assert f"expected {dataset.archives[IMAGES]}" in line
     assert line.endswith("; get it again, or set data.trust to true if you know where it comes from")
     assert fetched(tmp_path, data_params(dataset="kmnist", trust=True))["train_images"][:2] == [40, 1]
 
@@ -177,13 +177,13 @@ def labels_beyond(content: bytes) -> bytes:
 
 UNTRUSTED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "labels beyond": (labels_beyond, "the train labels are 0 to 3, expected 0 to 2"),
-    "truncated": (lambda content: content[:-1], "40 bytes should follow the IDX header, only 39 do"),
-    "longer": (lambda content: content + b"x", "40 bytes should follow the IDX header, more do"),
+    "truncated": (lambda content: content[:-1], "expected 40 bytes after the IDX header, found only 39"),
+    "longer": (lambda content: content + b"x", "expected 40 bytes after the IDX header, found more"),
     "truncated archive": (lambda content: gzip.compress(content)[:-9], "damaged gzip file"),
     "fewer": (lambda content: content[:7] + b"\x27" + content[8:-1], "the IDX header says (39,), expected (40,)"),
-    "HTML": (lambda content: b"<!DOCTYPE html><html>404", "an HTML page, maybe what a server answered in place of the"),
+    "HTML": (lambda content: b"<!DOCTYPE html><html>404", "an HTML page, maybe a server's answer instead of the"),
     "Git LFS": (lambda content: b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer, not the file"),
-    "zeros": (lambda content: bytes(5000), "nothing but zeros, at least at its start; get the file again"),
+    "zeros": (lambda content: bytes(5000), "only zeros, at least at the start; get the file again"),
     "empty": (lambda content: b"", "an empty file; get it again"),
     "bzip2": (bz2.compress, "a bzip2 archive; unpack it"),
     "array": (lambda content: b"\x93NUMPY" + content, "a NumPy array"),
@@ -209,10 +209,10 @@ def test_mirrors_are_not_trusted(
 ) -> None:
     known("kmnist", mirrors=(server.url,))
     server.files = {name: gzip.compress(gzip.decompress(content), 1) for name, content in tiny.files.items()}
-    with pytest.raises(ConvaeError, match=rf"{server.url}: train-images-idx3-ubyte\.gz.* has MD5 .*, published is"):
+    with pytest.raises(ConvaeError, match=rf"{server.url}: train-images-idx3-ubyte\.gz.* has MD5 .*, expected"):
         download(data_params(dataset="kmnist", trust=True), tmp_path / "raw", tmp_path / "downloads")
     server.files = dict.fromkeys(tiny.files, b"<!DOCTYPE html><html>moved</html>")
-    with pytest.raises(ConvaeError, match=r"published is .{32}: an HTML page, maybe what a server answered"):
+    with pytest.raises(ConvaeError, match=r"expected .{32}: an HTML page, maybe a server's answer"):
         download(data_params(dataset="kmnist", trust=True), tmp_path / "raw", tmp_path / "downloads")
 
 
@@ -256,7 +256,7 @@ def test_stl10_on_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_pa
     write_stl10(path, 11)
     assert "the train labels are 10 to 10" in refused(tmp_path, data_params(dataset="stl10", trust=True))
     write_stl10(path, 7, train_X=1 << 22)
-    assert "'stl10_binary/train_X.bin' has 4194304 bytes, too many by far" in refused(
+    assert "'stl10_binary/train_X.bin' has 4194304 bytes, far too many" in refused(
         tmp_path, data_params(dataset="stl10", trust=True)
     )
 

@@ -92,8 +92,8 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
     "escape in a class": (lambda root: classes(root, "\x1b[31m"), r"train/\x1b[31m: class names must be UTF-8"),
     "class of no encoding": (lambda root: classes(root, "\udcff"), r"train/\udcff: class names must be UTF-8"),
     "line break in a picture": (lambda root: picture(root / "train/a/1\n2.png"), r"train/a/1\n2.png (the name is not"),
-    "a file called test": (lambda root: (root / "test").write_text(""), "test: not a folder, as its name says"),
-    "a link to nowhere called test": (lambda root: dangling(root / "test"), "test: not a folder, as its name says"),
+    "a file called test": (lambda root: (root / "test").write_text(""), "test: not a folder, although its name"),
+    "a link to nowhere called test": (lambda root: dangling(root / "test"), "test: not a folder, although its name"),
     "a circle called test": (lambda root: circle(root / "test"), "test: Too many levels of symbolic links"),
     "test without pictures": (lambda root: (root / "test").mkdir(), "no image in the test part"),
     "test without pictures of a class": (lambda root: (root / "test/a").mkdir(parents=True), "no image in the test"),
@@ -115,7 +115,7 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
     "class in a class": (lambda root: picture(root / "train/a/b/1.png"), "train/a/b: a folder inside a class folder;"),
     "one image": (
         lambda root: [shutil.rmtree(root / "train"), picture(root / "train/1.png")],
-        "data.test_size = 2: 1 image(s) cannot be divided, at least 2 are needed",
+        "data.test_size = 2: 1 image(s) can't be split, at least 2 are needed",
     ),
     "class of GIFs": (
         lambda root: [gif(root / f"train/c/{index}.gif") for index in range(3)] + [(root / "train/c/3.gif").touch()],
@@ -126,12 +126,12 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
         lambda root: [shutil.rmtree(root / "train"), gif(root / "train/1.gif")],
         "no image in the train part that can be read: train/1.gif (a GIF; save it as PNG)",
     ),
-    "class of one picture": (lambda root: picture(root / "train/c/1.png"), "class 'c' has one image to divide"),
+    "class of one picture": (lambda root: picture(root / "train/c/1.png"), "class 'c' has only one image to split"),
     "pipe": (lambda root: os.mkfifo(root / "train/a/1"), "train/a/1 (not a regular file)"),
     "device": (lambda root: (root / "train/a/1").symlink_to("/dev/zero"), "train/a/1 (a symbolic link that leads out"),
-    "one class": (lambda root: shutil.rmtree(root / "train/b"), "'a' is the only class; two are needed"),
-    "nothing": (shutil.rmtree, "no such folder; expected are train/<class>/<image>"),
-    "four parts": (lambda root: picture(root / "valid/a/1.png"), "only validation/ and test/ may stand beside train/"),
+    "one class": (lambda root: shutil.rmtree(root / "train/b"), "'a' is the only class; at least two are needed"),
+    "nothing": (shutil.rmtree, "no such folder; expected: train/<class>/<image>"),
+    "four parts": (lambda root: picture(root / "valid/a/1.png"), "only validation/ and test/ are allowed next to"),
 }  # fmt: skip
 
 

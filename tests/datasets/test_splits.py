@@ -61,13 +61,13 @@ def test_halves_are_disjoint_complete_and_of_the_right_size(counts: list[int], s
 @pytest.mark.parametrize(
     ("labels", "size", "message"),
     [
-        ([0, 0, 1, 1], 0.1, "would hold out 0 of 4 images; 1 to 3 are possible"),
+        ([0, 0, 1, 1], 0.1, "would hold out 0 of 4 images; 1 to 3 are allowed"),
         ([0, 0, 1, 1], 0.9, "would hold out 4 of 4 images"),
         ([0, 0, 1, 1], 5000, "would hold out 5000 of 4 images"),
-        ([0, 0, 0, 1, 1, 2], 3, "class 'c' has one image to divide; at least 2 are needed"),
+        ([0, 0, 0, 1, 1, 2], 3, "class 'c' has only one image to split; at least 2 are needed"),
         ([0, 0, 1, 1, 2, 2], 2, "2 and 4 images cannot each hold 3 classes"),
         ([0, 0, 1, 1, 2, 2], 4, "4 and 2 images cannot each hold 3 classes"),
-        ([], 1, r"0 image\(s\) cannot be divided, at least 2 are needed"),
+        ([], 1, r"0 image\(s\) can't be split, at least 2 are needed"),
     ],
 )
 def test_impossible_divisions_name_the_parameter(labels: list[int], size: float, message: str) -> None:

@@ -78,24 +78,24 @@ ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "other size": (lambda root: idx(root / IMAGES, (30, 28, 28)), f"{IMAGES}: the IDX header says (30, 28, 28)"),
     "lying size": (
         lambda root: idx(root / IMAGES, (30, 28, 28), count=60000),
-        f"{IMAGES}: 47040000 bytes should follow the IDX header, only 23520 do",
+        f"{IMAGES}: expected 47040000 bytes after the IDX header, found only 23520",
     ),
     "other images": (lambda root: None, f"{IMAGES} unpacks to MD5 "),
 }
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no such folder": (remove, "no such folder; expected are train/<class>/<image>"),
+    "no such folder": (remove, "no such folder; expected: train/<class>/<image>"),
     "empty folder": (lambda root: remove(root / "train"), "no image in the train part"),
     "empty class": (lambda root: (root / "train/empty").mkdir(), "class folder 'empty' of the train part has no image"),
-    "single class": (lambda root: remove(root / "train/dog"), "'cat' is the only class; two are needed"),
-    "class with one image": (lambda root: picture(root / "train/rare/0.png"), "class 'rare' has one image to divide"),
-    "flat and classes": (lambda root: picture(root / "train/0.png"), "images both inside and beside class folders"),
+    "single class": (lambda root: remove(root / "train/dog"), "'cat' is the only class; at least two are needed"),
+    "class with one image": (lambda root: picture(root / "train/rare/0.png"), "class 'rare' has only one image"),
+    "flat and classes": (lambda root: picture(root / "train/0.png"), "images both inside and outside class folders"),
     "class in test alone": (lambda root: picture(root / "test/bird/0.png"), "the test part has class 'bird'"),
     "zero bytes": (lambda root: (root / "train/cat/0.png").write_bytes(b""), "train/cat/0.png (empty file; get it"),
     "text": (lambda root: (root / "train/cat/0.png").write_text("hello"), "train/cat/0.png (not a PNG, JPEG"),
     "truncated": (
         lambda root: (root / "train/cat/0.png").write_bytes((root / "train/cat/0.png").read_bytes()[:200]),
-        "(damaged, or not as its format demands (OSError: image file is truncated))",
+        "(damaged, or it violates its format (OSError: image file is truncated))",
     ),
     "not an image": (lambda root: (root / "train/cat/notes.txt").write_text("hello"), "train/cat/notes.txt (not a PNG"),
     "bomb": (

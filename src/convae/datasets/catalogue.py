@@ -1,4 +1,4 @@
-"""What is known about each data set before anything is downloaded."""
+"""The public data sets: shapes, classes, files, hashes and where to get them."""
 
 import math
 from collections.abc import Mapping
@@ -13,16 +13,20 @@ class Dataset:
     """A public data set of small images.
 
     Attributes:
-        reader: which function of `convae.datasets.readers` decodes the archives.
+        reader: the function of `convae.datasets.readers` that decodes the archives.
         shape: channels, height and width of every image.
         classes: names of the labels 0, 1, ...
         images: number of images in each split.
-        archives: MD5 of each file that the mirrors offer, as torchvision publishes it.
-        unpacked: where it is known, MD5 of what each of them unpacks to: another program may have compressed it.
-        mirrors: addresses to which a file's name is appended, in the order in which they are tried.
-        torchvision_folder: below its `root`, where it is not that itself.
-        system_folder, package: where Debian installs the files, and with which package.
-        sha256: `convae.files.array_sha256` of the decoded arrays, such as `train_images`.
+        archives: MD5 of each file on the mirrors, as torchvision publishes it.
+        unpacked: MD5 of each unpacked file, if known. Copies compressed by another program differ only when packed.
+        mirrors: base addresses for the files' names, in the order in which they are tried.
+        torchvision_folder: torchvision's folder for the files, below its `root`; None means `root` itself.
+        system_folder, package: where Debian installs the files, and the package that does.
+        sha256: `convae.files.array_sha256` of each decoded array, such as `train_images`.
+
+    Example:
+        >>> CATALOGUE["cifar10"].shape, CATALOGUE["cifar10"].images["test"]
+        ((3, 32, 32), 10000)
     """
 
     reader: Literal["idx", "cifar10", "cifar100", "svhn", "stl10", "digits"]
@@ -35,12 +39,12 @@ class Dataset:
     torchvision_folder: str | None = None
     system_folder: str | None = None
     package: str | None = None
-    # Empty where the archives could not be had when this was written: there MD5 is the only check.
+    # Empty for data sets whose archives were out of reach when this was written; MD5 is then the only check.
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def most_bytes(self) -> int:
-        """What no archive or part of one is larger than: all images and labels, and small change."""
+        """An upper limit on the size of any archive or file in it: all images and labels, and 1 MB."""
         return 1_000_000 + sum(self.images.values()) * (math.prod(self.shape) + 1)
 
 
@@ -180,6 +184,6 @@ CATALOGUE: Mapping[str, Dataset] = {
 def image_shape(data: DataParams) -> tuple[int, int, int]:
     """Channels, height and width of the images that `prepare` writes."""
     if data.dataset == "image_folder":
-        assert data.image_size is not None  # DataParams refuses an image folder without a size
+        assert data.image_size is not None  # DataParams rejects an image folder without a size
         return (1 if data.color == "grey" else 3, *data.image_size)
     return CATALOGUE[data.dataset].shape

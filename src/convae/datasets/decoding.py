@@ -1,4 +1,4 @@
-"""Pictures of any kind decoded to arrays of one size."""
+"""Decode picture files to arrays of one size."""
 
 import hashlib
 import os
@@ -23,22 +23,22 @@ from convae.files import CHUNK_BYTES
 from convae.names import printable
 from convae.terminal import warn_beside_bars
 
-MOST_AT_ONCE = 1000  # what Python keeps of a small picture is larger than its pixels
-TASKS_AT_ONCE = 32  # of several files, since threads that are handed each by itself wait for each other
+MOST_AT_ONCE = 1000  # pictures per step; the Python objects of a small picture are larger than its pixels
+TASKS_AT_ONCE = 32  # tasks per step; handing out single files would make the threads wait for each other
 MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
 
 
 def decode_files(
     root: Path, files: Iterable[ImageFile], images: np.ndarray | ShardWriter, reading: Reading
 ) -> tuple[dict[int, Rejected], np.ndarray]:
-    """Decode `files`, listed under `root`, into `images` (`uint8 [N, C, H, W]`) in their order, in threads.
+    """Decode the listed `files` below `root` in threads, in order, into `images` (`uint8 [N, C, H, W]`).
 
     Returns:
-        The rows that were left empty, with the file that is rejected; and of each picture `cropped` and `dim`, see
-        `Picture`, `float32 [N, 2]`.
+        The rejected file of each row that stays empty, and `cropped` and `dim` of each picture, `float32 [N, 2]`, see
+        `Picture`.
 
     Raises:
-        ConvaeError: a file is no longer the one that was listed.
+        ConvaeError: a file is missing or has changed since it was listed.
     """
     total = images.shape[0]
     refused, lost = {}, np.zeros((total, 2), np.float32)
@@ -49,10 +49,10 @@ def decode_files(
         warnings.catch_warnings(),
         tqdm(total=total, desc="decode", unit="image") as progress,
     ):
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` rejects such images
         warnings.showwarning = warn_beside_bars
         decode_some = partial(_decode_some, root, reading)
-        while some := list(islice(files, step)):  # in steps, since the pool takes all it is given at once
+        while some := list(islice(files, step)):  # in steps, because `pool.map` consumes its whole input at once
             size = max(1, len(some) // TASKS_AT_ONCE)
             tasks = [some[first : first + size] for first in range(0, len(some), size)]
             results = chain.from_iterable(pool.map(decode_some, tasks))

@@ -1,4 +1,4 @@
-"""The first stage: images come here, whichever way, and leave the same bytes."""
+"""The first stage: get the images. The same bytes are written whatever source they come from."""
 
 import shutil
 import sys
@@ -18,23 +18,23 @@ from convae.params import DataParams
 
 
 def download(data: DataParams, output: Path, downloads: Path) -> str:
-    """Write the folder `output`, from the first source that serves.
+    """Write the folder `output` from the first source that works.
 
-    A data set of the catalogue becomes `{train,test,unlabelled}_{images,labels}.npy`, as far as it has them:
-    images `uint8 [N, C, H, W]` and labels `int64 [N]`. Of an image folder, whose files stay where they are,
-    `files.csv` lists the pictures (part, class, path relative to the root, bytes, SHA-256) and `rejected.csv`
-    the other files with their reason.
+    A data set of the catalogue becomes `{train,test,unlabelled}_{images,labels}.npy`, for the splits that it has:
+    images `uint8 [N, C, H, W]` and labels `int64 [N]`. The files of an image folder stay where they are; `files.csv`
+    lists its pictures (part, class, path relative to the root, bytes, SHA-256), and `rejected.csv` lists all other
+    files with the reason for their rejection.
 
     Args:
-        data: which images.
-        output: `data/raw/<dataset>`; replaced as a whole, or left as it was where an error occurs.
-        downloads: `data/downloads`, where archives are kept for the next time.
+        data: the section `data` of the parameters.
+        output: `data/raw/<dataset>`; replaced as a whole, or left unchanged if an error occurs.
+        downloads: `data/downloads`, a cache of archives.
 
     Returns:
-        The source that served. It is for the log: the output does not depend on it.
+        The source, for the log. The output does not depend on it.
 
     Raises:
-        ConvaeError: no source serves, or the image folder cannot be used.
+        ConvaeError: no source works, or the image folder can't be used.
     """
     root = Path(data.root)
     with new_folder(output) as folder:
@@ -58,14 +58,14 @@ def _from_first_source(data: DataParams, dataset: Dataset, downloads: Path, fold
         else:
             shutil.rmtree(scratch)
             return source
-    remedies = [f"put {', '.join(dataset.archives)} into {root} or set data.root to their folder"]
+    remedies = [f"put {', '.join(dataset.archives)} into {root}, or set data.root to their folder"]
     if dataset.package:
         remedies.append(f"apt-get install {dataset.package}")
     remedies.append("set data.dataset to digits, which needs no download")
     lines = [
-        f"data.dataset = {name}: no source could serve it",
+        f"data.dataset = {name}: no source has it",
         *failures,
-        f"What helps: {'; or '.join(remedies)}",
+        f"Possible remedies: {'; or '.join(remedies)}",
     ]
     raise ConvaeError("\n  ".join(lines))
 
@@ -78,11 +78,11 @@ def _write_arrays(dataset: Dataset, files: Files, scratch: Path, folder: Path, t
 
 
 def _write_array(folder: Path, name: str, array: np.ndarray, sha256: Mapping[str, str]) -> None:
-    """Check `array` against the catalogue's hash, where it has one, and copy it in pieces."""
+    """Check `array` against the catalogue's hash, if there is one, and write it in chunks."""
     if sha256 and (found := array_sha256(array)) != sha256[name]:
         raise ConvaeError(
-            f"{name.replace('_', ' ')} are not those that the catalogue knows (SHA-256 differs): {found}, known is "
-            f"{sha256[name]}; get the files again"
+            f"{name.replace('_', ' ')} differ from the catalogue's: SHA-256 {found}, expected {sha256[name]}; "
+            "get the files again"
         )
     target = new_array(folder / f"{name}.npy", array.dtype, array.shape)
     for rows in row_chunks(array):

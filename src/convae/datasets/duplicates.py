@@ -1,4 +1,4 @@
-"""Pictures that are there twice: in two parts, or in two classes."""
+"""Find images that occur twice: in two parts, or in two classes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ from convae.datasets.image_set import ImageSet
 from convae.datasets.near_duplicates import Lookout, describe
 from convae.files import row_chunks
 
-ORDER = ("test", "validation", "train", "unlabelled")  # each of the first two is compared with all that follow
+ORDER = ("test", "validation", "train", "unlabelled")  # the first two are compared with all parts that follow them
 EVALUATED = ORDER[:2]
 EXAMPLES = 20
 CHUNK_BYTES = 1 << 22
 
 
 def find_duplicates(parts: Mapping[str, ImageSet]) -> dict[str, Any]:
-    """Look for images of `test` and `validation` that are in other parts too, and for the same image in two classes.
+    """Find images of `test` and `validation` that other parts have too, and images that occur in two classes.
 
     Every image is read once.
 
     Returns:
-        - `duplicates`: of `test` and `validation` the number of `images` whose every pixel occurs again in a part that
-          follows (validation, train, unlabelled), in how many of each of the `parts`, and up to 20 `examples`:
+        - `duplicates`: for `test` and `validation`, the number of `images` that occur pixel for pixel in a part that
+          follows (validation, train, unlabelled), their number in each of these `parts`, and up to 20 `examples`:
           `[row, part, row there]`.
-        - `near_duplicates`: of both, how many images were `looked_at`, to how many `images` of these one in a part that
-          follows looks nearly alike (see `near_duplicates.py`), and `examples`. Duplicates are left out.
-        - `two_classes`: the number of `images` that another class has as well, pixel for pixel, in whatever part, and
+        - `near_duplicates`: for both, how many images were `looked_at`, how many `images` of these look nearly like
+          one in a part that follows (see `near_duplicates.py`), and `examples`. Exact duplicates do not count.
+        - `two_classes`: the number of `images` that occur pixel for pixel in another class, in any part, and
           `examples`: `[part, row, part, row]`.
     """
     hashes: dict[str, np.ndarray] = {}
@@ -68,13 +68,13 @@ def _after(name: str) -> tuple[str, ...]:
 
 
 def _hashes(images: np.ndarray) -> np.ndarray:
-    """`uint64 [N]`, a hash of each image's pixels."""
+    """A hash of each image's pixels, `uint64 [N]`."""
     digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _in_other_parts(name: str, hashes: Mapping[str, np.ndarray]) -> list[tuple[int, str, int]]:
-    """Of each image and each part that has it too: its row, the part, and the first row there."""
+    """Images of `name` in the parts that follow: the row in `name`, the other part, and the first row there."""
     pairs = []
     for part in _after(name):
         order = np.argsort(hashes[part], kind="stable")
@@ -94,6 +94,7 @@ def _in_two_classes(parts: Mapping[str, ImageSet], hashes: Mapping[str, np.ndarr
         return {"images": 0, "examples": []}
     every = np.concatenate([hashes[name] for name in parts])
     labels = np.concatenate([image_set.labels for image_set in parts.values() if image_set.labels is not None])
+    # Sorted by hash, then label: an image with two labels has two neighbours with the same hash and different labels.
     order = np.lexsort((labels, every))
     one, other = order[:-1], order[1:]
     pairs = np.flatnonzero((every[one] == every[other]) & (labels[one] != labels[other]))

@@ -1,8 +1,8 @@
-"""Files that are no pictures to us: operating systems' litter, and other kinds, known by their first bytes."""
+"""Recognise pictures, other kinds of file and operating systems' litter by name and first bytes."""
 
 import struct
 
-HEAD_BYTES = 4096  # as much of a file as `what_it_is` looks at
+HEAD_BYTES = 4096  # bytes at the start of a file that `what_it_is` needs
 
 _SIGNATURES = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -12,7 +12,7 @@ _SIGNATURES = {
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = tuple(_SIGNATURES)  # that are read
+FORMATS = tuple(_SIGNATURES)
 FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 _LITTER = {
@@ -38,7 +38,7 @@ _RAW = ("a camera's raw file", "develop it to PNG or TIFF")
 _UNPACK = "unpack it"
 _NO_PICTURE = "remove it from the folder"
 
-_KINDS: tuple[tuple[int, bytes, str, str], ...] = (  # where which bytes stand, what it is, what to do
+_KINDS: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes there, kind, remedy; first match wins
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
     (0, b"GIF8", "a GIF", _TO_PNG),
     (0, b"%PDF", "a PDF", _TO_PNG),
@@ -86,7 +86,7 @@ _KINDS: tuple[tuple[int, bytes, str, str], ...] = (  # where which bytes stand, 
 
 
 def is_litter(name: str) -> bool:
-    """Whether an operating system or a file server leaves files or folders of this name behind by itself.
+    """Whether operating systems or file servers leave files or folders of this name behind.
 
     Example:
         >>> [name for name in ("Thumbs.db", "._1.png", "__MACOSX", "1.png") if is_litter(name)]
@@ -96,21 +96,28 @@ def is_litter(name: str) -> bool:
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is of one of the `FORMATS`."""
-    if head.startswith(_SIGNATURES["WebP"]):  # which other formats begin with as well
+    """Whether a file that begins with these bytes has one of the `FORMATS`.
+
+    Example:
+        >>> is_picture(b"BM..."), is_picture(b"GIF89a")
+        (True, False)
+    """
+    if head.startswith(_SIGNATURES["WebP"]):  # RIFF is also the container of WAV and AVI
         return head[8:12] == b"WEBP"
     return any(head.startswith(signatures) for signatures in _SIGNATURES.values())
 
 
 def what_it_is(head: bytes) -> str:
-    """What a file is that begins with these bytes, up to `HEAD_BYTES`, and what to do; '' where we can't tell.
+    """Name the kind of a file by its first bytes, and a remedy; '' if it is a picture or unknown.
+
+    Only the first `HEAD_BYTES` of `head` count.
 
     Example:
         >>> what_it_is(b"GIF89a")
         'a GIF; save it as PNG'
     """
     head = head[:HEAD_BYTES]
-    if is_picture(head) and not head.startswith((b"II", b"MM")):  # unlike these, TIFFs come in many kinds
+    if is_picture(head) and not head.startswith((b"II", b"MM")):  # TIFFs may still be raw files
         return ""
     for start, signature, kind, remedy in _KINDS:
         if head.startswith(signature, start):
@@ -122,14 +129,14 @@ def what_it_is(head: bytes) -> str:
         return f"an SVG; {_TO_PNG}"
     if text.startswith((b"<!", b"<html", b"<head", b"<body", b"<?xml")):
         kind = "XML" if text.startswith(b"<?xml") and b"<html" not in text else "an HTML page"
-        return f"{kind}, maybe what a server answered in place of the file; get the file again"
+        return f"{kind}, maybe a server's answer instead of the file; get the file again"
     if head and not head.strip(b"\0"):
-        return "nothing but zeros, at least at its start; get the file again"
+        return "only zeros, at least at the start; get the file again"
     return ""
 
 
 def _begins_with_preview(head: bytes) -> bool:
-    """Whether it is a TIFF whose first image is not the picture: that of a DNG, NEF, ARW and others is a preview."""
+    """Whether it is a TIFF whose first image is a preview, as in DNG, NEF, ARW and other raw files."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
     if order is None or len(head) < 8:
         return False

@@ -1,4 +1,4 @@
-"""Downloading one file over HTTP, resumed where it broke off and checked at the end."""
+"""Download a file over HTTP; resume a broken transfer, and check the result."""
 
 import re
 from http.client import HTTPException, HTTPResponse
@@ -17,16 +17,16 @@ _PIECE = 1 << 18
 
 
 def fetch(url: str, path: Path, md5: str, most_bytes: int) -> Path:
-    """Download `url` to `path`, by way of `path.part`, unless a file with this MD5 is there already.
+    """Download `url` to `path` through `path.part`, unless a file with this MD5 exists already.
 
-    A broken transfer goes on from where it stopped: in this call as long as bytes keep coming, or else in
-    the next.
+    A broken transfer resumes where it stopped: in this call while attempts still make progress, or in the next call.
 
     Returns:
         `path`.
 
     Raises:
-        ConvaeError: the server does not answer, has no such file, or sends another or a larger one.
+        ConvaeError: the server does not answer, lacks the file, or sends one with another MD5 or more than
+            `most_bytes`.
     """
     if path.exists():
         try:
@@ -44,7 +44,7 @@ def fetch(url: str, path: Path, md5: str, most_bytes: int) -> Path:
         part.unlink()
         if not resumed:
             raise
-        # What had been there may have been the start of another file.
+        # The earlier part may have been the start of another file.
         return fetch(url, path, md5, most_bytes)
     part.rename(path)
     return path
@@ -56,7 +56,7 @@ def _complete(url: str, part: Path, most_bytes: int) -> None:
         try:
             return _transfer(url, part, most_bytes)
         except HTTPError as error:
-            if error.code == 416 and before:  # the part is as long as the file, or longer
+            if error.code == 416 and before:  # range not satisfiable: the part is already as long as the file
                 part.unlink()
                 continue
             raise ConvaeError(f"{part.stem}: HTTP status {error.code} {error.reason}") from None
@@ -68,7 +68,7 @@ def _complete(url: str, part: Path, most_bytes: int) -> None:
 
 
 def _transfer(url: str, part: Path, most_bytes: int) -> None:
-    """One request, which appends to `part` or, where the server starts from the beginning, replaces it."""
+    """Send one request; append to `part`, or replace it if the server starts from the beginning."""
     start = _size(part)
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urlopen(request, timeout=TIMEOUT_SECONDS) as response:
@@ -86,7 +86,7 @@ def _transfer(url: str, part: Path, most_bytes: int) -> None:
                 size = max(size, stream.tell())
     if size > most_bytes:
         part.unlink()
-        raise ConvaeError(f"{part.stem}: larger than {most_bytes} bytes, which cannot be the file")
+        raise ConvaeError(f"{part.stem}: larger than {most_bytes} bytes, so not the file")
     if total is not None and _size(part) < total:
         raise ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
 

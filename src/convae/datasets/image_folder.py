@@ -1,11 +1,11 @@
-"""A folder of somebody's pictures: which files belong to it, in which part and class, and which do not.
+"""A user's folder of pictures: the part and class of each file, and the files that are rejected.
 
     train/<class>/<image>         or, without labels, train/<image>
     validation/<class>/<image>    optional
     test/<class>/<image>          optional
 
-Without `train/`, the folder itself is the training part, less `validation/` and `test/`. Hidden files and operating
-systems' litter, such as `Thumbs.db`, are ignored.
+Without `train/`, the folder itself is the training part, apart from `validation/` and `test/`. Hidden files and
+operating systems' litter, such as `Thumbs.db`, are ignored.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from convae.datasets.pictures import UnusableError
 from convae.errors import ConvaeError
 from convae.names import PARTS, printable
 
-LAYOUT = "expected are train/<class>/<image> or, without labels, train/<image>; likewise validation/ and test/"
-MOST_BYTES = 1 << 30  # a file is read whole, so that its hash and its pixels are surely of the same bytes
+LAYOUT = "expected: train/<class>/<image> or, without labels, train/<image>; the same for validation/ and test/"
+MOST_BYTES = 1 << 30  # per file; `prepare` reads each file whole, to hash and decode the same bytes
 
 Place = tuple[str, str]
 """Part and class; the class is '' for a picture without a label."""
 
 
-@dataclass(frozen=True, slots=True)  # there may be millions of them
+@dataclass(frozen=True, slots=True)  # slots save memory: there may be millions of these
 class ImageFile:
-    """One picture: its part, class ('' without labels), path relative to the root, size and SHA-256."""
+    """A picture: its part, class ('' without labels), path relative to the root, size in bytes and SHA-256."""
 
     part: str
     label: str
@@ -43,20 +43,20 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file that is not used, and why; `path` has unprintable characters escaped."""
+    """A file that can't be used, and the reason. Unprintable characters in `path` are escaped."""
 
     path: str
     reason: str
 
 
 def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
-    """List the pictures under `root` by part, class and name, sorted bytewise, and the files that are none.
+    """List the pictures under `root` by part, class and name, sorted bytewise, and the rejected files.
 
-    A picture is recognised by its first bytes; whether it can be decoded shows in `prepare`.
+    A picture is recognised by its first bytes; only `prepare` finds out whether it can be decoded.
 
     Raises:
-        ConvaeError: there is no picture, a folder can't be read or would be left out, or the layout leaves open which
-            part or class a picture belongs to.
+        ConvaeError: there is no picture, a folder can't be read or would be skipped, or the layout does not determine
+            the part and class of every picture.
     """
     try:
         if not root.is_dir():
@@ -76,12 +76,17 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
 
 
 def classes_of(files: Iterable[ImageFile]) -> tuple[str, ...]:
-    """Class names of the training part, sorted bytewise; none where there are no labels."""
+    """Class names of the training part, in sorted order; empty without labels.
+
+    Example:
+        >>> classes_of([ImageFile("train", name, f"train/{name}/1.png", 68, "") for name in ("dog", "cat", "dog")])
+        ('cat', 'dog')
+    """
     return tuple(sorted({file.label for file in files if file.part == "train" and file.label}))
 
 
 def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
-    """All files by place with their relative paths, and the places for which there is a folder."""
+    """All files as (place, relative path), and the places that have a folder."""
     candidates, places = [], []
     for part, folder in _part_folders(root).items():
         places.append((part, ""))
@@ -91,7 +96,7 @@ def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
             if not _is_folder(entry):
                 if has_classes and entry.is_symlink() and not Path(entry).exists():
                     raise ConvaeError(
-                        f"{printable(entry.path)}: a link that leads nowhere where classes stand; mend or remove it"
+                        f"{printable(entry.path)}: a link that leads nowhere, among class folders; fix or remove it"
                     )
                 candidates.append(((part, ""), _relative(root, entry)))
                 continue
@@ -102,21 +107,21 @@ def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
                 if _is_folder(inner):
                     raise ConvaeError(
                         f"{printable(inner.path)}: a folder inside a class folder; move its pictures up into the "
-                        f"class folder, or move it away; {LAYOUT}"
+                        f"class folder, or move it elsewhere; {LAYOUT}"
                     )
                 candidates.append(((part, entry.name), _relative(root, inner)))
     return candidates, places
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder; a link to one would be a folder of pictures that are left out.
+    """Whether `entry` is a folder.
 
     Raises:
-        ConvaeError: a link to a folder.
+        ConvaeError: it is a link to a folder, whose pictures would be skipped.
     """
     if entry.is_dir(follow_symlinks=False):
         return True
-    if entry.is_symlink() and Path(entry).is_dir():  # unlike entry.is_dir() silent on a circle
+    if entry.is_symlink() and Path(entry).is_dir():  # entry.is_dir() would raise for links in a circle
         raise ConvaeError(
             f"{printable(entry.path)}: links to folders are not followed; put the real folder in its place, "
             "or remove the link"
@@ -131,7 +136,7 @@ def _relative(root: Path, entry: os.DirEntry[str]) -> str:
 def _part_folders(root: Path) -> dict[str, Path]:
     for entry in _entries(root):
         if entry.name in PARTS and not entry.is_dir():
-            raise ConvaeError(f"{entry.path}: not a folder, as its name says; {LAYOUT}")
+            raise ConvaeError(f"{entry.path}: not a folder, although its name is reserved for one; {LAYOUT}")
     folders = {part: root / part for part in PARTS if (root / part).is_dir()}
     for folder in folders.values():
         if folder.is_symlink():
@@ -139,7 +144,7 @@ def _part_folders(root: Path) -> dict[str, Path]:
     if "train" in folders:
         for entry in _entries(root):
             if entry.is_dir() and entry.name not in PARTS:
-                raise ConvaeError(f"{printable(entry.path)}: only validation/ and test/ may stand beside train/")
+                raise ConvaeError(f"{printable(entry.path)}: only validation/ and test/ are allowed next to train/")
     return {"train": root} | folders
 
 
@@ -150,12 +155,16 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_clean(name: str) -> bool:
-    """Valid UTF-8 (what is not arrives as lone surrogates) and no control characters."""
+    """Whether a name is valid UTF-8 (Python turns other bytes into lone surrogates) without control characters."""
     return not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name)
 
 
 def _image_file(root: Path, place: Place, path: str) -> ImageFile:
-    """Look at one candidate without following it out of `root` and without opening what is not a file."""
+    """Inspect a candidate, without following it out of `root` and without opening anything but a regular file.
+
+    Raises:
+        UnusableError: the candidate is not a usable picture.
+    """
     if not _is_clean(path):
         raise UnusableError("the name is not UTF-8 or holds control characters")
     file = root / path
@@ -175,7 +184,7 @@ def _image_sha256(file: Path, size: int) -> str:
     if size == 0:
         raise UnusableError("empty file; get it again")
     if size > MOST_BYTES:
-        raise UnusableError(f"{size} bytes; at most {MOST_BYTES} are read")
+        raise UnusableError(f"{size} bytes; at most {MOST_BYTES} are allowed")
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
         if found := what_it_is(head):
@@ -200,20 +209,22 @@ def _check_layout(
             why = _unreadable(rejected, part, label)
             raise ConvaeError(f"data.root = {root}: class folder '{label}' of the {part} part has no image in it{why}")
         if "" in labels[part] and len(labels[part]) > 1:
-            raise ConvaeError(f"data.root = {root}: the {part} part has images both inside and beside class folders")
+            raise ConvaeError(f"data.root = {root}: the {part} part has images both inside and outside class folders")
     for part, found in labels.items():
         unknown = sorted(found - labels["train"])
         if unknown:
             what = f"class '{unknown[0]}'" if unknown[0] else "images without class folders"
             known = ", ".join(sorted(labels["train"] - {""})) or "no class folders"
-            raise ConvaeError(f"data.root = {root}: the {part} part has {what}, the training part {known}")
+            raise ConvaeError(f"data.root = {root}: the {part} part has {what}, but the training part has {known}")
     if len(labels["train"] - {""}) == 1:
         only = next(iter(labels["train"]))
-        raise ConvaeError(f"data.root = {root}: '{only}' is the only class; two are needed, or no class folders at all")
+        raise ConvaeError(
+            f"data.root = {root}: '{only}' is the only class; at least two are needed, or no class folders at all"
+        )
 
 
 def _unreadable(rejected: Sequence[tuple[Place, Rejected]], *place: str) -> str:
-    """Words on the files in a part, or in one class of it, which were all rejected; none where there is no file."""
+    """Explain that all files of a part, or of one class in it, were rejected; '' if there are no files."""
     found = [file for where, file in rejected if where[: len(place)] == place]
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""The image set: images, labels and a description in one folder of memory-mapped files; or its images elsewhere."""
+"""The image set: a folder of memory-mapped images, labels and a description. The images may also be in shards."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,18 @@ from convae.errors import ConvaeError
 from convae.files import array_sha256, new_array, read_json, row_chunks, save_array, write_json
 
 SHARDS_FILE = "shards.json"
-SAMPLE_BYTES = 1 << 27
+SAMPLE_BYTES = 1 << 27  # of images in shards
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images `uint8 [N, C, H, W]` and, where known, labels `int64 [N]` that index `classes`.
+    """Images `uint8 [N, C, H, W]` and, if known, labels `int64 [N]` that index `classes`.
 
-    With `data.shards` the images to learn from are `ShardedImages`, which give NumPy arrays for slices and rows.
+    With `data.shards`, the training images are `ShardedImages`; slices and rows of these are NumPy arrays.
+
+    Example:
+        >>> len(ImageSet(np.zeros((5, 1, 28, 28), np.uint8), labels=None, classes=(), sha256=""))
+        5
     """
 
     images: np.ndarray
@@ -31,7 +35,7 @@ class ImageSet:
         return len(self.images)
 
     def sample(self) -> np.ndarray:
-        """All images; where they lie in pieces, those of some that are evenly spread, up to 128 MiB."""
+        """All images; if they are in shards, about 128 MiB of them, from evenly spread pieces."""
         return self.images.sample(SAMPLE_BYTES) if isinstance(self.images, ShardedImages) else self.images
 
     @classmethod
@@ -39,11 +43,11 @@ class ImageSet:
         """Open the image set in `folder` without reading its images into memory.
 
         Raises:
-            ConvaeError: something is missing, or images, labels and description do not belong together.
+            ConvaeError: a file is missing or damaged, or images, labels and description differ in size.
         """
         try:
             description = read_json(folder / "description.json")
-            # Copy on write: torch refuses read-only memory, and nothing written here reaches the disk.
+            # Mode "c", copy on write: torch warns about read-only memory, and writes must not reach the disk.
             if (folder / SHARDS_FILE).exists():
                 images = _open_shards(folder)
             else:
@@ -70,12 +74,19 @@ def write_image_set(
     labels: np.ndarray | None,
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """Write `chunks` of images (`uint8 [n, C, H, W]`, in all `shape`) one by one; memory stays flat in N.
+    """Write an image set chunk by chunk, so that memory does not grow with N.
+
+    Args:
+        folder: where to write.
+        shape: shape of all images together.
+        chunks: images `uint8 [n, C, H, W]`.
+        labels: `int64 [N]`, or None.
+        classes: names of the labels.
 
     Returns:
         The description: shape, classes, images per class, mean and standard deviation per channel in [0, 1], the
-        `levels` from 0 to 255 between which all but a thousandth of the pixels on either side lie, SHA-256 of images
-        and labels, and one over both.
+        `levels` (0 to 255) below and above which lie a thousandth of the pixels each, SHA-256 of images and of labels,
+        and one SHA-256 over both.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = new_array(folder / "images.npy", np.uint8, shape)
@@ -95,7 +106,11 @@ def write_image_set(
 def write_sharded_image_set(
     folder: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Write where images in pieces lie, and what `write_image_set` writes beside images; gives the description."""
+    """Write the address of sharded images, and all that `write_image_set` writes except images.
+
+    Returns:
+        The description, see `write_image_set`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     assert isinstance(images, ShardedImages)
     write_json(folder / SHARDS_FILE, {"address": images.address, "sha256_of_pieces": images.hashes})
@@ -114,8 +129,8 @@ def _open_shards(folder: Path) -> np.ndarray:
 
 
 def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:
-    """What `write_image_set` returns."""
-    # How often each value occurs: exact, and without large temporaries.
+    """Describe an image set; see `write_image_set` for the keys."""
+    # Counting each value is exact in any order of summation, and needs no large temporaries.
     histogram = np.zeros((images.shape[1], 256), np.int64)
     for rows in row_chunks(images, 1 << 20):
         for channel, values in enumerate(images[rows].swapaxes(0, 1)):

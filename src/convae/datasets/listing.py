@@ -1,4 +1,4 @@
-"""The listing of an image folder as two CSV files, which `download` writes and `prepare` reads."""
+"""The listing of an image folder: two CSV files that `download` writes and `prepare` reads."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,10 +22,10 @@ def write_listing(folder: Path, files: Sequence[ImageFile], rejected: Sequence[R
 
 @dataclass(frozen=True)
 class ListedFiles:
-    """The pictures of one part in a listing; read anew each time they are gone through, since there may be millions.
+    """The pictures of one part in a listing. Each iteration reads the file again, since there may be millions.
 
     Raises:
-        ConvaeError: while they are gone through: the listing is not there, or not whole.
+        ConvaeError: during iteration, if the listing is missing or damaged.
     """
 
     folder: Path
@@ -39,10 +39,10 @@ class ListedFiles:
 
 
 def read_rejected(folder: Path) -> list[Rejected]:
-    """The files that `write_listing` wrote down as rejected.
+    """The rejected files in a listing.
 
     Raises:
-        ConvaeError: the listing is not there, or not whole.
+        ConvaeError: the listing is missing or damaged.
     """
     with _one_line_errors(folder):
         return [Rejected(path, reason) for path, reason in _read(folder, *_REJECTED)]

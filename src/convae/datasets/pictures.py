@@ -1,6 +1,6 @@
-"""A picture decoded to an array, for the pipeline and for whoever uses an encoder alike.
+"""Decode a picture to an array, in the same way for the pipeline and for users of an encoder.
 
-Only what is plainly one picture, grey or in colour, is read. Everything else raises `UnusableError` with the reason.
+Only a file that is unambiguously one grey or colour picture is read. Any other raises `UnusableError` with the reason.
 """
 
 import io
@@ -21,15 +21,15 @@ from convae.names import printable
 
 MOST_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 
-# TIFF's tags, and how many channels its pictures have by their PhotometricInterpretation: white is zero, black is zero,
-# RGB, palette, CMYK, YCbCr.
+# TIFF tags, and the number of channels for each PhotometricInterpretation: white is zero, black is zero, RGB, palette,
+# CMYK, YCbCr.
 HEIGHT, BITS, PHOTOMETRIC, STRIPS, SAMPLES, ROWS_PER_STRIP, PLANAR = 257, 258, 262, 273, 277, 278, 284
 COLOR_MAP, SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 320, 330, 332, 338, 339
 WHITE_IS_ZERO, PALETTE = 0, 3
-DIM = 64  # of 255, as 14 bits in 16 give
+DIM = 64  # of 255: the brightest value of 14-bit data that is stored in 16 bits without scaling
 DEPTHS = {1, 2, 4, 8, 12, 16}
 CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, PALETTE: 1, 5: 4, 6: 3}
-TRANSPARENCY = ((1,), (2,))  # the extra samples that are one
+TRANSPARENCY = ((1,), (2,))  # values of ExtraSamples that mean one alpha channel
 NUMBERS = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
 
 TURNS = {
@@ -44,15 +44,16 @@ TURNS = {
 
 
 class UnusableError(Exception):
-    """Why one picture is not used."""
+    """A picture can't be used. The message is the reason."""
 
 
 class Picture(NamedTuple):
-    """Pixels `uint8 [C, H, W]`, and what may have been lost.
+    """A decoded picture, and what decoding may have lost.
 
     Attributes:
-        cropped: the part of the picture's area that was cropped away.
-        dim: whether it has more than 8 bits a channel, and none of them is brighter than a quarter of white.
+        pixels: `uint8 [C, H, W]`.
+        cropped: fraction of the picture's area that was cropped away.
+        dim: whether the picture has more than 8 bits per channel, but no value above a quarter of white.
     """
 
     pixels: np.ndarray
@@ -61,10 +62,10 @@ class Picture(NamedTuple):
 
 
 def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
-    """The pixels of a file, `uint8 [C, H, W]`; see `decode`.
+    """Read the pixels `uint8 [C, H, W]` of a file; see `decode`.
 
     Raises:
-        UnusableError: also where there is no such file.
+        UnusableError: the file can't be read, or see `decode`.
     """
     try:
         content = Path(path).read_bytes()
@@ -74,36 +75,43 @@ def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
 
 
 def decode(content: bytes, reading: Reading) -> Picture:
-    """Decode a PNG, JPEG, WebP, BMP or TIFF picture, upright by its EXIF orientation.
+    """Decode a PNG, JPEG, WebP, BMP or TIFF picture, turned upright by its EXIF orientation.
 
-    What is transparent is laid on white. Channels of more than 8 bits are scaled so that `reading.white_level` becomes
-    255. CMYK becomes RGB without a profile, and colour profiles are not applied. Of the pictures in a JPEG file (MPO)
-    the first is read, which is the photo; the others are previews and depth maps of it.
+    Transparent pixels are blended with white. Channels of more than 8 bits are scaled so that `reading.white_level`
+    becomes 255. CMYK is converted to RGB without a profile, and colour profiles are ignored. If a JPEG file (MPO) holds
+    several pictures, the first is read: it is the photo, and the others are its previews and depth maps.
 
     Args:
         content: the bytes of the file.
-        reading: what becomes of the picture.
+        reading: the channels and size of the result.
 
     Raises:
-        UnusableError: damaged, of another format, too large, or not plainly one picture: several frames or pages, bands
-            beside grey, colour and transparency, signed or floating-point numbers, more than 16 bits a channel, or
-            values above `reading.white_level`.
+        UnusableError: the file is damaged, too large or of another format, or is not unambiguously one picture: it has
+            several frames or pages, bands other than grey, colour and transparency, signed or floating-point numbers,
+            more than 16 bits per channel, or values above `reading.white_level`.
+
+    Example:
+        >>> stream = io.BytesIO()
+        >>> Image.new("RGB", (40, 30), "red").save(stream, "PNG")
+        >>> picture = decode(stream.getvalue(), Reading(channels=3, size=(30, 30)))
+        >>> picture.pixels.shape, picture.pixels[:, 0, 0].tolist(), picture.cropped
+        ((3, 30, 30), [255, 0, 0], 0.25)
     """
     if other := what_it_is(content) if content else "empty file; get it again":
         raise UnusableError(other)
     with _one_line_errors():
         try:
             opened = Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS])
-        except UnidentifiedImageError:  # its message has an address in memory
+        except UnidentifiedImageError:  # whose message is no use: it holds a memory address
             tags = _tiff_tags(content)
             _check_tiff(tags)
             if tags:
                 bits = max(tags.get(BITS, (1,)))
-                raise UnusableError(f"a TIFF of {bits} bits in an order that can't be read; save it as PNG") from None
+                raise UnusableError(f"a TIFF with an unsupported layout of {bits} bits; save it as PNG") from None
             raise UnusableError(f"not a readable {FORMAT_NAMES} image") from None
         with opened as image:
             if image.width * image.height > MOST_PIXELS:
-                raise UnusableError(f"{image.width}×{image.height} pixels; at most {MOST_PIXELS} are decoded")
+                raise UnusableError(f"{image.width}×{image.height} pixels; at most {MOST_PIXELS} are allowed")
             _check_single(image)
             _check_tiff(getattr(image, "tag_v2", {}))
             if image.format == "BMP" and _raw_mode(image) == "BGRX":
@@ -115,20 +123,24 @@ def decode(content: bytes, reading: Reading) -> Picture:
 
 
 def from_pillow(image: Image.Image, reading: Reading) -> Picture:
-    """A picture that Pillow holds; see `decode`.
+    """Convert a Pillow image; see `decode`.
 
-    Pillow keeps the upper 8 of 16 bits of colour. That is refused as long as it can be told from the image: a PNG that
-    was loaded, and a copy of any image, have forgotten what their file said.
+    Pillow drops the lower 8 of 16 bits per colour channel. Such images are rejected if they still know their file's
+    depth; a PNG that has been loaded, or a copy of any image, does not.
 
     Raises:
-        UnusableError: as `decode`, or a mode that Pillow can't convert.
+        UnusableError: see `decode`, or Pillow can't convert the image's mode.
+
+    Example:
+        >>> from_pillow(Image.new("L", (40, 30), 7), Reading(channels=1)).pixels.shape
+        (1, 30, 40)
     """
     with _one_line_errors():
         _check_single(image)
         tags = getattr(image, "tag_v2", {})
         _check_tiff(tags)
         if _has_deep_colours(image) or (max(tags.get(BITS, (1,))) > 8 and not image.mode.startswith("I")):
-            raise UnusableError("16 bits a channel, of which Pillow keeps 8; give the file instead")
+            raise UnusableError("16 bits per channel, of which Pillow keeps only 8; pass the file instead")
         return _finish(_flat(image, reading.white_level), _turn(image), reading)
 
 
@@ -142,11 +154,11 @@ def _one_line_errors() -> Iterator[None]:
         raise UnusableError(f"too many pixels: {error}") from None
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise UnusableError(printable(f"damaged, or not as its format demands ({reason})")) from None
+        raise UnusableError(printable(f"damaged, or it violates its format ({reason})")) from None
 
 
 def _tiff_tags(content: bytes) -> Mapping[int, Any]:
-    """The first page's tags of a TIFF that Pillow can't open."""
+    """The tags of the first page of a TIFF that Pillow can't open; empty for other formats."""
     if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return {}
     tags = ImageFileDirectory_v2(content[:16] if b"+" in content[:4] else content[:8])
@@ -159,18 +171,18 @@ def _tiff_tags(content: bytes) -> Mapping[int, Any]:
 def _check_single(image: Image.Image) -> None:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
-        raise UnusableError(f"{frames} frames or pages; save each as a file of its own")
+        raise UnusableError(f"{frames} frames or pages; save each as a separate file")
 
 
 def _check_padding(content: bytes, image: Image.Image) -> None:
-    """Refuse a BMP whose fourth bytes, which have no meaning in it, say something all the same."""
+    """Reject a BMP whose fourth bytes, meaningless by the format, hold data nevertheless."""
     fourth = np.frombuffer(content, np.uint8, 4 * image.width * image.height, int.from_bytes(content[10:14], "little"))
     if len(np.unique(fourth[3::4])) > 1:
-        raise UnusableError("4 bands, and a BMP does not say what the fourth is; save it as PNG")
+        raise UnusableError("4 bands, and BMP does not define the fourth; save it as PNG")
 
 
 def _check_tiff(tags: Mapping[int, Any]) -> None:
-    """Refuse bands and numbers that Pillow drops, takes for transparency, or turns into other ones."""
+    """Reject bands and numbers that Pillow would drop, change or mistake for transparency without a warning."""
     if not tags:
         return
     photometric, bits = tags.get(PHOTOMETRIC), tags.get(BITS, (1,))
@@ -178,20 +190,20 @@ def _check_tiff(tags: Mapping[int, Any]) -> None:
     if photometric is None:
         raise UnusableError("a TIFF that does not say whether 0 is black or white; save it as grey or RGB")
     if SUB_IFDS in tags:
-        raise UnusableError("a TIFF with further pictures in it, as camera raw files are; save the one that is meant")
+        raise UnusableError("a TIFF with more pictures inside, like a camera's raw file; save the right one by itself")
     if photometric not in CHANNELS:
         raise UnusableError(f"a TIFF of photometric interpretation {photometric}; save it as grey or RGB")
     for kind in tags.get(SAMPLE_FORMAT, ()):
         if kind in NUMBERS:
-            raise UnusableError(f"{NUMBERS[kind]} of {max(bits)} bits; save whole numbers from 0, of 8 or 16 bits")
+            raise UnusableError(f"{NUMBERS[kind]} of {max(bits)} bits; save them as unsigned integers of 8 or 16 bits")
     if bands != CHANNELS[photometric] + (tags.get(EXTRA_SAMPLES) in TRANSPARENCY):
         raise UnusableError(f"{bands} bands; save one as grey or three as RGB")
     if not set(bits) <= DEPTHS:
-        raise UnusableError(f"{max(bits)} bits a channel; 8 or 16 are allowed")
+        raise UnusableError(f"{max(bits)} bits per channel; 8 or 16 are allowed")
     if max(bits) > 8 and bands > 1 and tags.get(PLANAR) == 2:
-        raise UnusableError(f"{max(bits)} bits a channel and one band after the other; save the bands interleaved")
+        raise UnusableError(f"{max(bits)} bits per channel in separate planes; save the bands interleaved")
     if photometric == PALETTE and max(tags.get(COLOR_MAP, (0,))) < 256:
-        raise UnusableError("a palette of 8 bits where 16 are due, which reads as black; save it again")
+        raise UnusableError("a palette of 8 bits where TIFF requires 16, which would read as black; save it again")
     if tags.get(INK_SET, 1) != 1:
         raise UnusableError("inks other than CMYK; save it as RGB")
     rows = min(tags.get(ROWS_PER_STRIP, tags[HEIGHT]), tags[HEIGHT])
@@ -201,36 +213,36 @@ def _check_tiff(tags: Mapping[int, Any]) -> None:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    image.load()  # which turns a TIFF, and removes its orientation
+    image.load()  # turns a TIFF already, and removes its orientation
     return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How numbers lie in the file, by Pillow's name for it; empty once they are decoded."""
+    """Pillow's name for the layout of numbers in the file; empty once they are decoded."""
     tiles: Any = getattr(image, "tile", None)
     arguments = tiles[0].args if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _has_deep_colours(image: Image.Image) -> bool:
-    """Whether there are several channels of 16 bits, of which Pillow keeps the upper 8."""
-    raw_mode = _raw_mode(image)  # of which BGR;16 has 16 bits in all
+    """Whether there are several channels of 16 bits, of which Pillow would keep the upper 8."""
+    raw_mode = _raw_mode(image)  # BGR;16 has 16 bits per pixel, not per channel
     return ";16" in raw_mode and not raw_mode.startswith("BGR") and not image.mode.startswith("I")
 
 
 def _flat_from_deep(image: Image.Image, content: bytes, white_level: int | None) -> Image.Image:
-    """Several channels of 16 bits scaled to 8, without transparency."""
+    """Scale several channels of 16 bits to 8, and blend with white."""
     raw_mode = _raw_mode(image)
     kind = raw_mode.partition(";")[0]
-    if kind == "LA":  # two numbers of two bytes each, read as if they were four channels
+    if kind == "LA":  # two numbers of two bytes each, decoded as if they were four channels of one byte
         levels = _decoded_as(content, "RGBA").view(">u2")
     elif kind in ("RGB", "RGBA"):
-        # Pillow keeps the upper byte of each number. With the order of bytes reversed that is the lower one.
+        # Pillow keeps the upper byte of each number. Decoding again in the opposite byte order gives the lower one.
         is_little = raw_mode.endswith("L") or (raw_mode.endswith("N") and sys.byteorder == "little")
         upper = _decoded_as(content, raw_mode).astype(np.uint16)
         levels = upper << 8 | _decoded_as(content, f"{kind};16{'B' if is_little else 'L'}")
     else:
-        raise UnusableError(f"16 bits a channel of {kind}; save it as RGB")
+        raise UnusableError(f"{kind} with 16 bits per channel; save it as RGB")
     if kind == "RGB":
         clear = (levels == image.info.get("transparency", -1)).all(axis=2)
         colours, alpha = levels, np.where(clear, 0, 255).astype(np.uint8)
@@ -244,7 +256,7 @@ def _flat_from_deep(image: Image.Image, content: bytes, white_level: int | None)
 
 
 def _decoded_as(content: bytes, raw_mode: str) -> np.ndarray:
-    """Pixels `uint8 [H, W, C]`, the numbers in the file taken as they lie by another name of Pillow's."""
+    """Decode to `uint8 [H, W, C]` with another of Pillow's names for the layout of the numbers."""
     with Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS]) as image:
         tiles: Any = image.tile
         image.tile = [
@@ -255,11 +267,11 @@ def _decoded_as(content: bytes, raw_mode: str) -> np.ndarray:
 
 
 def _flat(image: Image.Image, white_level: int | None) -> Image.Image:
-    """A picture of 8 bits a channel without transparency."""
+    """Convert to 8 bits per channel, without transparency."""
     clear = image.info.get("transparency", -1)
     if image.mode in ("I", "F"):
-        numbers = "whole" if image.mode == "I" else "floating-point"
-        raise UnusableError(f"{numbers} numbers of 32 bits; 8 or 16 bits a channel are allowed")
+        numbers = "integers" if image.mode == "I" else "floating-point numbers"
+        raise UnusableError(f"{numbers} of 32 bits; 8 or 16 bits per channel are allowed")
     if image.mode.startswith("I;16"):
         bits = max(getattr(image, "tag_v2", {}).get(BITS, (16,)))
         levels = np.asarray(image)
@@ -269,7 +281,7 @@ def _flat(image: Image.Image, white_level: int | None) -> Image.Image:
             pixels = _scaled(levels, bits, white_level)
         return Image.fromarray(np.where(levels == clear, 255, pixels).astype(np.uint8))
     if image.has_transparency_data:
-        if (raw_mode := _raw_mode(image)) in ("L;2", "L;4"):  # Pillow scales the pixels, but not this value
+        if (raw_mode := _raw_mode(image)) in ("L;2", "L;4"):  # Pillow scales the pixels to 8 bits, but not this value
             image = image.copy()
             image.info["transparency"] = clear * (85 if raw_mode == "L;2" else 17)
         return _on_white(image)
@@ -277,10 +289,11 @@ def _flat(image: Image.Image, white_level: int | None) -> Image.Image:
 
 
 def _scaled(levels: np.ndarray, bits: int, white_level: int | None) -> np.ndarray:
-    """Scale to `uint8`: `white_level`, or else the largest number of so many bits, becomes 255."""
+    """Scale to `uint8`, so that `white_level`, or else the largest number of `bits` bits, becomes 255."""
     white = white_level or 2**bits - 1
     if white_level and levels.size and levels.max() > white:
         raise UnusableError(f"a value of {levels.max()}, above data.white_level = {white}")
+    # Integer arithmetic that rounds to the nearest: (255 * level + white / 2) / white.
     return ((levels.astype(np.uint32) * 510 + white) // (2 * white)).astype(np.uint8)
 
 
@@ -290,8 +303,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _finish(flat: Image.Image, turn: Image.Transpose | None, reading: Reading) -> Picture:
-    """The picture with the channels and the size that are asked for."""
-    # Each step only where it is needed: Pillow copies a picture also if there is nothing to do.
+    """Convert to the channels and size of `reading`."""
+    # Steps that change nothing are skipped, because Pillow would copy the picture all the same.
     if flat.mode != (mode := "L" if reading.channels == 1 else "RGB"):
         flat = flat.convert(mode)
     if turn is not None:

@@ -1,4 +1,4 @@
-"""The second stage: raw images become image sets for training, validation and test."""
+"""The second stage: turn raw images into image sets for training, validation and test."""
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,28 +24,28 @@ from convae.names import PARTS
 from convae.params import DataParams
 from convae.processes import ALONE, Processes
 
-COPIED_BYTES = 1 << 22  # beside the copy that is being made there is still the one before
-SHARDED = ("train", "unlabelled")  # parts that may lie elsewhere: what is learned from
+COPIED_BYTES = 1 << 22  # images per chunk; two chunks are in memory at a time
+SHARDED = ("train", "unlabelled")  # the parts that `data.shards` moves elsewhere
 
 
 def prepare(data: DataParams, seed: int, raw: Path, output: Path, processes: Processes = ALONE) -> None:
-    """Write the image sets `train`, `validation`, `test` and `unlabelled` (maybe of no images) into `output`.
+    """Write the image sets `train`, `validation`, `test` and `unlabelled` (possibly empty) into `output`.
 
-    What the data set does not divide itself is held out of its training images, stratified, drawn by `seed`.
-    In the image sets of an image folder, `paths.txt` has the images' paths relative to its root, one a line.
-    Each process decodes its share of a folder's files; rank 0 does the rest.
-    With `data.shards` the images of `train` and `unlabelled` are written there, and the image set says where.
+    Parts that the data set does not come with are held out of its training images, stratified and drawn by `seed`. For
+    an image folder, `paths.txt` in each image set lists the images' paths relative to the root, one per line. Each
+    process decodes its share of a folder's files; rank 0 does the rest. With `data.shards`, the images of `train` and
+    `unlabelled` are written there, and their image sets hold the address.
 
     Args:
-        data: which images, and how they are divided.
-        seed: determines the draw.
-        raw: what `download` wrote.
-        output: `data/prepared`; replaced as a whole, or left as it was where an error occurs. `description.json` in it
-            says what the parts hold, see `_summary`.
-        processes: those that run the stage together.
+        data: the section `data` of the parameters.
+        seed: seed of the split.
+        raw: the output of `download`.
+        output: `data/prepared`; replaced as a whole, or left unchanged if an error occurs. Its `description.json`
+            describes the parts, see `_summary`.
+        processes: the processes that run the stage together.
 
     Raises:
-        ConvaeError: the images cannot be divided as asked, or too many files are unreadable.
+        ConvaeError: the images can't be divided as the parameters ask, or too many files are unreadable.
     """
     with processes.shared_folder(output) as folder:
         rejected: list[Rejected] = []
@@ -73,7 +73,7 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path, processes: Pro
 
 
 def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[str]) -> dict[str, Any]:
-    """Of each part: number of images, whether it was given, and the essentials of its description."""
+    """Summarise each part: its number of images, its origin, and the essential keys of its description."""
     kept = ("images_per_class", "mean", "standard_deviation", "levels", "sha256")
     return {
         name: {
@@ -93,7 +93,7 @@ def _from_arrays(data: DataParams, raw: Path, processes: Processes) -> dict[str,
             unlabelled = split == "unlabelled"
             labels = None if unlabelled else np.load(raw / f"{split}_labels.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ConvaeError(f"{raw}: not what download writes ({error}); rerun `dvc repro download`") from None
+            raise ConvaeError(f"{raw}: not an output of download ({error}); rerun `dvc repro download`") from None
         if data.shards and split in SHARDED and not processes.rank:
             address, chunks = f"{data.shards}/{data.dataset}/{split}", map(images.__getitem__, row_chunks(images))
             images = write_shards(address, images.shape, chunks)
@@ -104,11 +104,10 @@ def _from_arrays(data: DataParams, raw: Path, processes: Processes) -> dict[str,
 def _from_folder(
     data: DataParams, raw: Path, scratch: Path, processes: Processes
 ) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected], np.ndarray]:
-    """Decode what `raw` lists into arrays in `scratch`, or the training part into `data.shards`.
+    """Decode the files that `raw` lists into arrays in `scratch`, or the training part into `data.shards`.
 
     Returns:
-        The parts, the classes, the files that are rejected, and of each picture what it may have lost, see
-        `decode_files`.
+        The parts, the classes, the rejected files, and what each picture may have lost, see `decode_files`.
     """
     rejected = read_rejected(raw)
     classes = classes_of(ListedFiles(raw, "train"))
@@ -124,7 +123,7 @@ def _from_folder(
             continue
         shape = (len(labels), *image_shape(data))
         if data.shards and name in SHARDED:
-            # Other files have another place: object stores can't put a whole array in another one's place.
+            # Other files get another address, because an object store can't replace a whole array at once.
             key = content_sha256({"shape": shape}, (raw / FILES).read_bytes())[:20]
             images, share, mine = _decode_into_shards(
                 data, files, f"{data.shards}/{key}/{name}", shape, reading, processes
@@ -152,10 +151,14 @@ def _decode_into_shards(
     reading: Reading,
     processes: Processes,
 ) -> tuple[np.ndarray, slice, tuple[dict[int, Rejected], np.ndarray]]:
-    """The images, and of the rows that this process decoded: which, and what `decode_files` says of them."""
+    """Decode this process's share of the pieces.
+
+    Returns:
+        All images, the rows that this process decoded, and the result of `decode_files` for these.
+    """
     if not processes.rank:
         create_shards(address, shape)
-    processes.collect(None)
+    processes.collect(None)  # the array exists from here on
     writer = ShardWriter(address, processes.share_of(pieces_of(shape)))
     result = decode_files(Path(data.root), islice(files, writer.rows.start, writer.rows.stop), writer, reading)
     hashes = [one for part in processes.collect(writer.close()) for one in part]
@@ -165,7 +168,7 @@ def _decode_into_shards(
 def _check_folder(
     data: DataParams, parts: Mapping[str, Part], classes: Sequence[str], rejected: Sequence[Rejected]
 ) -> None:
-    """Not too many files were rejected, and no class or part with them."""
+    """Check that not too many files were rejected, and that every part and class still has an image."""
     if len(rejected) > data.max_rejected:
         first = [f"{file.path} ({file.reason})" for file in rejected[:3]] + ["..."] * (len(rejected) > 3)
         raise ConvaeError(
@@ -182,7 +185,7 @@ def _check_folder(
 
 
 def _divide(given: Mapping[str, Part], classes: Sequence[str], data: DataParams, seed: int) -> dict[str, Part]:
-    """Hold out of the training images the test and validation parts that are not given."""
+    """Hold the test and validation parts that are not given out of the training images."""
     parts = dict(given)
     for name, size in (("test", data.test_size), ("validation", data.validation_size)):
         if name not in parts:
@@ -208,7 +211,7 @@ def _write_part(folder: Path, part: Part, classes: Sequence[str]) -> dict[str, A
 
 
 def _chunks(part: Part) -> Iterator[np.ndarray]:
-    """The images of a part, a few at a time."""
+    """Yield the images of a part in chunks."""
     step = max(1, COPIED_BYTES // max(1, part.images[:1].nbytes))
     for start in range(0, len(part.index), step):
         yield part.images[part.index[start : start + step]]

@@ -1,4 +1,4 @@
-"""Archives decoded to arrays, split by split: images `uint8 [N, C, H, W]` and labels `int64 [N]`."""
+"""Decode archives to arrays, split by split: images `uint8 [N, C, H, W]` and labels `int64 [N]`."""
 
 import gzip
 import hashlib
@@ -22,13 +22,14 @@ _IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 
 def read(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool = False) -> Iterator[Split]:
-    """Decode the archives of `dataset`, given by name in `files`.
+    """Decode the archives of a data set.
 
     Args:
-        dataset: what is expected.
-        files: IDX files may be compressed or not.
-        scratch: an empty folder for what has to be unpacked; the arrays may be memory-mapped from there.
-        trust: archives of which nothing but a published MD5 is known may have another. Pickles never may.
+        dataset: the expected data set.
+        files: path of each archive by its name; IDX files may be compressed or not.
+        scratch: an empty folder for unpacking; the arrays may be memory-mapped from there.
+        trust: whether to accept an archive with another MD5 than published if nothing else is known about it; never for
+            archives of pickles.
 
     Yields:
         Name of the split, images and labels (None for unlabelled images).
@@ -36,7 +37,7 @@ def read(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool
     Raises:
         ConvaeError: an archive is damaged, or is not the one that the catalogue describes.
     """
-    if dataset.reader != "idx":  # of which what they unpack to is looked at
+    if dataset.reader != "idx":  # IDX files are checked once unpacked
         for name, path in files.items():
             _check_archive(dataset, name, path, trust)
     for split, images, labels in _decode(dataset, files, scratch, trust):
@@ -49,21 +50,21 @@ def read(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool
 
 
 def check_md5(path: Path, expected: str) -> None:
-    """Compare a file with its published MD5.
+    """Check a file against its published MD5.
 
     Raises:
-        ConvaeError: they differ.
+        ConvaeError: the MD5 differs.
     """
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
         stream.seek(0)
         found = hashlib.file_digest(stream, "md5").hexdigest()
     if found != expected:
-        raise ConvaeError(f"{path.name} has MD5 {found}, published is {expected}{_instead(head)}")
+        raise ConvaeError(f"{path.name} has MD5 {found}, expected {expected}{_instead(head)}")
 
 
 def _instead(head: bytes) -> str:
-    """Words on a file that begins with these bytes, where they say that it is surely no archive of ours."""
+    """Name the kind of a file for an error message, if its first bytes show that it is not one of our archives."""
     kind = what_it_is(head) if head else "an empty file; get it again"
     return f": {kind}" if kind and not head.startswith((b"\x1f\x8b", b"MATLAB")) else ""
 
@@ -73,8 +74,8 @@ def _check_archive(dataset: Dataset, name: str, path: Path, trust: bool) -> None
         check_md5(path, dataset.archives[name])
     except ConvaeError as error:
         mistake = f"{error}" if path.name == name else f"{error} for {name}"
-        if dataset.reader.startswith("cifar"):  # never unpickle what is not known
-            why = "it holds pickles, which could run code, so data.trust does not help"
+        if dataset.reader.startswith("cifar"):  # never unpickle an unknown file
+            why = "it holds pickles, which can run code, so data.trust does not apply"
             raise ConvaeError(f"{mistake}; {why}; get it again from {' or '.join(dataset.mirrors)}") from None
         if not trust:
             how = "get it again, or set data.trust to true if you know where it comes from"
@@ -82,15 +83,19 @@ def _check_archive(dataset: Dataset, name: str, path: Path, trust: bool) -> None
 
 
 def _check_idx(dataset: Dataset, name: str, path: Path, content: np.ndarray, trust: bool) -> None:
-    """Whether a file decodes to what is known of it, or else is the archive that was published."""
+    """Check that a file decodes to known content or, if none is known, is the published archive.
+
+    Raises:
+        ConvaeError: it does not.
+    """
     digest = hashlib.md5(_idx_header(content.shape))
     digest.update(content.data)
     found, known = digest.hexdigest(), dataset.unpacked.get(name)
     for other, about in CATALOGUE.items():
         if about is not dataset and about.unpacked.get(name) == found:
-            raise ConvaeError(f"{path.name}: that of {other}, whose files have the same names; get the right one")
+            raise ConvaeError(f"{path.name}: the file of {other}, which has the same name; get the right one")
     if known and found != known:
-        raise ConvaeError(f"{path.name} unpacks to MD5 {found}, known is {known}: another file; get it again")
+        raise ConvaeError(f"{path.name} unpacks to MD5 {found}, expected {known}; get it again")
     if not known and not dataset.sha256:
         _check_archive(dataset, name, path, trust)
 
@@ -98,10 +103,10 @@ def _check_idx(dataset: Dataset, name: str, path: Path, content: np.ndarray, tru
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read an IDX file, gzipped or not, that must hold `uint8` of `shape`.
 
-    The format: http://yann.lecun.com/exdb/mnist/. Never more than the expected size is decompressed.
+    Format: http://yann.lecun.com/exdb/mnist/. Never decompresses more than the expected size.
 
     Raises:
-        ConvaeError: damaged, not IDX, or of another type, shape or length.
+        ConvaeError: the file is damaged, is not IDX, or has another type, shape or length.
     """
     with path.open("rb") as plain:
         head = plain.read(HEAD_BYTES)
@@ -116,7 +121,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             raise ConvaeError(f"{path.name}: damaged gzip file ({error})") from None
     if len(content) != math.prod(shape):
         size = "more" if len(content) > math.prod(shape) else f"only {len(content)}"
-        raise ConvaeError(f"{path.name}: {math.prod(shape)} bytes should follow the IDX header, {size} do")
+        raise ConvaeError(f"{path.name}: expected {math.prod(shape)} bytes after the IDX header, found {size}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -124,7 +129,7 @@ def _check_idx_header(path: Path, header: bytes, shape: tuple[int, ...], instead
     magic = _idx_header(shape)[:4]
     if header[:4] != magic:
         raise ConvaeError(
-            f"{path.name}: begins with 0x{header[:4].hex()}, an IDX file of this kind with 0x{magic.hex()}" + instead
+            f"{path.name}: begins with 0x{header[:4].hex()}, expected 0x{magic.hex()} for this IDX file" + instead
         )
     if header != _idx_header(shape):
         sizes = struct.unpack(f">{len(header[4:]) // 4}I", header[4 : len(header) // 4 * 4])
@@ -147,9 +152,9 @@ def _decode(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: b
         yield from _splits(dataset, files, scratch, trust)
     except (ConvaeError, OSError, MemoryError):
         raise
-    except Exception as error:  # on other content than they expect, torchvision and SciPy raise nearly anything
+    except Exception as error:  # torchvision and SciPy raise nearly anything on unexpected content
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConvaeError(f"{', '.join(files)}: not what {dataset.reader} archives hold ({reason})") from None
+        raise ConvaeError(f"{', '.join(files)}: not a valid {dataset.reader} archive ({reason})") from None
 
 
 def _splits(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool) -> Iterator[Split]:
@@ -191,23 +196,24 @@ def _cifar(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterat
 
 
 def _svhn(dataset: Dataset, files: Mapping[str, Path]) -> Iterator[Split]:
-    """Not through torchvision, which knows no other archive than those published."""
+    """Decode without torchvision, which accepts no archives but the published ones."""
     from scipy.io import loadmat, whosmat
 
     for name, path in files.items():
         split = name.partition("_")[0]
         height, width, channels = (*dataset.shape[1:], dataset.shape[0])
         expected = {"X": (height, width, channels, dataset.images[split]), "y": (dataset.images[split], 1)}
-        found = {variable: shape for variable, shape, _ in whosmat(path)}  # before memory is given to them
+        # Only the headers: nothing of an unexpected size is allocated.
+        found = {variable: shape for variable, shape, _ in whosmat(path)}
         if expected != {variable: found.get(variable) for variable in expected}:
             raise ConvaeError(f"{path.name}: holds {found}, expected {expected}")
         content = loadmat(path, variable_names=list(expected))
         labels = content["y"][:, 0].astype(np.int64)
-        yield split, content["X"].transpose(3, 2, 0, 1), np.where(labels == 10, 0, labels)  # the digit 0 is class 10
+        yield split, content["X"].transpose(3, 2, 0, 1), np.where(labels == 10, 0, labels)  # digit 0 has label 10
 
 
 def _stl10(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterator[Split]:
-    """Not through torchvision, which reads all 2.8 GB into memory."""
+    """Decode without torchvision, which reads all 2.8 GB into memory."""
     prefixes = {"train": "train", "test": "test", "unlabelled": "unlabeled"}
     members = {
         split: [f"stl10_binary/{prefixes[split]}_{kind}.bin" for kind in ("Xy" if split != "unlabelled" else "X")]
@@ -217,7 +223,7 @@ def _stl10(dataset: Dataset, files: Mapping[str, Path], scratch: Path) -> Iterat
     _unpack(archive, (name for names in members.values() for name in names), scratch, dataset.most_bytes)
     for split, names in members.items():
         columns_first = np.memmap(scratch / names[0], np.uint8, mode="r").reshape(-1, *dataset.shape)
-        # The file's labels begin at 1.
+        # Labels in the file start at 1.
         labels = np.fromfile(scratch / names[1], np.uint8).astype(np.int64) - 1 if names[1:] else None
         yield split, columns_first.transpose(0, 1, 3, 2), labels
 
@@ -226,18 +232,22 @@ def _digits() -> Iterator[Split]:
     from sklearn.datasets import load_digits
 
     content = load_digits()
-    images = np.rint(content.images * 255 / 16).astype(np.uint8)  # 0 to 16 in the original
+    images = np.rint(content.images * 255 / 16).astype(np.uint8)  # originally 0 to 16
     yield "train", images[:, None], content.target.astype(np.int64)
 
 
 def _unpack(archive: Path, members: Iterable[str], folder: Path, most_bytes: int) -> None:
-    """Unpack the named regular files of a tar archive; other paths, and links, get nowhere, nor do larger files."""
+    """Unpack the named regular files of a tar archive, and nothing else.
+
+    Raises:
+        ConvaeError: the archive is damaged, lacks a file, or holds one of more than `most_bytes`.
+    """
     wanted = set(members)
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 if member.size > most_bytes:
-                    raise ConvaeError(f"{archive.name}: {member.name[:80]!r} has {member.size} bytes, too many by far")
+                    raise ConvaeError(f"{archive.name}: {member.name[:80]!r} has {member.size} bytes, far too many")
                 content = tar.extractfile(member) if member.isreg() and member.name in wanted else None
                 if content is not None:
                     target = folder / member.name

@@ -1,6 +1,7 @@
-"""Images kept in pieces, in a folder or an object store, as a Zarr array: read as they are needed, never whole.
+"""Images as pieces of a Zarr array in a folder or an object store, read piece by piece as they are needed.
 
-Zarr (https://zarr.dev) knows the format and the stores. Ours is what a reader has to rely on: the pieces' hashes.
+Zarr (https://zarr.dev) handles format and stores. This module adds a hash of each piece, so that reading the wrong
+images is an error.
 """
 
 from collections.abc import Iterable
@@ -14,21 +15,25 @@ import numpy as np
 from convae.errors import ConvaeError
 from convae.files import array_sha256
 
-PIECE_BYTES = 1 << 23
+PIECE_BYTES = 1 << 23  # large enough for an object store, small enough to read only what is needed
 
 Shape = tuple[int, ...]
 
 
 class ShardedImages:
-    """Some rows of a Zarr array `uint8 [M, C, H, W]`; who reads slices and rows can take it for a NumPy array.
+    """Some rows of a Zarr array `uint8 [M, C, H, W]`, with the part of NumPy's interface that reads slices and rows.
 
     Args:
-        address: a folder, or what fsspec opens: `s3://bucket/faces`.
-        index: `int64 [N]`, ascending: which rows.
+        address: a folder, or an fsspec address such as `s3://bucket/faces`.
+        index: the rows, `int64 [N]`, ascending.
         hashes: `files.array_sha256` of each piece of the array.
 
+    Attributes:
+        shape: `(N, C, H, W)`.
+        piece_rows: rows of the array in each piece; the last piece may have fewer.
+
     Raises:
-        ConvaeError: there is no such array of images; when it is read, a piece is missing or another than was written.
+        ConvaeError: there is no such array of images; or, while reading, a piece is missing or has changed.
     """
 
     dtype = np.dtype(np.uint8)
@@ -39,26 +44,27 @@ class ShardedImages:
             import zarr
 
             self._array = zarr.open_array(address, mode="r")
-        except Exception as error:  # whatever fsspec and the store's own library raise
+        except Exception as error:  # fsspec and the store's own library may raise anything
             raise _unreadable(address, error) from None
         if not _is_of_images(self._array):
             raise ConvaeError(f"{address}: not an array of images as `prepare` writes them")
         self.piece_rows = self._array.chunks[0]
         self.shape: Shape = (len(index), *self._array.shape[1:])
-        self._read_lately = lru_cache(maxsize=2)(self._read)  # of slices in order, each begins where the last one ended
+        # For consecutive slices, the piece where one ends and the next begins is read once.
+        self._read_lately = lru_cache(maxsize=2)(self._read)
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
     def size(self) -> int:
-        """Values in all."""
+        """Number of values."""
         return prod(self.shape)
 
     nbytes = size
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """A copy of these images."""
+        """Copy the images of a slice or of an array of rows."""
         wanted = self.index[rows]
         images = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         pieces = wanted // self.piece_rows
@@ -67,17 +73,17 @@ class ShardedImages:
         return images
 
     def rows_of(self, piece: int) -> slice:
-        """Which of the N images lie in a piece."""
+        """Slice of the N images that are in a piece."""
         first, end = np.searchsorted(self.index, [piece * self.piece_rows, (piece + 1) * self.piece_rows])
         return slice(int(first), int(end))
 
     def images_of(self, piece: int) -> np.ndarray:
-        """These images; several threads may ask for some at once."""
+        """Read the images of `rows_of(piece)`; safe to call from several threads."""
         images, rows = self._read(piece), self.index[self.rows_of(piece)] - piece * self.piece_rows
         return images if len(rows) == len(images) else images[rows]
 
     def sample(self, size: int) -> np.ndarray:
-        """The images of pieces evenly spread, of about `size` bytes in all, but of one piece at least."""
+        """Read evenly spread pieces of about `size` bytes in total, at least one, and return their images."""
         count = min(len(self.hashes), max(1, size // PIECE_BYTES))
         pieces = np.linspace(0, len(self.hashes) - 1, count).round().astype(int)
         return np.concatenate([self.images_of(piece) for piece in pieces.tolist()])
@@ -95,15 +101,17 @@ class ShardedImages:
 
 
 def open_shards(address: str, index: np.ndarray, hashes: list[str]) -> np.ndarray:
-    """`ShardedImages`, for those who take them for an array."""
+    """Open `ShardedImages`, typed as an array for callers that only read slices and rows."""
     return cast(np.ndarray, ShardedImages(address, index, hashes))
 
 
 def create_shards(address: str, shape: Shape) -> None:
-    """An array for images of this shape: the one that is there if it is alike, else a new one in its place.
+    """Create an array for images of this shape, unless there is one of the same shape and pieces already.
+
+    An array of another shape is replaced.
 
     Raises:
-        ConvaeError: it can't be written.
+        ConvaeError: the array can't be written.
     """
     chunks = (_piece_rows(shape), *shape[1:])
     try:
@@ -121,20 +129,27 @@ def create_shards(address: str, shape: Shape) -> None:
 
 
 def pieces_of(shape: Shape) -> int:
-    """How many pieces images `[M, C, H, W]` make."""
+    """Number of pieces for images of shape `[M, C, H, W]`.
+
+    Example:
+        >>> pieces_of((20_000, 3, 64, 64))
+        30
+    """
     return -(-shape[0] // _piece_rows(shape))
 
 
 class ShardWriter:
-    """Fills some pieces of an array: takes `writer[row] = image` in ascending order, and writes what is not there.
+    """Fills some pieces of an array by `writer[row] = image` in ascending order of rows.
+
+    Pieces that the array already has are not written again.
 
     Args:
-        address: of an array that is there.
-        pieces: which ones.
+        address: address of an existing array.
+        pieces: the pieces to fill.
 
     Attributes:
-        rows: of the array, those in these pieces.
-        shape: of what is assigned to.
+        rows: the rows of the array that are in these pieces.
+        shape: `(rows, C, H, W)` of these pieces; `row` counts from their first row.
     """
 
     def __init__(self, address: str, pieces: slice) -> None:
@@ -155,7 +170,7 @@ class ShardWriter:
         self._piece[row - self._start] = image
 
     def close(self) -> list[str]:
-        """Write what is left; gives the hash of each piece. Images that never came are black."""
+        """Write the remaining pieces, and return the hash of each piece. Rows without an image are black."""
         while self._start < self.shape[0]:
             self._flush()
         return self._hashes
@@ -164,7 +179,7 @@ class ShardWriter:
         piece = self._piece[: self.shape[0] - self._start]
         start = self.rows.start + self._start
         try:
-            # Others may be reading what is there, such as those who made it and are being verified.
+            # Unchanged pieces are left alone, because another run may be reading them.
             if not np.array_equal(self._array[start : start + len(piece)], piece):
                 self._array[start : start + len(piece)] = piece
         except Exception as error:
@@ -175,7 +190,7 @@ class ShardWriter:
 
 
 def write_shards(address: str, shape: Shape, chunks: Iterable[np.ndarray]) -> np.ndarray:
-    """A new array of the images in `chunks`, in all `shape`."""
+    """Write the images in `chunks`, of `shape` together, to an array, and open it."""
     create_shards(address, shape)
     writer = ShardWriter(address, slice(0, pieces_of(shape)))
     row = 0
@@ -187,7 +202,7 @@ def write_shards(address: str, shape: Shape, chunks: Iterable[np.ndarray]) -> np
 
 
 def _is_of_images(array: Any) -> bool:
-    """Whether it holds the bytes as they are: what else it may ask for, such as to unpickle them, we do not do."""
+    """Whether this is an array of images in plain bytes. Other codecs are rejected: some would unpickle the content."""
     from zarr.codecs import BytesCodec
 
     codecs = [type(codec) for codec in getattr(array.metadata, "codecs", ())]
@@ -200,6 +215,6 @@ def _piece_rows(shape: Shape) -> int:
 
 def _unreadable(address: str, error: Exception) -> ConvaeError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ModuleNotFoundError):  # fsspec says by itself which library a store needs
+    if isinstance(error, ModuleNotFoundError):  # fsspec itself names the library that a store needs
         reason += f"; pip install {error.name}"
     return ConvaeError(f"data.shards: {address}: {reason}")

@@ -1,4 +1,4 @@
-"""Where archives come from, in this order: a local folder, the system, the mirrors, Debian's archive."""
+"""The sources of archives, in this order: a local folder, the system, the mirrors, Debian's archive."""
 
 import shutil
 import subprocess
@@ -12,17 +12,23 @@ from convae.datasets.http import fetch
 from convae.errors import ConvaeError
 
 Files = dict[str, Path]
-"""Where each archive of the catalogue lies."""
+"""Path of each archive by its name in the catalogue."""
 
-APT_SECONDS = 900
+APT_SECONDS = 900  # after which a program of Debian's is stopped
 _APT_OPTIONS = [f"-oAcquire::{kind}" for kind in ("http::Timeout=10", "https::Timeout=10", "Retries=1")]
 
 
 def sources(name: str, dataset: Dataset, root: Path, downloads: Path, scratch: Path) -> dict[str, Callable[[], Files]]:
-    """Ways to come by the archives of a data set, each under the name that a message calls it by.
+    """Functions that get the archives of a data set, by the name of their source in messages.
 
-    Each raises ConvaeError or OSError where it cannot serve. `downloads` keeps what was
-    downloaded, `scratch` is a folder for what has to be unpacked.
+    Each raises ConvaeError or OSError if its source does not have the archives.
+
+    Args:
+        name: name of the data set in the catalogue.
+        dataset: the data set.
+        root: `data.root`, the user's folder.
+        downloads: cache of downloaded archives.
+        scratch: folder for unpacking packages.
     """
     if not dataset.archives:
         return {"scikit-learn": dict}
@@ -39,7 +45,7 @@ def sources(name: str, dataset: Dataset, root: Path, downloads: Path, scratch: P
 
 
 def _local(dataset: Dataset, folders: list[Path]) -> Files:
-    """Files in the first of `folders` that has all, under any of the names that they go by."""
+    """The files in the first of `folders` that has all archives, under any of their usual names."""
     lacking = []
     for folder in folders:
         found = {name: path for name in dataset.archives for path in _spellings(dataset, folder, name)[:1]}
@@ -56,7 +62,10 @@ def _local(dataset: Dataset, folders: list[Path]) -> Files:
 
 
 def _spellings(dataset: Dataset, folder: Path, name: str) -> list[Path]:
-    """The files that may be the archive `name`: IDX files also unpacked, with a dot, or in a folder of their own."""
+    """Existing files that may be the archive `name`.
+
+    IDX files may also be unpacked, be spelled with a dot (`train-images.idx3-ubyte`), or lie in a folder of that name.
+    """
     if dataset.reader != "idx":
         names = [name]
     else:
@@ -71,7 +80,7 @@ def _mirror(dataset: Dataset, mirror: str, downloads: Path) -> Files:
 
 
 def _debian(dataset: Dataset, downloads: Path, scratch: Path) -> Files:
-    """Download Debian's package, whose hash apt checks, and unpack it; neither needs root."""
+    """Download Debian's package, whose hash apt checks, and unpack it. Neither step needs root."""
     assert dataset.package
     assert dataset.system_folder
     package = dataset.package
@@ -88,7 +97,11 @@ def _debian(dataset: Dataset, downloads: Path, scratch: Path) -> Files:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run a program of Debian's; ConvaeError with the last line it wrote where it fails."""
+    """Run a program of Debian's.
+
+    Raises:
+        ConvaeError: it fails, with the last line of its output as the message; or it takes too long.
+    """
     try:
         done = subprocess.run(
             command,
@@ -100,7 +113,7 @@ def _run(command: list[str], folder: Path) -> None:
             timeout=APT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise ConvaeError(f"{command[0]} did not end within {APT_SECONDS} s") from None
+        raise ConvaeError(f"{command[0]} did not finish within {APT_SECONDS} s") from None
     if done.returncode:
         lines = (done.stderr + done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
         raise ConvaeError(f"{command[0]}: {lines[-1]}")

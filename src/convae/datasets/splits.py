@@ -1,4 +1,4 @@
-"""Holding out a part of the images: stratified where there are labels, drawn by seed, order kept."""
+"""Hold out some of the images: drawn by seed, stratified if there are labels, in their original order."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ class Part:
     """Some of the images of an array.
 
     Attributes:
-        images, labels: `uint8 [N, C, H, W]` and, where known, `int64 [N]`: all of the array.
-        index: `int64`, ascending: which of them the part has.
-        files: all of them, where they were files.
+        images, labels: the whole array `uint8 [N, C, H, W]` and, if known, its labels `int64 [N]`.
+        index: the rows that belong to the part, `int64`, ascending.
+        files: the files of all rows, if the images come from files.
     """
 
     images: np.ndarray
@@ -27,32 +27,38 @@ class Part:
 
 
 def hold_out(part: Part, classes: Sequence[str], size: float | int, seed: int, key: str) -> tuple[Part, Part]:
-    """Divide a part in two: what stays, and what is held out.
+    """Split a part in two: the images that stay, and those that are held out.
 
     Args:
-        part: divided by its labels, so that each half has the same mixture of them, or at random without.
+        part: the part to split. Both halves have the same proportions of labels, if there are labels.
         classes: names of the labels.
-        size: how much is held out: a number of images, or a part below 1.
-        seed: determines the draw.
-        key: the parameter that `size` came from, for messages.
+        size: how much to hold out: a number of images, or a fraction below 1.
+        seed: seed of the draw.
+        key: the parameter that holds `size`, for messages.
 
     Raises:
         ConvaeError: a half would be empty, or too small to hold every class.
+
+    Example:
+        >>> part = Part(np.zeros((8, 1, 28, 28), np.uint8), np.array([0, 1] * 4), np.arange(8))
+        >>> kept, held = hold_out(part, ["cat", "dog"], size=0.25, seed=0, key="data.test_size")
+        >>> len(kept.index), sorted(part.labels[held.index].tolist())
+        (6, [0, 1])
     """
     total = len(part.index)
     if total < 2:
         raise ConvaeError(
-            f"{key} = {size}: {total} image(s) cannot be divided, at least 2 are needed; add some to the training part"
+            f"{key} = {size}: {total} image(s) can't be split, at least 2 are needed; add some to the training part"
         )
     count = size if isinstance(size, int) else round(size * total)
     if not 0 < count < total:
-        raise ConvaeError(f"{key} = {size}: would hold out {count} of {total} images; 1 to {total - 1} are possible")
+        raise ConvaeError(f"{key} = {size}: would hold out {count} of {total} images; 1 to {total - 1} are allowed")
     labels = None if part.labels is None else part.labels[part.index]
     if labels is not None:
         present, counts = np.unique(labels, return_counts=True)
         if counts.min() < 2:
             rare = classes[present[counts.argmin()]]
-            raise ConvaeError(f"{key} = {size}: class '{rare}' has one image to divide; at least 2 are needed")
+            raise ConvaeError(f"{key} = {size}: class '{rare}' has only one image to split; at least 2 are needed")
         if min(count, total - count) < len(present):
             raise ConvaeError(
                 f"{key} = {size}: {count} and {total - count} images cannot each hold {len(present)} classes"
