@@ -113,5 +113,5 @@ def test_kmeans_and_patches_are_the_same_bits_again():
 
 def test_more_filters_than_patches_are_refused():
     network = Autoencoder(1, {}, [LAYER | {"filters": 60, "kernel": (9, 9)}], tied_weights=True)
-    with pytest.raises(ConvaeError, match=r"layer 0 has 60 filters, and there are only \d+ patches"):
+    with pytest.raises(ConvaeError, match=r"layer 0 has 60 filters, but there are only \d+ patches"):
         set_filters(network, "patches", images()[:20], generator())

@@ -290,13 +290,13 @@ def test_a_single_value_to_normalise_over_is_one_line(experiment, train_set, val
     params = experiment(
         model={"layers": [DENSE]}, objective={"sparsity": None}, train={"order": order, "batch_size": size}
     )
-    with pytest.raises(ConvaeError, match=r"^batch normalisation has one value of a map to learn from: a larger train"):
+    with pytest.raises(ConvaeError, match=r"^batch normalisation has only one value per map to learn from"):
         train_encoder(params, some(train_set, images), some(validation_set, 1), ignore)
 
 
 def test_a_single_labelled_image_is_no_batch_to_classify(experiment, train_set, validation_set):
     params = experiment(objective={"kind": "classify", "sparsity": None})
-    with pytest.raises(ConvaeError, match=r"^batch normalisation has one value of a map to learn from: a larger train"):
+    with pytest.raises(ConvaeError, match=r"^batch normalisation has only one value per map to learn from"):
         train_encoder(params, some(train_set, 1), validation_set, ignore)
 
 

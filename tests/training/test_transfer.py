@@ -105,7 +105,7 @@ def test_another_encoder_to_start_from_is_another_training(experiment, saved, tr
 MISFITS = [
     (
         {"data": {"dataset": "cifar10"}},
-        r"that encoder reads images of 1 channel\(s\), these have 3",
+        r"that encoder needs images of 1 channel\(s\), but these have 3",
     ),
     (
         {"preprocessing": {"whitening": None}},

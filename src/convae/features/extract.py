@@ -1,4 +1,4 @@
-"""Features of whole image sets, written to memory-mapped files in the image set's order."""
+"""Extract the features of whole image sets into `.npy` files, in the image set's order."""
 
 import os
 from pathlib import Path
@@ -16,38 +16,41 @@ from convae.names import PARTS
 from convae.params import Params
 from convae.processes import ALONE, Processes
 
-CACHED_BYTES = 1 << 21  # of features that are looked at several times while they are in a processor's cache
+CACHED_BYTES = 1 << 21  # features per chunk: few enough to stay in a processor's cache while they are used repeatedly
 
 
 def extract_features(
     params: Params, trained: Path, prepared: Path, output: Path, processes: Processes = ALONE
 ) -> Encoder:
-    """Give a trained encoder its readout and write the features of all labelled parts.
+    """Attach the readout to a trained encoder, and write the features of the parts `train`, `validation` and `test`.
 
-    Each process writes the features of its share of the images; rank 0 fits what is fitted to them.
+    Each process writes the features of its share of the images; rank 0 fits the readout.
 
     Args:
-        params: the experiment; its section `features` is the readout.
+        params: the experiment; its section `features` describes the readout.
         trained: folder of the trained encoder.
         prepared: folder with the image sets `train`, `validation` and `test`.
-        output: folder for `{part}.npy`, `float32 [N, D]`, `{part}_labels.npy` where there are labels, and
+        output: folder for `{part}.npy`, `float32 [N, D]`, `{part}_labels.npy` if there are labels, and
             `description.json`: the SHA-256 of the encoder and of each part's image set.
-        processes: those that run the stage together.
+        processes: the processes that run the stage together.
 
     Returns:
-        The encoder with its readout, standardised on the training images where the parameters say so; The same in
-        all processes.
+        The encoder with its readout, fitted to the training images if the parameters ask for it; the same in all
+        processes.
+
+    Raises:
+        ConvaeError: `features.pca` is too large, or the encoder or an image set can't be read.
     """
     torch.set_num_threads(params.train.threads)
     encoder = load_encoder(trained)
     encoder.config["readout"] = params.features.model_dump(mode="json")
     encoder.readout = Readout(**encoder.config["readout"])
-    # Apple's GPUs lack the pooling of cells that do not divide a map.
+    # CUDA only: Apple's GPUs can't pool over cells that do not divide a map.
     use_cuda = torch.cuda.is_available() and params.train.accelerator in ("auto", "gpu")
     encoder.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu")
     with processes.shared_folder(output) as scratch:
         images = {}
-        # Training images first: the others are standardised by them.
+        # The training part comes first, because the readout is fitted to it.
         for part in PARTS:
             image_set = ImageSet.load(prepared / part)
             images[part] = image_set.sha256
@@ -57,7 +60,7 @@ def extract_features(
                     fit_readout(encoder.readout, features)
                     _apply_fitted(encoder.readout, features, scratch / "train.npy")
                 encoder.readout.load_fitted(processes.collect(encoder.readout.state_dict())[0])
-                encoder.to(encoder.device)
+                encoder.to(encoder.device)  # the fitted buffers came from rank 0's CPU
             if image_set.labels is not None and not processes.rank:
                 save_array(scratch / f"{part}_labels.npy", image_set.labels)
         encoder.sha256 = encoder.serialize()[0]["sha256"]
@@ -69,19 +72,19 @@ def extract_features(
 def _extract(encoder: Encoder, image_set: ImageSet, output: Path, processes: Processes) -> np.memmap:
     dimension = encoder.features(np.zeros_like(image_set.images[:1])).shape[1]
     features = processes.shared_array(output, np.float32, (len(image_set), dimension))
-    # Whole batches: in others the last bits would differ.
+    # Processes share whole batches, because a batch of another size could differ in the last bits.
     height, width = image_set.images.shape[2:]
     size = encoder.batch_size((height, width))
     share = processes.share_of(-(-len(image_set) // size))
     start, end = share.start * size, min(share.stop * size, len(image_set))
-    some = size * max(1, CHUNK_BYTES // (size * image_set.images[:1].nbytes))  # images may lie elsewhere
+    some = size * max(1, CHUNK_BYTES // (size * image_set.images[:1].nbytes))  # images may come from an object store
     batches = (
         batch
         for first in range(start, end, some)
         for batch in encoder.feature_batches(image_set.images[first : min(first + some, end)])
     )
     with (
-        output.open("r+b") as stream,  # writing into the map is slower: each page is asked for by a fault
+        output.open("r+b") as stream,  # faster than writing to the memory map, where every page costs a fault
         tqdm(
             total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=processes.rank > 0
         ) as progress,
@@ -90,15 +93,21 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path, processes: Pro
         for batch in batches:
             stream.write(batch.data)
             progress.update(len(batch))
-    processes.collect(None)  # until all have written
+    processes.collect(None)  # wait for all to finish writing
     return features
 
 
 def fit_readout(readout: Readout, features: np.ndarray) -> None:
-    """Fit principal components and standardisation, where the readout has them, to `features`, `float32 [N, D]`.
+    """Fit the readout's principal components and standardisation, if it has any, to `features`, `float32 [N, D]`.
 
     Raises:
-        ConvaeError: there are fewer principal components than asked for.
+        ConvaeError: `features.pca` is larger than N or D.
+
+    Example:
+        >>> readout = Readout([-1], None, "none", 0, "mean", (1, 1), 1, None, standardize=True)
+        >>> fit_readout(readout, np.array([[1, 5], [3, 5]], np.float32))
+        >>> readout.mean.tolist(), readout.scale.tolist()
+        ([2.0, 5.0], [1.0, 1.0])
     """
     if readout.pca is None and not readout.standardize:
         return
@@ -112,18 +121,18 @@ def fit_readout(readout: Readout, features: np.ndarray) -> None:
             centered = readout.apply_fitted(torch.from_numpy(features[rows]))
             squares += centered.square_().sum(0, dtype=torch.float64)
         deviation = (squares / len(features)).sqrt().float()
-        readout.scale = torch.where(deviation > 1e-6, deviation, 1)
+        readout.scale = torch.where(deviation > 1e-6, deviation, 1)  # a constant feature stays as it is
 
 
 def _apply_fitted(readout: Readout, features: np.memmap, file: Path) -> None:
-    """Replace the features in `file`, `float32 [N, D]`, by what the fitted readout makes of them."""
+    """Replace the pooled features in `file`, `float32 [N, D]`, with those of the fitted readout."""
     if not len(readout.mean):
         return
     chunks = (
         readout.apply_fitted(torch.from_numpy(features[rows])).numpy() for rows in row_chunks(features, CACHED_BYTES)
     )
     if readout.pca is None:
-        with file.open("r+b") as stream:  # not through the map, see `_extract`
+        with file.open("r+b") as stream:  # not through the memory map, see `_extract`
             stream.seek(features.offset)
             for chunk in chunks:
                 stream.write(chunk.data)
@@ -140,10 +149,10 @@ def _mean(features: np.ndarray) -> np.ndarray:
 
 
 def _principal_components(features: np.ndarray, mean: np.ndarray, count: int) -> np.ndarray:
-    """The `count` directions of the largest variance, `float32 [count, D]`.
+    """The `count` directions of largest variance, `float32 [count, D]`.
 
     Raises:
-        ConvaeError: there are not so many.
+        ConvaeError: `count` is larger than N or D.
     """
     dimension = features.shape[1]
     if count > min(dimension, len(features)):
@@ -155,5 +164,5 @@ def _principal_components(features: np.ndarray, mean: np.ndarray, count: int) ->
     for rows in row_chunks(features):
         centered = features[rows] - mean
         products += centered.T @ centered
-    directions = np.linalg.eigh(products).eigenvectors
+    directions = np.linalg.eigh(products).eigenvectors  # in ascending order of variance
     return np.ascontiguousarray(directions[:, ::-1][:, :count].T.astype(np.float32))

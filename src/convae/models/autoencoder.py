@@ -18,21 +18,30 @@ from convae.processes import ALONE, Processes
 class Autoencoder(nn.Module):
     """Preprocessing, encoder layers and the mirrored decoder.
 
-    Hidden layers of the decoder end in the activation of the encoder layer whose input they imitate; the last is
-    linear. Without layers there is nothing but the preprocessing, whose result stands for the activation maps.
+    Every decoder layer but the last ends in the activation of the encoder layer below, whose maps it reconstructs; the
+    last is linear. A network without layers is its preprocessing, and the preprocessed images are its activation maps.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         preprocessing: `local_contrast` and `whitening`, see `Preprocessing`.
         layers: entries of `model.layers`.
-        tied_weights: the decoder uses the encoder's filters.
-        stacked_on: what comes into a layer after the first: the activation `maps` of the one below, or its
+        tied_weights: whether the decoder uses the encoder's filters.
+        stacked_on: the input of each layer after the first: the activation `maps` of the layer below, or its
             `reconstructions`, which have the channels of the image.
-        sparsity: `block` and `lifetime` of `WinnerTakeAll`, through which the code passes to the decoder, or None.
-        processes: those that share its training batches.
+        sparsity: `block` and `lifetime` of the `WinnerTakeAll` between encoder and decoder, or None.
+        processes: the processes that share the training batches.
+
+    Example:
+        >>> layer = {"filters": 8, "kernel": (3, 3), "stride": (1, 1), "padding": "full", "activation": "tanh"}
+        >>> layer |= {"batch_norm": False, "dropout": 0, "pool": None}
+        >>> network = Autoencoder(1, {}, [layer], tied_weights=False)
+        >>> images = torch.zeros(5, 1, 28, 28)
+        >>> [tuple(maps.shape) for maps in network.encode(images)], tuple(network(images).shape)
+        ([(5, 8, 30, 30)], (5, 1, 28, 28))
     """
 
-    layers: Any  # nn.ModuleList of EncoderLayer, which type checkers can't be told
+    # nn.ModuleList is not generic, so type checkers can't know what these hold.
+    layers: Any  # nn.ModuleList of EncoderLayer
     decoder: Any  # nn.ModuleList of DecoderLayer
     sparsity: Any  # nn.ModuleList of WinnerTakeAll or Identity
 
@@ -63,17 +72,18 @@ class Autoencoder(nn.Module):
         )
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw all filters as the seed CAE does, normal with a deviation of 1 / sqrt(fan-in); set biases to zero."""
+        """Draw all filters from a normal distribution of deviation 1 / sqrt(fan-in), and set biases to zero."""
         for layer, decoder in zip(self.layers, self.decoder, strict=True):
             filters: Tensor = layer.convolution.weight
             nn.init.normal_(filters, std=filters[0].numel() ** -0.5, generator=generator)
             nn.init.zeros_(layer.convolution.bias)
             nn.init.zeros_(decoder.bias)
-            if decoder.weight is not filters:  # transposed: its fan-in is that of the convolution it undoes
+            if decoder.weight is not filters:
+                # Each of the D outputs of the transposed convolution sums over n maps: a fan-in of n·k_h·k_w.
                 nn.init.normal_(decoder.weight, std=decoder.weight[:, 0].numel() ** -0.5, generator=generator)
 
     def encode(self, preprocessed: Tensor) -> list[Tensor]:
-        """Activation maps of every layer, `[N, n, H', W']` each."""
+        """Return the activation maps `[N, n, H', W']` of every layer, first to last."""
         maps = [preprocessed] if not len(self.layers) else []
         for index, layer in enumerate(self.layers):
             maps.append(layer(preprocessed))
@@ -82,19 +92,20 @@ class Autoencoder(nn.Module):
         return maps
 
     def input_of(self, index: int, preprocessed: Tensor) -> Tensor:
-        """What comes into a layer, `[N, D, H', W']`."""
+        """Return the input `[N, D, H', W']` of layer `index`."""
         for below in range(index):
             preprocessed = self.pass_on(below, preprocessed, self.layers[below](preprocessed))
         return preprocessed
 
     def pass_on(self, index: int, incoming: Tensor, maps: Tensor) -> Tensor:
-        """What the layer above sees of a layer's activation maps of `incoming`."""
+        """Return the input of the layer above, given a layer's input and its activation maps."""
         return maps if self.stacked_on == "maps" else self.reconstruct_layer(index, incoming, maps)
 
     def reconstruct_layer(self, index: int, incoming: Tensor, maps: Tensor | None = None) -> Tensor:
-        """A layer's reconstruction `[N, D, H', W']` of what came into it, from its activation maps, sparse if asked.
+        """Reconstruct a layer's input `[N, D, H', W']` from its activation maps, after sparsity if there is any.
 
-        The maps need not be given; where winners take all, most of what they cost is then saved.
+        Without `maps`, they are computed. With winner-take-all sparsity that is much cheaper than passing them in,
+        since only the winners are then computed with gradients.
         """
         height, width = incoming.shape[2:]
         layer, sparsity, decoder = self.layers[index], self.sparsity[index], self.decoder[index]
@@ -104,19 +115,20 @@ class Autoencoder(nn.Module):
         return self._decode(index, sparsity(layer(incoming) if maps is None else maps), (height, width))
 
     def forward(self, preprocessed: Tensor) -> Tensor:
-        """Reconstruct preprocessed images `[N, C, H, W]` from the last layer's code, sparse where asked for."""
+        """Reconstruct preprocessed images `[N, C, H, W]` from the last layer's maps, after sparsity if there is any."""
         last = len(self.layers) - 1
-        if last == 0:
+        if last == 0:  # computes only the winners where possible
             return self.reconstruct_layer(0, preprocessed)
         height, width = preprocessed.shape[2:]
         sizes = layer_sizes((height, width), self.geometry, self.stacked_on)
         code: Tensor = self.sparsity[last](self.encode(preprocessed)[last])
+        # A layer stacked on reconstructions decodes straight to the image.
         for index in range(last, -1, -1) if self.stacked_on == "maps" else [last]:
             code = self._decode(index, code, sizes[index][0])
         return code
 
     def _decode(self, index: int, code: Tensor, size: Size) -> Tensor:
-        """A layer's code back to what came into it: of `size`, and ending in the activation of the layer below."""
+        """Decode a layer's code to its input, of `size`, ending in the activation of the layer below."""
         return self._imitate(index, self.decoder[index](code, size))
 
     def _imitate(self, index: int, decoded: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether the layers of one encoder can start from those of another."""
+"""Check whether an encoder's layers can start from those of another encoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,30 +7,38 @@ from convae.errors import ConvaeError
 
 
 def check_source(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-    """Compare what `config.json` says of a saved encoder with the one that is to start from it.
+    """Check that the encoder `target` can start from the weights of `source`.
 
-    Images may differ in size, and the target may have further layers.
+    Image size and dropout may differ, and the target may have more layers.
 
     Args:
-        source: `channels`, `preprocessing`, `stacked_on` and `layers` of the saved encoder.
-        target: the same of the other.
+        source: `channels`, `preprocessing`, `stacked_on` and `layers` of the saved encoder, as in its `config.json`.
+        target: the same keys of the new encoder.
 
     Raises:
         ConvaeError: names the first difference.
+
+    Example:
+        >>> small = {"channels": 1, "preprocessing": {}, "stacked_on": "maps", "layers": [{"filters": 8}]}
+        >>> check_source(small, small | {"layers": [{"filters": 8}, {"filters": 4}]})
+        >>> check_source(small, small | {"layers": [{"filters": 16}]})
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: model.initialize_from: model.layers[0].filters is 8 in that encoder, but 16 here
     """
     if source["channels"] != target["channels"]:
         raise ConvaeError(
-            f"model.initialize_from: that encoder reads images of {source['channels']} channel(s), "
-            f"these have {target['channels']}"
+            f"model.initialize_from: that encoder needs images of {source['channels']} channel(s), "
+            f"but these have {target['channels']}"
         )
     for name in ("preprocessing", "stacked_on"):
         _compare(name if name == "preprocessing" else f"model.{name}", source[name], target[name])
     if len(source["layers"]) > len(target["layers"]):
         raise ConvaeError(
-            f"model.initialize_from: that encoder has {len(source['layers'])} layers, "
-            f"model.layers {len(target['layers'])}; as many or more are needed"
+            f"model.initialize_from: that encoder has {len(source['layers'])} layers, but model.layers has "
+            f"{len(target['layers'])}; at least {len(source['layers'])} are needed"
         )
     for index, (theirs, ours) in enumerate(zip(source["layers"], target["layers"], strict=False)):
+        # Dropout has no weights.
         _compare(f"model.layers[{index}]", {**theirs, "dropout": 0}, {**ours, "dropout": 0})
 
 

@@ -1,11 +1,11 @@
-"""The sizes of convolutional layers: the one place where they are computed.
+"""Sizes of convolutional layers; no other module computes them.
 
-Sizes are `(height, width)` in pixels. A layer is a convolution followed, where it has one, by pooling over windows that
-do not overlap. With a side, kernel, stride and `padding` zeros on either side, a convolution gives
+Sizes are `(height, width)` in pixels. A layer is a convolution, optionally followed by pooling over windows that do not
+overlap. A convolution with `padding` zeros on either side turns a side into
 
     floor((side - kernel + 2 * padding) / stride) + 1
 
-and the transposed convolution of the same geometry gives the side back once `output_padding` more pixels are appended.
+The transposed convolution of the same geometry restores the side when `output_padding` more pixels are appended.
 """
 
 import math
@@ -19,12 +19,18 @@ Size = tuple[int, int]
 
 
 class GeometryError(ConvaeError):
-    """A layer whose input is too small for it, or whose padding cannot be had."""
+    """A layer does not fit its input, or its kernel does not allow its padding."""
 
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """Kernel, stride, padding (`full`, `same` or `valid`) and pooling window of one layer, each as height and width."""
+    """Kernel, stride and pooling window of one layer, each as height and width, and padding: `full`, `same` or `valid`.
+
+    Example:
+        >>> layer = LayerGeometry((3, 3), stride=(2, 2), padding="full", pool=(2, 2))
+        >>> layer.convolved((28, 28)), layer.output((28, 28))
+        ((15, 15), (7, 7))
+    """
 
     kernel: Size
     stride: Size = (1, 1)
@@ -33,13 +39,17 @@ class LayerGeometry:
 
     @classmethod
     def of(cls, layer: Mapping[str, Any]) -> "LayerGeometry":
-        """The geometry of one entry of `model.layers`."""
+        """Read the geometry of one entry of `model.layers`."""
         pool = layer["pool"]["size"] if layer["pool"] else (1, 1)
         return cls(tuple(layer["kernel"]), tuple(layer["stride"]), layer["padding"], tuple(pool))
 
     @property
     def zeros(self) -> Size:
-        """Zeros added on either side: k-1 for `full`, (k-1)/2 for `same`, none for `valid`."""
+        """Zeros added on either side: k-1 for `full`, (k-1)/2 for `same`, none for `valid`.
+
+        Raises:
+            GeometryError: padding is `same` and a side of the kernel is even.
+        """
         if self.padding == "full":
             return (self.kernel[0] - 1, self.kernel[1] - 1)
         if self.padding == "same":
@@ -83,7 +93,7 @@ class LayerGeometry:
         return pooled
 
     def output_padding(self, size: Size) -> Size:
-        """Pixels that a transposed convolution must append to give `size` back (0 to stride - 1)."""
+        """Pixels that a transposed convolution must append to restore `size` (0 to stride - 1)."""
         height, width = (
             (side - kernel + 2 * zeros) % stride
             for side, kernel, zeros, stride in zip(size, self.kernel, self.zeros, self.stride, strict=True)
@@ -92,16 +102,20 @@ class LayerGeometry:
 
 
 def layer_sizes(size: Size, layers: Iterable[LayerGeometry], stacked_on: str = "maps") -> list[tuple[Size, Size]]:
-    """Of each layer the size that comes in and the size of its activation maps.
+    """Input size and activation map size of each layer.
 
     Args:
-        size: of the images.
-        layers: the first to the last.
-        stacked_on: a layer after the first sees the `maps` of the one below, or its `reconstructions`, which have
-            the size of the images.
+        size: size of the images.
+        layers: first to last.
+        stacked_on: the input of each layer after the first: the `maps` of the layer below, or its `reconstructions`,
+            which have the size of the images.
 
     Raises:
-        GeometryError: names the first layer that does not fit, the size that came in and what would come out.
+        GeometryError: names the first layer that does not fit, its input size and what its output size would be.
+
+    Example:
+        >>> layer_sizes((28, 28), [LayerGeometry((3, 3), padding="full"), LayerGeometry((5, 5), pool=(2, 2))])
+        [((28, 28), (30, 30)), ((30, 30), (15, 15))]
     """
     sizes = []
     for index, layer in enumerate(layers):
@@ -116,7 +130,7 @@ def layer_sizes(size: Size, layers: Iterable[LayerGeometry], stacked_on: str = "
 
 
 def smallest_size(layers: Sequence[LayerGeometry], stacked_on: str = "maps") -> Size:
-    """Height and width of the smallest image that leaves a pixel to the activation maps of every layer.
+    """Height and width of the smallest image for which every layer's activation maps have at least one pixel.
 
     Example:
         >>> smallest_size([LayerGeometry((3, 5), pool=(2, 2)), LayerGeometry((3, 3), padding="valid")])
@@ -124,6 +138,7 @@ def smallest_size(layers: Sequence[LayerGeometry], stacked_on: str = "maps") -> 
     """
 
     def smallest(axis: int) -> int:
+        # From the last layer down: the smallest input whose output has the pixels that the layer above needs.
         needed = 1
         for layer in reversed(layers):
             convolved = layer.pool[axis] * (needed if stacked_on == "maps" else 1)
@@ -135,10 +150,10 @@ def smallest_size(layers: Sequence[LayerGeometry], stacked_on: str = "maps") -> 
 
 
 def resolve_kernels(size: Size, layers: Iterable[Mapping[str, Any]], stacked_on: str) -> list[dict[str, Any]]:
-    """Entries of `model.layers` in which the kernel `image` is the size that comes into the layer.
+    """Replace each kernel `image` in the entries of `model.layers` by the input size of its layer.
 
     Raises:
-        GeometryError: as `layer_sizes`.
+        GeometryError: see `layer_sizes`.
     """
     resolved: list[dict[str, Any]] = []
     for layer in layers:
@@ -149,13 +164,19 @@ def resolve_kernels(size: Size, layers: Iterable[Mapping[str, Any]], stacked_on:
 
 
 def check_filter_bank(filters: int, kernel: Size) -> None:
-    """Whether the bank of hand-made filters has so many for kernels of this size.
+    """Check that the bank of hand-made filters has this number of filters for kernels of this size.
 
-    These are two Sobel filters, a Laplacian and a Gaussian of 3×3 pixels or more, and 12 Gabor filters for each wave:
-    as long as the kernel, half as long, and so on down to two pixels.
+    The bank has two Sobel filters, a Laplacian and a Gaussian for kernels of at least 3×3 pixels, and 12 Gabor filters
+    per wavelength: the kernel's side, half of it, and so on down to two pixels.
 
     Raises:
-        GeometryError: it has fewer, or not even these four fit.
+        GeometryError: the bank has fewer filters, or the kernel is smaller than 3×3.
+
+    Example:
+        >>> check_filter_bank(28, (7, 7))
+        >>> check_filter_bank(29, (7, 7))
+        Traceback (most recent call last):
+        convae.models.geometry.GeometryError: ...: 29 filters of 7×7 pixels; 4 to 28 are possible
     """
     side = min(kernel)
     most = 4 + 12 * int(math.log2(side / 2) + 1) if side >= 3 else 0
@@ -167,5 +188,10 @@ def check_filter_bank(filters: int, kernel: Size) -> None:
 
 
 def show(size: Size) -> str:
-    """`28×28`."""
+    """Format a size for messages.
+
+    Example:
+        >>> show((28, 32))
+        '28×32'
+    """
     return f"{size[0]}×{size[1]}"

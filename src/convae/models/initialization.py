@@ -1,4 +1,4 @@
-"""Filters without any training by gradient: made by hand, cut from images, or clustered from them."""
+"""Filters that need no gradient: designed by hand, cut from images, or clustered from image patches."""
 
 import math
 
@@ -19,16 +19,16 @@ ORIENTATIONS = 6
 
 @torch.no_grad()
 def set_filters(autoencoder: Autoencoder, kind: str, images: Tensor, generator: torch.Generator) -> None:
-    """Replace the random filters of a network whose preprocessing is fitted; biases and an untied decoder stay.
+    """Replace the random filters of a network in place; its biases and the weights of an untied decoder stay.
 
     Args:
-        autoencoder: the network.
-        kind: `filter_bank`, in the first layer; `patches` or `kmeans`, layer by layer from what comes into each.
+        autoencoder: a network with fitted preprocessing.
+        kind: `filter_bank` sets the first layer; `patches` and `kmeans` set every layer from patches of its input.
         images: training images `uint8 [N, C, H, W]`.
-        generator: of whatever is drawn.
+        generator: source of all random draws.
 
     Raises:
-        ConvaeError: the bank has not as many filters as the layer, or the images too few patches.
+        ConvaeError: the layer has more filters than the bank, or than there are patches.
     """
     if kind == "filter_bank":
         filters = autoencoder.layers[0].convolution.weight
@@ -42,18 +42,19 @@ def set_filters(autoencoder: Autoencoder, kind: str, images: Tensor, generator: 
         patches = draw_patches(incoming, (filters.shape[2], filters.shape[3]), generator)
         if len(patches) < len(filters):
             raise ConvaeError(
-                f"model.initialization = {kind}: layer {index} has {len(filters)} filters, and there are only "
-                f"{len(patches)} patches; fewer filters or more images are needed"
+                f"model.initialization = {kind}: layer {index} has {len(filters)} filters, but there are only "
+                f"{len(patches)} patches; use fewer filters or more images"
             )
         directions = patches[: len(filters)] if kind == "patches" else spherical_kmeans(patches, len(filters))
         filters.copy_(directions.view_as(filters))
 
 
 def draw_patches(maps: Tensor, window: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Up to 50 000 patches of unit length from random places, `[patches, D * height * width]`.
+    """Draw up to 50 000 patches of unit length from random places: `[patches, D * height * width]`.
 
-    The flatter half of the patches is left out: where nothing is to be seen, unit length magnifies what is noise.
+    The flatter half of the patches is discarded: scaling a flat patch to unit length only magnifies its noise.
     """
+    # Twice as many as needed, since half of them are discarded.
     per_image = -(-2 * PATCHES // len(maps))
     patches = []
     for batch in maps.split(50):
@@ -68,19 +69,23 @@ def draw_patches(maps: Tensor, window: tuple[int, int], generator: torch.Generat
 
 
 def spherical_kmeans(patches: Tensor, clusters: int) -> Tensor:
-    """Directions of unit length to which patches are most similar, up to sign: `[clusters, P]`.
+    """Cluster patches by direction, up to sign; return unit vectors `[clusters, P]`.
 
-    Coates & Ng (2012), "Learning feature representations with k-means", section 3: each patch belongs to the
-    direction with the largest magnitude of the inner product; a direction moves to the sum of its patches, each times
+    Coates & Ng (2012), "Learning feature representations with k-means", section 3: a patch belongs to the direction
+    with which its inner product is largest in magnitude. Each direction moves to the sum of its patches, weighted by
     that product, plus itself.
 
     Args:
-        patches: of unit length, `float32 [N, P]`; the first ones are the start.
-        clusters: how many, at most N.
+        patches: unit vectors `float32 [N, P]`; the first `clusters` of them are the initial directions.
+        clusters: number of directions, at most N.
+
+    Example:
+        >>> spherical_kmeans(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]]), 2).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     directions = patches[:clusters].clone()
     for _ in range(SWEEPS):
-        sums = directions.clone()
+        sums = directions.clone()  # the paper's damping, which also keeps empty clusters alive
         for batch in patches.split(10_000):
             similarity = batch @ directions.T
             nearest = similarity.abs().argmax(1)
@@ -92,13 +97,17 @@ def spherical_kmeans(patches: Tensor, clusters: int) -> Tensor:
 
 
 def filter_bank(filters: int, channels: int, height: int, width: int) -> Tensor:
-    """Hand-engineered filters of unit length, `[filters, channels, height, width]`, alike in all channels.
+    """Hand-designed filters of unit length, `[filters, channels, height, width]`, the same in all channels.
 
-    Two Sobel filters, a Laplacian, a Gaussian, then Gabor filters in six orientations: even and odd ones, their wave
-    as long as the kernel, then half as long, and so on down to two pixels. All but the Gaussian have zero mean.
+    Two Sobel filters, a Laplacian, a Gaussian, then even and odd Gabor filters in six orientations, with a wavelength
+    of the kernel's side, half of it, and so on down to two pixels. All but the Gaussian have zero mean.
 
     Raises:
-        GeometryError: the bank has not so many filters of this size.
+        GeometryError: see `check_filter_bank`.
+
+    Example:
+        >>> filter_bank(16, 3, 7, 7).shape
+        torch.Size([16, 3, 7, 7])
     """
     check_filter_bank(filters, (height, width))
     y = torch.arange(height, dtype=torch.float64).sub((height - 1) / 2)[:, None].expand(height, width)
@@ -115,6 +124,7 @@ def filter_bank(filters: int, channels: int, height: int, width: int) -> Tensor:
         angle = math.pi * (place // 2) / ORIENTATIONS
         phase = 2 * math.pi * 2**octave / side * (x * math.cos(angle) + y * math.sin(angle))
         wave = envelope * (torch.cos(phase) if place % 2 == 0 else torch.sin(phase))
+        # An even Gabor filter would respond to plain brightness; subtracting a share of the envelope zeroes its mean.
         bank.append(wave - envelope * wave.sum() / envelope.sum())
     stacked = torch.stack(bank)[:, None].expand(filters, channels, height, width)
     return F.normalize(stacked.flatten(1)).view(filters, channels, height, width).float()

@@ -1,4 +1,4 @@
-"""One layer of an autoencoder, and the decoder layer that mirrors it."""
+"""An encoder layer, and the decoder layer that mirrors it."""
 
 from typing import Any
 
@@ -20,7 +20,13 @@ POOLINGS = {"max": nn.MaxPool2d, "mean": nn.AvgPool2d}
 
 
 class EncoderLayer(nn.Module):
-    """Convolution, activation and, where asked for, batch normalisation before it, dropout and pooling after it."""
+    """Convolution, optional batch normalisation, activation, optional dropout and optional pooling, in this order.
+
+    Args:
+        channels: channels D of the input.
+        layer: an entry of `model.layers`.
+        batch: the training batch for batch normalisation and dropout.
+    """
 
     def __init__(self, channels: int, layer: dict[str, Any], batch: SharedBatch) -> None:
         super().__init__()
@@ -33,16 +39,20 @@ class EncoderLayer(nn.Module):
         self.pool = POOLINGS[layer["pool"]["kind"]](self.geometry.pool) if layer["pool"] else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
-        """`[N, D, H, W]` to activation maps `[N, n, H', W']`."""
+        """Turn `[N, D, H, W]` into activation maps `[N, n, H', W']`."""
         result: Tensor = self.pool(self.dropout(self.activation(self.norm(self.convolution(maps)))))
         return result
 
 
 class DecoderLayer(nn.Module):
-    """The transpose of an encoder layer's geometry: it gives back the size that came in, whatever it was.
+    """A transposed convolution with an encoder layer's geometry, which restores the layer's input size exactly.
 
-    At stride 1 and padding `full` this is the valid convolution with D filters of the seed CAE, filters turned by 180
-    degrees. Pooling is undone by repeating each value over its window.
+    At stride 1 and padding `full` it equals the seed CAE's valid convolution with D filters, rotated by 180 degrees.
+    Pooling is undone by repeating each value over its window.
+
+    Args:
+        layer: the encoder layer to mirror.
+        tied: whether to share the encoder's filters.
     """
 
     def __init__(self, layer: EncoderLayer, tied: bool) -> None:
@@ -53,7 +63,7 @@ class DecoderLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(convolution.in_channels))
 
     def forward(self, maps: Tensor, size: Size) -> Tensor:
-        """Activation maps `[N, n, H', W']` to `[N, D, *size]`."""
+        """Turn activation maps `[N, n, H', W']` into `[N, D, *size]`."""
         geometry = self.geometry
         if geometry.pool != (1, 1):
             maps = F.interpolate(maps, size=geometry.convolved(size), mode="nearest")

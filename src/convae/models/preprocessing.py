@@ -1,4 +1,4 @@
-"""Maps between an image and the first learned filter: scaling, local contrast normalisation, whitening."""
+"""Everything between an image and the first learned filter: scaling, local contrast normalisation and whitening."""
 
 from typing import Any
 
@@ -7,21 +7,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FIT_IMAGES = 2000
-FIT_VALUES = 1 << 23  # of all patches handled at once, 64 MiB in double precision
+FIT_VALUES = 1 << 23  # patch values in memory at a time: 64 MiB in double precision
 
 
 class Preprocessing(nn.Module):
-    """Scale `uint8 [N, C, H, W]` to `float32` in [0, 1], then normalise local contrast and whiten, where asked to.
+    """Scale `uint8 [N, C, H, W]` to `float32` in [0, 1]; optionally normalise local contrast and whiten.
+
+    Whitening decorrelates patches and scales them to unit variance, as a convolution that `fit` computes. `zca` keeps
+    the channels: each pixel becomes the centre of its whitened patch. `pca` returns the C·window² principal components
+    of the patch around each pixel.
 
     Args:
-        channels: C.
-        local_contrast: `window` (pixels, odd) and `floor` (least divisor), or None.
-        whitening: `kind`, `window` (pixels, odd) and `epsilon` (added to the variances), or None; needs `fit`. Patches
-            are decorrelated and brought to unit variance as a convolution: `zca` keeps the channels, each pixel the
-            centre of its whitened patch; `pca` gives the C·window² principal components of the patch around a pixel.
+        channels: channels C of the images.
+        local_contrast: `window` (pixels, odd) and `floor` (smallest divisor), or None.
+        whitening: `kind`, `window` (pixels, odd) and `epsilon` (added to the variances), or None.
 
     Attributes:
-        channels: of the preprocessed images.
+        channels: channels of the preprocessed images.
+
+    Example:
+        >>> Preprocessing(1)(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).tolist()
+        [[[[0.0, 1.0]]]]
+        >>> Preprocessing(3, whitening={"kind": "pca", "window": 5, "epsilon": 0.1}).channels
+        75
     """
 
     whitening_filters: Tensor
@@ -45,7 +53,7 @@ class Preprocessing(nn.Module):
             self.register_buffer("whitening_bias", torch.zeros(self.channels))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Preprocessed images `float32 [N, channels, H, W]`."""
+        """Return the preprocessed images `float32 [N, channels, H, W]`."""
         images = self._normalize(images)
         if self.whitening:
             images = F.conv2d(images, self.whitening_filters, self.whitening_bias, padding="same")
@@ -65,6 +73,7 @@ class Preprocessing(nn.Module):
             return
         window = self.whitening["window"]
         chosen = torch.randperm(len(images), generator=generator)[:FIT_IMAGES].sort().values
+        # Sums in double precision, because the covariance is a small difference of large numbers.
         count, total, products = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         values_per_image = images[0].numel() * window**2
         for batch in chosen.split(max(1, FIT_VALUES // values_per_image)):
@@ -74,6 +83,7 @@ class Preprocessing(nn.Module):
             products = products + patches.T @ patches
         mean = total / count
         covariance = products / count - mean.outer(mean)
+        # Rounding can leave a variance slightly below zero.
         variances, directions = torch.linalg.eigh(covariance)
         scales = (variances.clamp(min=0) + self.whitening["epsilon"]).rsqrt()
         if self.whitening["kind"] == "pca":
@@ -88,13 +98,18 @@ class Preprocessing(nn.Module):
 def normalize_local_contrast(images: Tensor, window: int, floor: float) -> Tensor:
     """Subtract the local mean and divide by the local standard deviation, or by `floor` where that is larger.
 
-    Mean and deviation are taken over all channels and a square window, cut off at the image's border, as in Jarrett et
-    al. (2009), "What is the best multi-stage architecture for object recognition?", section 2.2, with a uniform window.
+    Mean and deviation are taken over all channels and a square window that is clipped at the image's border, as in
+    Jarrett et al. (2009), "What is the best multi-stage architecture for object recognition?", section 2.2, but with a
+    uniform window.
 
     Args:
         images: `float32 [N, C, H, W]`.
         window: side in pixels, odd.
-        floor: in units of the pixels.
+        floor: smallest divisor, in units of the pixels.
+
+    Example:
+        >>> normalize_local_contrast(torch.full((1, 1, 4, 4), 0.5), window=3, floor=0.1).abs().max().item()
+        0.0
     """
 
     def local_mean(values: Tensor) -> Tensor:
@@ -106,9 +121,13 @@ def normalize_local_contrast(images: Tensor, window: int, floor: float) -> Tenso
 
 
 def image_patches(images: Tensor, window: int | tuple[int, int]) -> Tensor:
-    """All patches of a window inside the images `[N, C, H, W]`, flattened: `[patches, C * height * width]`.
+    """Cut all windows out of images `[N, C, H, W]`, flattened to patches `[patches, C * height * width]`.
 
-    An image smaller than the window is surrounded by zeros, as in the convolution that applies the whitening.
+    An image smaller than the window is padded with zeros, as in the convolution that applies the whitening.
+
+    Example:
+        >>> image_patches(torch.arange(6.0).view(1, 1, 2, 3), 2).tolist()
+        [[0.0, 1.0, 3.0, 4.0], [1.0, 2.0, 4.0, 5.0]]
     """
     height, width = (window, window) if isinstance(window, int) else window
     padding = (max(0, height - images.shape[2] + 1) // 2, max(0, width - images.shape[3] + 1) // 2)

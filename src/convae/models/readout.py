@@ -1,4 +1,4 @@
-"""The readout: how activation maps become one vector. Nothing here is learned by gradient."""
+"""The readout turns activation maps into one feature vector. Gradients train nothing here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,20 +10,30 @@ from torch.nn import functional as F
 class Readout(nn.Module):
     """Normalise and rectify the maps, pool them over a grid, raise to a power, join the layers, standardise.
 
-    Mean, principal components and scale are fitted on training images; they have no entries before.
+    `mean`, `components` and `scale` are fitted on training images; until then they are empty and do nothing.
 
     Args:
-        layers: which layers' maps are read, -1 the last.
-        divisive_normalization: s in a / sqrt(s² + mean(a²)), the mean over all maps at the same place, in units of the
-            maps; None leaves them as they are. Heeger (1992), "Normalization of cell responses in cat striate cortex".
-        rectification: `none`, `positive` max(a - t, 0), or `both`: that and max(-a - t, 0), as in Coates & Ng (2011),
+        layers: the layers to read; -1 is the last.
+        divisive_normalization: s in a / sqrt(s² + mean(a²)), where the mean is over all maps at the same place, in
+            units of the maps; None skips it. Heeger (1992), "Normalization of cell responses in cat striate cortex".
+        rectification: `none`, `positive`: max(a - t, 0), or `both`: also max(-a - t, 0), as in Coates & Ng (2011),
             "The importance of encoding versus training with sparse coding and vector quantization", section 3.2.
         threshold: t, in units of the maps.
         pooling: `mean` or `max` over each cell.
-        grid: rows and columns of cells; images of any size give the same number of features.
-        power: exponent on the magnitudes of the pooled values; 0.5 is the signed square root.
-        pca: how many principal components are kept; None keeps the features themselves.
-        standardize: zero mean and unit variance, of the components where there are some.
+        grid: rows and columns of cells. The number of features does not depend on the size of the image.
+        power: exponent applied to the magnitudes of the pooled values; 0.5 is the signed square root.
+        pca: number of principal components to keep; None keeps the features themselves.
+        standardize: whether features, or the components if there are any, get zero mean and unit variance.
+
+    Raises:
+        ValueError: `rectification` or `pooling` is unknown.
+
+    Example:
+        >>> readout = Readout([-1], None, "both", 0, "mean", (2, 2), 0.5, None, False)
+        >>> readout([torch.ones(5, 8, 12, 12)]).shape
+        torch.Size([5, 64])
+        >>> Readout([-1], None, "none", 0, "max", (1, 1), 0.5, None, False)([torch.tensor([[[[-9.0, -4.0]]]])]).tolist()
+        [[-2.0]]
     """
 
     mean: Tensor
@@ -59,21 +69,22 @@ class Readout(nn.Module):
         self.register_buffer("scale", torch.empty(0))
 
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what was fitted; unlike `load_state_dict` of any size."""
+        """Set the fitted buffers. Unlike `load_state_dict`, this accepts buffers of another size."""
         for name in self.state_dict():
             setattr(self, name, state[name])
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Activation maps of every layer, `[N, n, H, W]` each, to features `float32 [N, D]`."""
+        """Turn the activation maps of every layer, `[N, n, H, W]` each, into features `float32 [N, D]`."""
         pooled = [self._pool(part) for layer in self.layers for part in self._rectify(self._normalize(maps[layer]))]
         features = torch.cat([part.flatten(1) for part in pooled], 1)
         if self.power != 1:
+            # Rectified values have no sign to restore.
             magnitudes = features.abs().pow_(self.power)
             features = magnitudes if self.rectification != "none" else magnitudes.copysign_(features)
         return self.apply_fitted(features.float())
 
     def apply_fitted(self, features: Tensor) -> Tensor:
-        """Pooled features, `float32 [N, D]`, less their mean, projected and scaled, as far as these are fitted."""
+        """Apply the fitted mean, components and scale, whichever exist, to pooled features `float32 [N, D]`."""
         if len(self.mean):
             features = features - self.mean
         if len(self.components):
@@ -97,7 +108,7 @@ class Readout(nn.Module):
 
     def _pool(self, maps: Tensor) -> Tensor:
         height, width = maps.shape[2:]
-        if height % self.grid[0] == 0 and width % self.grid[1] == 0:  # the same cells, much faster than adaptive ones
+        if height % self.grid[0] == 0 and width % self.grid[1] == 0:  # same cells, much faster than adaptive pooling
             cell = (height // self.grid[0], width // self.grid[1])
             return F.avg_pool2d(maps, cell) if self.pooling == "mean" else F.max_pool2d(maps, cell)
         if self.pooling == "mean":

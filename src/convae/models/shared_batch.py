@@ -1,7 +1,7 @@
-"""A batch that several processes share: what is drawn for it, averaged over it or compared within it.
+"""Draws, means and comparisons over a batch that several processes share.
 
-Every process gets what a single one would have for the same images, up to the order of sums. Losses are weighted so
-that their mean over the processes is the mean over the batch, because gradients are averaged over processes.
+Each process obtains what a single process would compute for the same images, up to the order of sums. Losses are
+weighted so that their mean over processes is the mean over the batch, because DDP averages gradients over processes.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,19 @@ from convae.processes import ALONE, Processes
 
 
 class SharedBatch:
-    """The batch that is being learned from. A network, its objective and its corruption hold the same one.
+    """The current training batch. A network, its objective and its corruption all refer to the same instance.
 
     Args:
-        processes: those that share it, each with the images of `Processes.share_of`.
+        processes: the processes that share the batch; each holds the images of `Processes.share_of`.
 
     Attributes:
-        images: their number in the batch of all processes; 0 where this process has the whole batch.
+        images: number of images in the batch over all processes; 0 if this process holds the whole batch.
+
+    Example:
+        >>> batch = SharedBatch(Processes(rank=1, count=2))
+        >>> batch.begin(5)
+        >>> batch.drawn(torch.arange, 3).tolist()
+        [2, 3, 4]
     """
 
     def __init__(self, processes: Processes = ALONE) -> None:
@@ -31,26 +37,31 @@ class SharedBatch:
         self.images = 0
 
     def begin(self, images: int) -> None:
-        """Begin a batch of this many images, those of all processes together; 0 ends sharing."""
+        """Begin a batch with this number of images over all processes; 0 ends sharing."""
         self.images = images if self.processes.count > 1 else 0
 
     def drawn(self, draw: Callable[[int], Tensor], images: int) -> Tensor:
-        """What `draw` gives for `images` images. It is drawn for the whole batch, so that all generators stay alike."""
+        """Return `draw(images)` for this process's images."""
+        # Each process draws for the whole batch and keeps its share, so that all generators stay in step.
         return draw(self.images)[self.processes.share_of(self.images)] if self.images else draw(images)
 
     def mean(self, total: Tensor, images: int, values: int = 1) -> Tensor:
-        """The mean over the batch of what adds up to `total` over this process's `images` of `values` values each."""
+        """Mean over the batch, given the `total` over this process's `images` images of `values` values each."""
+        # Times the number of processes, by which DDP divides the sum of gradients.
         return total * self.processes.count / total.new_full((), values * (self.images or images))
 
     def counted_mean(self, total: Tensor, number: Tensor) -> Tensor:
-        """The same where `number` values of this process count; zero where none do anywhere."""
+        """Mean over the batch, given the `total` over the `number` values of this process that count.
+
+        Zero if no value of the batch counts.
+        """
         everywhere = number.to(total.dtype)
         if self.images:
             dist.all_reduce(everywhere)
         return total * self.processes.count / everywhere.clamp(min=1)
 
     def whole(self, rows: Tensor) -> Tensor:
-        """The rows `[n, ...]` of all processes, in order; without gradients."""
+        """Gather the rows `[n, ...]` of all processes, in order, without gradients."""
         if not self.images:
             return rows
         count = self.processes.count
@@ -63,7 +74,7 @@ class SharedBatch:
 
 
 def room_like(maps: Tensor, images: int) -> Tensor:
-    """A tensor for so many images like those in `maps`, `[n, C, H, W]`, in the same order of memory."""
+    """An uninitialised tensor for `images` images like those in `maps`, `[n, C, H, W]`, in the same memory format."""
     if len(maps) == images:
         return maps
     last = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
@@ -74,8 +85,8 @@ def room_like(maps: Tensor, images: int) -> Tensor:
 class Dropout(nn.Dropout):
     """Dropout that draws for the whole batch."""
 
-    def __init__(self, part: float, batch: SharedBatch) -> None:
-        super().__init__(part)
+    def __init__(self, probability: float, batch: SharedBatch) -> None:
+        super().__init__(probability)
         self.batch = batch
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -114,32 +125,32 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """Over the processes; so is its gradient, since all of them use the sum."""
+    """Sum over processes. Its gradient is summed as well, because every process uses the sum."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        """Of `values`."""
+        """Sum the values."""
         dist.all_reduce(total := values.clone())
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Of its gradient."""
+        """Sum the gradients."""
         dist.all_reduce(total := gradients[0].clone())
         return total
 
 
 def _check_values(norm: BatchNorm1d | BatchNorm2d, values: Tensor) -> None:
-    """Refuse to learn from a single value of each map, which has no variance."""
+    """Reject training on a single value per map, which has no variance."""
     if norm.training and (norm.batch.images or len(values)) * values.shape[2:].numel() == 1:
         raise ConvaeError(
-            "batch normalisation has one value of a map to learn from: a larger train.batch_size, more training images "
-            "or larger maps are needed"
+            "batch normalisation has only one value per map to learn from; use a larger train.batch_size, more "
+            "training images or larger maps"
         )
 
 
 def _normalize(norm: BatchNorm1d | BatchNorm2d, values: Tensor) -> Tensor:
-    """What `nn.SyncBatchNorm` does, which GPUs alone have."""
+    """Normalise over the whole batch as `nn.SyncBatchNorm` does, which does not run on CPUs."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
@@ -149,7 +160,7 @@ def _normalize(norm: BatchNorm1d | BatchNorm2d, values: Tensor) -> Tensor:
     mean = _Sum.apply(values.float().sum(others, keepdim=True)) / number
     centered = values.float() - mean
     variance = _Sum.apply(centered.square().sum(others, keepdim=True)) / number
-    with torch.no_grad():
+    with torch.no_grad():  # as in torch, the running variance is the unbiased one
         norm.num_batches_tracked += 1
         norm.running_mean.lerp_(mean.flatten(), norm.momentum)
         norm.running_var.lerp_(variance.flatten() * (number / max(1, number - 1)), norm.momentum)

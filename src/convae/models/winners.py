@@ -1,8 +1,8 @@
-"""Winner-take-all at the cost of its winners.
+"""Winner-take-all sparsity that computes little more than the winners.
 
-Of a layer's activations hardly any win: of 50 176 for an image the shipped experiment keeps about eighty. Which they
-are has to be looked for in all maps, but without gradients. Their values, the reconstruction and every gradient follow
-from the patches under the winners alone: the same sums as those of whole convolutions, without the zeros.
+Few activations win: the shipped experiment keeps about eighty of an image's 50 176. Finding them takes all maps, but no
+gradients. Their values, the reconstruction and all gradients depend only on the patches under the winners: they are the
+same sums as in whole convolutions, without the zeros.
 """
 
 import math
@@ -18,25 +18,26 @@ from convae.models.sparsity import WinnerTakeAll
 
 
 class Winners(NamedTuple):
-    """The R activations that are not zero."""
+    """The R activations of a batch that are not zero."""
 
     values: Tensor  # [R], with gradients
-    filters: Tensor  # int64 [R], the map that each is in
-    pixels: Tensor  # int64 [R, D·k_h·k_w], where its filter lies in the flattened padded input
-    padded: torch.Size  # of that input, [N, D, H + zeros, W + zeros]
+    filters: Tensor  # int64 [R], the index of each winner's map
+    pixels: Tensor  # int64 [R, D·k_h·k_w], indices of the patch under each winner in the flattened padded input
+    padded: torch.Size  # shape of the padded input, [N, D, H + zeros, W + zeros]
 
 
 def can_find_winners(layer: EncoderLayer, sparsity: nn.Module, incoming: Tensor) -> bool:
-    """Whether only the winners' patches count, for values and gradients, and hold fewer numbers than the maps."""
+    """Whether values and gradients depend only on the winners' patches, and these are smaller than the maps."""
     if not isinstance(sparsity, WinnerTakeAll) or sparsity.block is None or incoming.requires_grad:
         return False
     if not isinstance(layer.norm, nn.Identity) or not isinstance(layer.pool, nn.Identity) or layer.dropout.p:
         return False
+    # Each block of a map has `lifetime` winners on average, and each winner a patch of the size of a filter.
     return layer.convolution.weight[0].numel() * (sparsity.lifetime or 1) <= math.prod(sparsity.block)
 
 
 def find_winners(layer: EncoderLayer, sparsity: WinnerTakeAll, incoming: Tensor) -> Winners:
-    """Winners among a layer's activation maps of `incoming`, `[N, D, H, W]`."""
+    """Find the winners among a layer's activation maps of `incoming`, `[N, D, H, W]`."""
     with torch.no_grad():
         maps = layer(incoming)
         kept, places = sparsity.keep(maps)
@@ -50,21 +51,23 @@ def find_winners(layer: EncoderLayer, sparsity: WinnerTakeAll, incoming: Tensor)
     weight, bias = layer.convolution.weight, layer.convolution.bias
     pixels = corners[:, None] + _window(weight.shape[1:], (height, width), incoming.device)
     assert bias is not None
+    # Each winner's patch times its filter: the only step with gradients.
     sums = (padded.take(pixels) * weight.flatten(1).index_select(0, filters)).sum(1)
     values = layer.activation(sums + bias.index_select(0, filters))
     return Winners(values, filters, pixels, padded.shape)
 
 
 def decode_winners(decoder: DecoderLayer, winners: Winners, size: Size) -> Tensor:
-    """What `decoder` makes of the code that holds the winners and else zeros: `[N, D, *size]`."""
+    """Decode the code whose only nonzero activations are the winners, to `[N, D, *size]`."""
     parts = winners.values[:, None] * decoder.weight.flatten(1).index_select(0, winners.filters)
     empty = parts.new_zeros(winners.padded.numel())
+    # Patches overlap, so their pixels add up.
     whole = empty.index_add(0, winners.pixels.flatten(), parts.flatten()).view(winners.padded)
     top, left = decoder.geometry.zeros
     return whole[:, :, top : top + size[0], left : left + size[1]] + decoder.bias[:, None, None]
 
 
 def _window(patch: torch.Size, size: Size, device: torch.device) -> Tensor:
-    """Offsets of a patch `[D, k_h, k_w]` in a flattened image `[D, *size]`."""
+    """Offsets of the pixels of a patch `[D, k_h, k_w]` in a flattened image `[D, *size]`."""
     depth, height, width = (torch.arange(side, device=device) for side in patch)
     return ((depth[:, None, None] * size[0] + height[:, None]) * size[1] + width).flatten()
