@@ -218,7 +218,7 @@ ABSURD = {
     "tiny number": (by(C, "C: [1.0e-30]"), "logistic_regression.C[0]: found 1e-30; a magnitude from 1e-12 to 1e+12 is"),
     "masking": (
         by("corruption: null", "corruption: {kind: masking, level: 0.5, block: [4, 29]}"),
-        "objective.corruption.block = 4×29: images are 28×28, and a block is at most as large",
+        "objective.corruption.block = 4×29: images are 28×28, and a block can't be larger",
     ),
     "batch": (by("batch_size: 64", "batch_size: 9999999999"), "train.batch_size = 9999999999: must be less than"),
     "one image to classify": (

@@ -230,5 +230,5 @@ def test_bytes_are_not_taken_for_numbers_of_another_range():
 
 @pytest.mark.parametrize("images", [IMAGES[:100, ..., None][0], IMAGES[:100, :, :3], IMAGES[:100, :, :4]])
 def test_fit_takes_no_single_image_for_many(images):
-    with pytest.raises(ConvaeError, match="of a single image, give images"):
+    with pytest.raises(ConvaeError, match="for a single image, pass images"):
         ConvolutionalAutoencoderFeatures(**SMALL).fit(images)

@@ -70,9 +70,9 @@ def test_grey_images_need_no_axis_for_the_channel():
 def test_a_single_image_is_not_taken_for_many(width):
     """`[H, W, 1]`, or grey images that are so wide."""
     images = np.arange(6 * 5 * width, dtype=np.uint8).reshape(6, 5, width)
-    with pytest.raises(ConvaeError, match=rf"give images\[None\]; of grey images {width} pixels wide, "):
+    with pytest.raises(ConvaeError, match=rf"pass images\[None\]; for grey images {width} pixels wide, "):
         batches(images, 1)
-    with pytest.raises(ConvaeError, match=r"give images\[:, None\]|images\[:, None\]$"):
+    with pytest.raises(ConvaeError, match=r"images\[:, None\]$"):
         batches(torch.from_numpy(images), 1)
     np.testing.assert_array_equal(whole(images[:, None], 1), images[:, None])
     np.testing.assert_array_equal(whole(list(images), 1), images[:, None])
@@ -135,27 +135,27 @@ def test_batches_are_of_one_size_and_in_order():
     assert [len(batch) for batch in batches(COLOUR, size=2)] == [2, 2, 1]
 
 
-SHAPES = r"with 3 channel\(s\) it is \[N, 3, H, W\] or \[N, H, W, 3\]"
+SHAPES = r"expected for 3 channel\(s\): \[N, 3, H, W\] or \[N, H, W, 3\]"
 
 
 @pytest.mark.parametrize(
     ("images", "channels", "message"),
     [
         (COLOUR[:, :2], 3, rf"the shape \[5, 2, 6, 7\]; {SHAPES}"),
-        (COLOUR[0], 3, rf"the shape \[3, 6, 7\]; {SHAPES}; of a single image, give images\[None\]$"),
+        (COLOUR[0], 3, rf"the shape \[3, 6, 7\]; {SHAPES}; for a single image, pass images\[None\]$"),
         ([COLOUR[0, 0]], 3, rf"the shape \[1, 6, 7\]; {SHAPES}"),
-        (COLOUR, 1, r"it is \[N, 1, H, W\] or \[N, H, W, 1\] or \[N, H, W\]"),
+        (COLOUR, 1, r"expected for 1 channel\(s\): \[N, 1, H, W\] or \[N, H, W, 1\] or \[N, H, W\]"),
         (COLOUR.astype(np.int64), 3, "images are int64; uint8 from 0 to 255 or floating-point numbers from 0 to 1"),
         (torch.tensor(COLOUR > 9), 3, "images are bool"),
-        (COLOUR[0].transpose(1, 2, 0), 1, r"the shape \[6, 7, 3\]; with 1 channel"),
-        (COLOUR.astype(np.float32), 3, "values from 0 to 25[0-9]; floating-point numbers go from 0 to 1"),
+        (COLOUR[0].transpose(1, 2, 0), 1, r"the shape \[6, 7, 3\]; expected for 1 channel"),
+        (COLOUR.astype(np.float32), 3, "values from 0 to 25[0-9]; allowed are floating-point numbers from 0 to 1"),
         (-(COLOUR / 255), 3, "values from -1 to "),
         (np.where(COLOUR > 250, np.nan, COLOUR / 255), 3, "values from nan to nan"),
         ("missing.png", 3, "missing.png: No such file or directory"),
         ("zero\0byte.png", 3, "zero\0byte.png: embedded null byte"),
         ([Image.new("F", (4, 4))], 3, "a Pillow image: floating-point numbers of 32 bits"),
-        (["picture.png"], 2, "a picture has 1 or 3 channels; this encoder needs arrays with 2"),
-        ([object()], 3, "an image is a object; arrays, files and Pillow images are possible"),
+        (["picture.png"], 2, "pictures have 1 or 3 channels; this encoder needs arrays with 2"),
+        ([object()], 3, "an image is a object; arrays, files and Pillow images are allowed"),
         ([None], 1, "an image is a NoneType"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Models that lie elsewhere: in MLflow's registry or in a run."""
+"""Addresses of models in MLflow's registry or in a run."""
 
 import re
 from contextlib import AbstractContextManager
@@ -8,19 +8,26 @@ from convae.errors import ConvaeError
 
 
 def is_address(source: object) -> bool:
-    """Whether this is an address such as `models:/convae-encoder@champion`, and no folder."""
+    """Whether `source` is an address rather than a folder.
+
+    Example:
+        >>> is_address("models:/convae-encoder@champion"), is_address("models/encoder")
+        (True, False)
+    """
     return isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+:/", source) is not None
 
 
 def fetched(address: str) -> AbstractContextManager[Path]:
-    """A folder, for as long as the block lasts, with what `convae publish` put there: `encoder/`, perhaps
-    `classifier/`.
+    """Download a model for the duration of the block.
+
+    Yields:
+        A folder with what `convae publish` wrote: `encoder/`, and `classifier/` if there is one.
 
     Raises:
-        ConvaeError: MLflow is not installed, or has no such model.
+        ConvaeError: `address` is not MLflow's, MLflow is not installed, or it has no such model.
     """
     if not address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
-        raise ConvaeError(f"{address}: neither a folder nor an address of MLflow, such as models:/; download it first")
+        raise ConvaeError(f"{address}: neither a folder nor an MLflow address such as models:/...; download it first")
     try:
         from convae.tracking.fetch import downloaded
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What surrounds a computation and may change the last bits of its results."""
+"""The hardware and software that may change the last bits of a result."""
 
 import platform
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ PACKAGES = tuple(sorted((*LIBRARIES, "pillow", "pyarrow", "safetensors", "torchv
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """The installed version of each package; None where it is not installed."""
+    """Installed version of each package; None if it is not installed."""
     found: dict[str, str | None] = {}
     for name in packages:
         try:
@@ -22,7 +22,7 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def environment() -> dict[str, Any]:
-    """Processor, what PyTorch makes of it, GPU, and versions; nothing that tells one machine from its like."""
+    """Processor, instruction set that PyTorch uses, GPU and versions; nothing that identifies one machine."""
     import torch
 
     return {

@@ -1,5 +1,5 @@
-"""The one exception that a user is meant to read."""
+"""The exception for errors that a user can fix."""
 
 
 class ConvaeError(Exception):
-    """Something the user can mend; the message is one line that says what was found and what is allowed."""
+    """A user's mistake. The message is one line that says what was found and what is allowed."""

@@ -1,4 +1,4 @@
-"""An experiment checked as a whole: its parameters, and whether its images fit through its layers."""
+"""Check an experiment as a whole: its parameters, and whether its images fit through its layers."""
 
 from math import prod
 from pathlib import Path
@@ -18,15 +18,15 @@ from convae.models.geometry import (
 )
 from convae.params import PARAMS_FILE, Params, parse_sections, read_text
 
-MOST_VALUES = 2**28  # of four bytes
+MOST_VALUES = 2**28  # of four bytes: 1 GiB
 
 
 def load_experiment(path: Path = PARAMS_FILE, text: str | None = None) -> Params:
-    """Read `params.yaml` and check that every layer leaves maps that the readout's grid can divide.
+    """Read `params.yaml` and check it against the images: layers, memory, corruption, batches and the readout's grid.
 
     Args:
         path: the file.
-        text: what it holds, where that has been read already.
+        text: its content, if it has been read already.
 
     Raises:
         ConvaeError: one line for each mistake.
@@ -49,13 +49,13 @@ def load_experiment(path: Path = PARAMS_FILE, text: str | None = None) -> Params
         if grid[0] > size[0] or grid[1] > size[1]:
             raise ConvaeError(
                 f"{path}: features.grid = {show(grid)}: layer {layer} has maps of {show(size)}, "
-                "and a grid has at most as many cells"
+                "and a grid can't have more cells than that"
             )
     return params
 
 
 def map_sizes(params: Params) -> list[Size]:
-    """Height and width of what each layer gives; without layers those of the image.
+    """Height and width of each layer's activation maps; without layers, those of the image.
 
     Raises:
         GeometryError: names the layer that does not fit.
@@ -66,12 +66,12 @@ def map_sizes(params: Params) -> list[Size]:
 
 
 def _check_source(path: Path, params: Params) -> None:
-    """Whether the encoder to start from suits, where there is one."""
+    """Check that training can start from the encoder in `model.initialize_from`, if there is one."""
     config = Path(params.model.initialize_from) / "config.json"
     try:
         if not config.exists():
             return
-    except OSError as error:  # such as a name that is too long
+    except OSError as error:  # for example, the name is too long
         raise ConvaeError(f"{path}: model.initialize_from: {error.strerror}") from None
     channels, *size = image_shape(params.data)
     layers = [layer.model_dump(mode="json") for layer in params.model.layers]
@@ -101,8 +101,8 @@ def _check_filter_bank(params: Params) -> None:
 
 
 def _check_sizes(path: Path, params: Params) -> None:
-    """Whether images are left to learn from once others are held out for test and validation."""
-    if params.data.dataset == "image_folder":  # counted by `download`
+    """Check that training images are left once test and validation images are held out."""
+    if params.data.dataset == "image_folder":  # of unknown size until `download` has listed it
         return
     images = CATALOGUE[params.data.dataset].images
     left = images["train"]
@@ -120,7 +120,7 @@ def _check_sizes(path: Path, params: Params) -> None:
 
 
 def _check_memory(path: Path, params: Params) -> None:
-    """Whether the filters of a layer and its maps of one image could fit into memory at all."""
+    """Check that one image, each layer's filters and its maps of one image fit into 1 GiB each."""
     channels, *size = image_shape(params.data)
     _check_values(f"{path}: data.image_size: an image", channels * size[0] * size[1])
     whitening = params.preprocessing.whitening
@@ -139,12 +139,12 @@ def _check_corruption(path: Path, params: Params) -> None:
     if corruption and (corruption.block[0] > height or corruption.block[1] > width):
         raise ConvaeError(
             f"{path}: objective.corruption.block = {show(corruption.block)}: images are {show((height, width))}, "
-            "and a block is at most as large"
+            "and a block can't be larger"
         )
 
 
 def _check_batch(path: Path, params: Params) -> None:
-    """Whether batch normalisation has more than one value to learn from, if there are images enough."""
+    """Check that batch normalisation has more than one value per map to learn from."""
     if params.train.batch_size > 1 or params.objective.kind == "none":
         return
     _, *size = image_shape(params.data)

@@ -1,4 +1,4 @@
-"""Writing results so that nobody ever sees half of one."""
+"""Read and write files; a result appears whole or not at all."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ from numpy.typing import DTypeLike
 
 from convae.errors import ConvaeError
 
-CHUNK_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 24  # bytes of an array in memory at a time
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty scratch folder that takes the place of `path` when the block ends without an error.
+    """Yield an empty scratch folder that replaces `path` when the block ends without an error.
 
-    Where `path` is a link, the folder that it leads to is replaced.
+    If `path` is a link, the folder to which it leads is replaced.
     """
     path = path.resolve()
     scratch = path.with_name(path.name + ".partial")
@@ -34,13 +34,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     if path.exists():
-        shutil.rmtree(path)
+        shutil.rmtree(path)  # a folder can't be renamed onto one that is not empty
     scratch.rename(path)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a scratch name that takes the place of `path` when the block ends without an error."""
+    """Yield the path of a scratch file that replaces `path` when the block ends without an error."""
     scratch = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -52,10 +52,10 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Whether a file can be written without overwriting another one.
+    """Check that a file can be written without overwriting another one.
 
     Raises:
-        ConvaeError: there is one, and `force` is not given; or a folder.
+        ConvaeError: `path` is a folder, or a file that exists although `force` is not set.
     """
     if path.is_dir():
         raise ConvaeError(f"{path}: a folder; name a file")
@@ -65,7 +65,7 @@ def check_free(path: Path, force: bool) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Whether files can be written into a folder of this name.
+    """Check that `path` is a folder or free to become one.
 
     Raises:
         ConvaeError: it is a file, or a link that leads nowhere.
@@ -76,7 +76,7 @@ def check_folder(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` the same way every time: keys in the order given, no NaN, a newline at the end."""
+    """Write `content` with the same bytes every time: keys in their given order, no NaN, a newline at the end."""
     with new_file(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
@@ -87,11 +87,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_file(path: Path, most: int | None = None) -> bytes:
-    """The bytes of a file that somebody else may have made: no device or pipe, which might never end.
+    """Read a file of unknown origin. Devices and pipes are rejected, since reading them might never end.
 
     Raises:
-        OSError: it can't be read, or is no file.
-        ValueError: it is larger than `most`.
+        OSError: `path` is not a regular file or can't be read.
+        ValueError: the file is larger than `most` bytes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path.name}")
@@ -101,11 +101,13 @@ def read_file(path: Path, most: int | None = None) -> bytes:
 
 
 def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-    """A new `.npy` file, mapped into memory.
+    """Create a `.npy` file and map it into memory.
 
-    Its room on the disk is taken at once: where there is none, writing to the map would end the process by a signal.
+    Raises:
+        OSError: the disk is full, among other causes.
     """
     array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    # The map's file is sparse. If the disk filled up later, writing to the map would kill the process with SIGBUS.
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as stream:
             os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
@@ -113,12 +115,17 @@ def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a `.npy` file; unlike NumPy's own writing, a full disk is told as one."""
+    """Write a `.npy` file. Unlike `np.save`, this reports a full disk as such."""
     new_array(path, array.dtype, array.shape)[...] = array
 
 
 def row_chunks(array: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> Iterator[slice]:
-    """Slices over the first axis of `array`, each of about `chunk_bytes`, so that memory stays flat in N."""
+    """Yield slices over the first axis of `array`, each of about `chunk_bytes`, to keep memory independent of N.
+
+    Example:
+        >>> list(row_chunks(np.zeros((5, 4), np.uint8), chunk_bytes=8))
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     row_bytes = max(1, array.nbytes // max(1, len(array)))
     rows = max(1, chunk_bytes // row_bytes)
     for start in range(0, len(array), rows):
@@ -126,7 +133,7 @@ def row_chunks(array: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> Iterator[sl
 
 
 def array_sha256(array: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and C-ordered bytes of `array`, read in pieces."""
+    """SHA-256 over the dtype, shape and C-ordered bytes of `array`, read in chunks."""
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     for rows in row_chunks(array):
         digest.update(np.ascontiguousarray(array[rows]).data)
@@ -134,7 +141,7 @@ def array_sha256(array: np.ndarray) -> str:
 
 
 def content_sha256(description: Mapping[str, Any], content: bytes) -> str:
-    """SHA-256 over a description, which goes into JSON, and the bytes that it describes."""
+    """SHA-256 over a JSON-serialisable description and the bytes that it describes."""
     text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode() + hashlib.sha256(content).digest()).hexdigest()
 

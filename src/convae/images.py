@@ -1,6 +1,6 @@
-"""Images in the kinds that people have them, as batches for a network.
+"""Turn a user's images, in any common form, into batches for a network.
 
-Needs torch and NumPy alone, and Pillow where there are files or Pillow's own images.
+Needs only torch and NumPy; Pillow only for files and Pillow images.
 """
 
 import os
@@ -23,23 +23,32 @@ Array: TypeAlias = np.ndarray | Tensor
 File: TypeAlias = str | os.PathLike[str]
 Single: TypeAlias = "Array | File | Image"
 Images: TypeAlias = "Single | Iterable[Single]"
-"""An array `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` (this one where both fit), `uint8` or floating-point numbers
-from 0 to 1; or a file or Pillow image; or some of them, also of different sizes, and then arrays of single images,
-without N. An array `[N, H, W]` has a W other than 1, 3 and 4, which would make it a single image `[H, W, C]`."""
+"""One array of images, a file, a Pillow image, or an iterable of single images of any sizes.
 
-ROUNDING = 1e-4  # by which numbers may lie beyond 0 and 1
+An array is `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` (which wins if both are possible) and holds `uint8` or
+floating-point numbers from 0 to 1. In an iterable, each array is one image, without N. The W of `[N, H, W]` must not be
+1, 3 or 4, since such an array could be a single image `[H, W, C]`."""
+
+ROUNDING = 1e-4  # tolerance for numbers below 0 and above 1
 
 
 def image_batches(images: Images, reading: Reading, batch_size: Callable[[Size], int]) -> Iterator[Tensor]:
-    """Batches `[n, C, H, W]` of `uint8` or, from 0 to 1, `float32`; each is of one size, and they come in order.
+    """Yield batches `[n, C, H, W]` of `uint8`, or of `float32` from 0 to 1, in the order of the images.
+
+    All images of a batch have the same size.
 
     Args:
-        images: an array without images gives one batch without images, other kinds give none.
-        reading: what becomes of files and Pillow images; arrays must have its number of channels.
-        batch_size: the most images of a size to be held at once.
+        images: see `Images`. An empty array yields one empty batch; other empty inputs yield none.
+        reading: how to read files and Pillow images; arrays must have its number of channels.
+        batch_size: returns the largest batch for images of a given size.
 
     Raises:
-        ConvaeError: a file can't be read, or an array has another shape, type or range of values.
+        ConvaeError: a file can't be read, or an array has a shape, type or range of values that is not allowed.
+
+    Example:
+        >>> batches = image_batches(np.zeros((5, 8, 8), np.uint8), Reading(channels=1), lambda size: 2)
+        >>> [tuple(batch.shape) for batch in batches]
+        [(2, 1, 8, 8), (2, 1, 8, 8), (1, 1, 8, 8)]
     """
     if isinstance(images, (np.ndarray, Tensor)) and not _holds_names(images):
         yield from _slices(channels_first(images, reading.channels), batch_size)
@@ -58,14 +67,14 @@ def _slices(images: Array, batch_size: Callable[[Size], int]) -> Iterator[Tensor
 
 
 def _single(image: Single, reading: Reading) -> Tensor:
-    """One image as `[C, H, W]`."""
+    """Read one image as `[C, H, W]`."""
     if isinstance(image, (np.ndarray, Tensor)):
         some = image[None, None] if image.ndim == 2 and reading.channels == 1 else image[None]
         return _checked(channels_first(some, reading.channels))[0]
     from convae.datasets.pictures import UnusableError, from_pillow, read_picture
 
     if reading.channels not in (1, 3):
-        raise ConvaeError(f"a picture has 1 or 3 channels; this encoder needs arrays with {reading.channels}")
+        raise ConvaeError(f"pictures have 1 or 3 channels; this encoder needs arrays with {reading.channels}")
     try:
         if isinstance(image, (str, os.PathLike)):
             return torch.tensor(read_picture(image, reading))
@@ -73,14 +82,18 @@ def _single(image: Single, reading: Reading) -> Tensor:
             return torch.tensor(from_pillow(image, reading).pixels)
     except UnusableError as error:
         raise ConvaeError(f"{'a Pillow image' if _is_pillow(image) else image}: {error}") from None
-    raise ConvaeError(f"an image is a {type(image).__name__}; arrays, files and Pillow images are possible")
+    raise ConvaeError(f"an image is a {type(image).__name__}; arrays, files and Pillow images are allowed")
 
 
 def channels_first(images: Array, channels: int) -> Array:
-    """`[N, C, H, W]`, without copying; see `Images`.
+    """View an array of images as `[N, C, H, W]`, without copying; see `Images`.
 
     Raises:
-        ConvaeError: another shape, or one that could be a single image's.
+        ConvaeError: the shape is not allowed, or could be that of a single image.
+
+    Example:
+        >>> channels_first(np.zeros((5, 32, 28, 3)), channels=3).shape
+        (5, 3, 32, 28)
     """
     shape = list(images.shape)
     if len(shape) == 3 and channels == 1 and shape[2] not in (1, 3, 4):
@@ -92,29 +105,30 @@ def channels_first(images: Array, channels: int) -> Array:
     allowed = f"[N, {channels}, H, W] or [N, H, W, {channels}]" + (" or [N, H, W]" if channels == 1 else "")
     hint = ""
     if len(shape) == 2 or (len(shape) == 3 and (channels > 1 or shape[2] in (1, 3, 4))):
-        hint = "; of a single image, give images[None]"
+        hint = "; for a single image, pass images[None]"
     if len(shape) == 3 and channels == 1:
-        hint += f"; of grey images {shape[2]} pixels wide, images[:, None]"
-    raise ConvaeError(f"images have the shape {shape}; with {channels} channel(s) it is {allowed}{hint}")
+        hint += f"; for grey images {shape[2]} pixels wide, images[:, None]"
+    raise ConvaeError(f"images have the shape {shape}; expected for {channels} channel(s): {allowed}{hint}")
 
 
 def _checked(images: Array) -> Tensor:
-    """A contiguous tensor of `uint8` or of `float32` from 0 to 1."""
+    """Check values and return a contiguous tensor of `uint8`, or of `float32` from 0 to 1."""
     if isinstance(images, np.ma.MaskedArray):
-        raise ConvaeError("images are a masked array, and an encoder knows no mask; fill it (images.filled(0))")
+        raise ConvaeError("images are a masked array, but encoders ignore masks; fill it with images.filled(0)")
     fractions = images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"
     kind = str(images.dtype).removeprefix("torch.")
     if not fractions and kind != "uint8":
         raise ConvaeError(f"images are {kind}; uint8 from 0 to 255 or floating-point numbers from 0 to 1 are needed")
-    if isinstance(images, np.ndarray):  # copied where torch would warn of memory that can't be written to
+    if isinstance(images, np.ndarray):
+        # "W" copies read-only arrays, about which torch would warn.
         images = torch.from_numpy(np.require(images, np.float32 if fractions else np.uint8, ["C", "W"]))
     images = images.detach().contiguous()
     if fractions:
         images = images.float()
-        if images.numel() and not (images.min() >= -ROUNDING and images.max() <= 1 + ROUNDING):  # refuses NaN too
+        if images.numel() and not (images.min() >= -ROUNDING and images.max() <= 1 + ROUNDING):  # also catches NaN
             raise ConvaeError(
-                f"images have values from {images.min():g} to {images.max():g}; floating-point numbers go from 0 to 1, "
-                "and uint8 from 0 to 255"
+                f"images have values from {images.min():g} to {images.max():g}; allowed are floating-point numbers "
+                "from 0 to 1, or uint8 from 0 to 255"
             )
         images = images.clamp(0, 1)
     return images

@@ -1,4 +1,4 @@
-"""Names, as they are written and shown everywhere."""
+"""Names of parts and parameters, and their printable form."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,12 @@ PARTS = ("train", "validation", "test")
 
 
 def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested parameters under their dotted names, as `dvc params` and MLflow show them."""
+    """Flatten nested parameters to dotted names, as `dvc params` and MLflow show them.
+
+    Example:
+        >>> flatten({"train": {"epochs": 2}, "model": {"layers": [{"filters": 8}]}})
+        {'train.epochs': 2, 'model.layers.0.filters': 8}
+    """
 
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if isinstance(value, Mapping):
@@ -22,7 +27,7 @@ def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def printable(text: str) -> str:
-    """`text` on one line of valid UTF-8: control characters and undecodable bytes are escaped.
+    r"""Return `text` as one line of valid UTF-8, with control characters and undecodable bytes escaped.
 
     Example:
         >>> print(printable("one\\ntwo"))

@@ -1,4 +1,4 @@
-"""Processes that run one stage together, started by torchrun, by srun or by the stage itself."""
+"""Processes that run one stage together, started by torchrun, srun or the stage itself."""
 
 import atexit
 import os
@@ -21,10 +21,10 @@ PATIENCE = timedelta(days=1)  # for a peer that works alone for a while; the lau
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its peers. Rank 0 writes shared outputs; a process without peers does everything itself.
+    """Rank and world size of this process. Rank 0 writes shared outputs; a process without peers has rank 0.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: the rank of this process, from 0.
         count: the world size.
     """
 
@@ -32,7 +32,7 @@ class Processes:
     count: int = 1
 
     def is_loss_of_another(self, error: RuntimeError) -> bool:
-        """Whether a process could not go on because a peer is gone."""
+        """Whether `error` means that a peer is gone."""
         if self.count == 1:
             return False
         import torch.distributed
@@ -40,7 +40,7 @@ class Processes:
         return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
     def share_of(self, rows: int) -> slice:
-        """The rows that are this process's, in the order of ranks; no two shares differ by more than one row.
+        """Slice of this process's rows. Shares are in the order of ranks and differ by at most one row.
 
         Example:
             >>> [Processes(rank, 3).share_of(10) for rank in range(3)]
@@ -49,7 +49,7 @@ class Processes:
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
     def collect(self, value: T) -> list[T]:
-        """The values of all processes, in all of them; nobody returns before everybody has called it."""
+        """Gather the values of all processes, in the order of ranks. Blocks until every process has called it."""
         if self.count == 1:
             return [value]
         import torch.distributed
@@ -60,14 +60,14 @@ class Processes:
 
     @contextmanager
     def shared_folder(self, path: Path) -> Iterator[Path]:
-        """`files.new_folder`, made by rank 0, for all."""
+        """`files.new_folder` for all processes: rank 0 creates the scratch folder and moves it into place."""
         with nullcontext(path) if self.rank else new_folder(path) as folder:
             yield self.collect(folder)[0]
 
     def shared_array(self, path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-        """`files.new_array`, made by rank 0, mapped by all."""
+        """`files.new_array` for all processes: rank 0 creates the file, and each process maps it."""
         array = None if self.rank else new_array(path, dtype, shape)
-        self.collect(None)
+        self.collect(None)  # the file exists from here on
         return np.load(path, mmap_mode="r+", allow_pickle=False) if array is None else array
 
 
@@ -75,11 +75,11 @@ ALONE = Processes()
 
 
 def connect() -> Processes:
-    """Connect to the peers that the environment tells of, by RANK, WORLD_SIZE and MASTER_ADDR."""
+    """Connect to the peers that RANK, WORLD_SIZE and MASTER_ADDR in the environment describe."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    import torch.distributed  # prepare does without torch where it is alone
+    import torch.distributed  # late, so that a single process can prepare images without torch
 
     torch.distributed.init_process_group(timeout=PATIENCE)
-    atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort an ending process
+    atexit.register(torch.distributed.destroy_process_group)  # or its threads may abort an exiting process
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())

@@ -1,4 +1,4 @@
-"""Messages on a terminal: in any encoding, and never on the line of a progress bar."""
+"""Print messages in any encoding, and never onto the line of a progress bar."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 def survive_any_encoding() -> None:
-    """Have characters that the terminal can't show written as their codes, instead of ending the process."""
+    """Make stdout and stderr escape characters that the terminal can't encode, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -18,7 +18,7 @@ def survive_any_encoding() -> None:
 
 @contextmanager
 def finished_bars() -> Iterator[None]:
-    """Where an exception interrupts progress bars, leave their lines before it is told."""
+    """End the lines of open progress bars if the block raises, so that the error message starts on a new line."""
     try:
         yield
     except BaseException:
@@ -30,5 +30,5 @@ def finished_bars() -> Iterator[None]:
 def warn_beside_bars(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    """Takes the place of `warnings.showwarning` while there are progress bars."""
+    """Print a warning above the progress bars; a replacement for `warnings.showwarning`."""
     tqdm.write(f"{category.__name__}: {message}", file=sys.stderr)
