@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from convae.datasets.near_duplicates import Lookout, describe
 from convae.files import row_chunks
 
-COPIES = 2000
+COPIES = 2000  # per kind of alteration
 
 
 def _jpeg(quality: int, image: Image.Image) -> Image.Image:

@@ -74,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with TemporaryDirectory() as scratch, ExitStack() as servers:
         addresses = {
-            "refusing": "http://127.0.0.1:9",
+            "refusing": "http://127.0.0.1:9",  # the discard port, on which nothing listens
             "403": servers.enter_context(bad_server(403)),
             "500": servers.enter_context(bad_server(500)),
             "slow": servers.enter_context(bad_server(500, first=4)),

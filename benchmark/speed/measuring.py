@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-THREADS = 2
+THREADS = 2  # the same for all contestants
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def _starts() -> Iterator[Row]:
     kinds = {"python": "pass", "import convae": "import convae"}
     contestants = {name: partial(command, [sys.executable, "-c", code]) for name, code in kinds.items()}
     contestants["convae --help"] = partial(command, [str(Path(sys.executable).with_name("convae")), "--help"])
-    seconds = alternate(contestants, 15)
+    seconds = alternate(contestants, 15)  # more runs than elsewhere, because each takes only milliseconds
     python = seconds.pop("python")
     for name, ours in seconds.items():
         yield at_most(f"{name}, s, to Python's own start", 10, ours / python, ours, None, python)

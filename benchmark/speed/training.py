@@ -66,7 +66,7 @@ def second_epoch(
         ends.append(time.perf_counter())
 
     _train(changed(params, train={"epochs": 2}), training, validation, end)
-    return ends[1] - ends[0]
+    return ends[1] - ends[0]  # the first epoch includes warm-up
 
 
 def usual(system: str, count: int) -> float:
