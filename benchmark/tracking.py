@@ -86,7 +86,7 @@ def main() -> None:
         folder = Path(scratch) / "convae"
         subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
         apply_overrides(folder / "params.yaml", list(SMALL))
-        command(["dvc", "repro", "--quiet"], folder)
+        command(["dvc", "repro", "--quiet"], folder)  # the outputs from which each stage starts
         print(f"{'stage':10}{'off':>8}" + "".join(f"{f'+ {kind}':>14}" for kind in list(kinds)[1:]))
         for stage in arguments.stages:
             seconds: dict[str, list[float]] = {kind: [] for kind in kinds}

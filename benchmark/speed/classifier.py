@@ -25,6 +25,7 @@ def rows() -> Iterator[Row]:
     fashion_mnist()
     in_new_process(make_features)
     (own_accuracy, passes), (usual_accuracy, _) = (in_new_process(quality, fit) for fit in (ours, usual))
+    # A faster fit counts only if it is as accurate.
     assert own_accuracy >= usual_accuracy - TOLERANCE, f"validation: ours {own_accuracy}, usual {usual_accuracy}"
     contestants = {"ours": partial(fit_time, ours), "usual": partial(fit_time, usual), "limit": partial(limit, passes)}
     seconds = alternate(contestants, 3)

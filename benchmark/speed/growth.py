@@ -122,6 +122,7 @@ def _memory(stage: str, task: Task) -> float:
                 (workspace / name).parent.mkdir()
                 (workspace / name).symlink_to(target)
         write_json(workspace / "params.yaml", params.model_dump(mode="json"))
+        # Without tracking, whose memory does not depend on the images.
         environment = os.environ | {"CONVAE_TRACKING": "off", "PYTHONPATH": str(REPOSITORY)}
         return peak_memory(["-m", f"pipeline.{stage}"], workspace, environment)
 

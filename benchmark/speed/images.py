@@ -61,6 +61,7 @@ def untrained(params: Params, side: int = 28) -> Path:
     """The folder of an untrained encoder: the one with which training by `params` on images of this size starts."""
     from convae.training.train import train_encoder
 
+    # One folder per experiment, so that a change of the shipped parameters is not missed.
     digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:12]
     folder = SCRATCH / f"encoders/{digest}-{side}"
     if not folder.exists():

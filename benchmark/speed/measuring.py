@@ -53,6 +53,7 @@ def alternate(contestants: Mapping[str, Callable[[], float]], repetitions: int) 
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     with ExitStack() as stack:
         pools = {name: stack.enter_context(_new_process()) for name in contestants}
+        # In turn, so that a busy moment of the machine affects all contestants.
         for repetition in range(repetitions + 1):
             for name, contestant in contestants.items():
                 result = pools[name].submit(_silent, contestant).result()

@@ -27,6 +27,7 @@ def peak_memory(words: Sequence[str], folder: Path, environment: Mapping[str, st
         while program.poll() is None:
             with suppress(psutil.Error):  # the process has just ended
                 found = process.memory_info()
+                # Pages of memory-mapped files count as shared; the system can drop them at any time.
                 peak = max(peak, found.rss - found.shared)
             time.sleep(INTERVAL)
     if program.returncode:

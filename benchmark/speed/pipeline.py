@@ -36,6 +36,7 @@ def _up_to_date(folder: Path, bare: Path) -> Row:
     apply_overrides(folder / "params.yaml", ["data.dataset=digits"])
     command(["dvc", "repro"], folder)
     shutil.copytree(folder, bare, symlinks=True)
+    # In the lock as well, so that DVC makes the same checks and finds everything up to date.
     for name in ("dvc.yaml", "dvc.lock"):
         text = (bare / name).read_text()
         (bare / name).write_text(re.sub(r"cmd: python -m pipeline\.\w+\n", "cmd: 'true'\n", text))

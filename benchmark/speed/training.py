@@ -33,6 +33,7 @@ def rows() -> Iterator[Row]:
         contestants = {kind.__name__: partial(kind, system, IMAGES) for kind in (ours, usual, limit)}
         rate = {kind: IMAGES / seconds for kind, seconds in alternate(contestants, REPETITIONS).items()}
         difference = in_new_process(largest_difference, system, IMAGES)
+        # The ratio to the bare loop means something only if both learn the same filters.
         assert difference < SAME, f"{system}: the bare loop's filters differ by {difference}"
         name = f"training {system}, images/s"
         yield at_least(f"{name}, to the bare loop", 0.95, rate["ours"] / rate["limit"], **rate)
@@ -41,7 +42,7 @@ def rows() -> Iterator[Row]:
 
 def ours(system: str, count: int) -> float:
     """The work of the stage `train`, including its run in MLflow."""
-    keep_freed_memory()
+    keep_freed_memory()  # as every stage does
     with TemporaryDirectory() as folder, limit_threads(THREADS):
         workspace = Path(folder) / "workspace"
         clone(workspace)

@@ -14,6 +14,7 @@ def is_address(source: object) -> bool:
         >>> is_address("models:/convae-encoder@champion"), is_address("models/encoder")
         (True, False)
     """
+    # At least two letters before the colon: one letter is a drive of Windows.
     return isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+:/", source) is not None
 
 

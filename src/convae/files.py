@@ -25,7 +25,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     If `path` is a link, the folder to which it leads is replaced.
     """
     path = path.resolve()
-    scratch = path.with_name(path.name + ".partial")
+    scratch = path.with_name(path.name + ".partial")  # on the same file system, so that renaming is atomic
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:

@@ -19,7 +19,7 @@ def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
             items = [(str(key), item) for key, item in value.items()]
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             items = [(str(index), item) for index, item in enumerate(value)]
-        else:
+        else:  # a list of plain values is one value
             return {prefix: value}
         return {k: v for key, item in items for k, v in walk(f"{prefix}.{key}" if prefix else key, item).items()}
 

@@ -37,6 +37,7 @@ class Processes:
             return False
         import torch.distributed
 
+        # gloo reports a lost connection as a plain RuntimeError.
         return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
     def share_of(self, rows: int) -> slice:

@@ -22,6 +22,7 @@ def finished_bars() -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # tqdm has no public list of its open bars.
         for bar in list(tqdm._instances):  # type: ignore[attr-defined]
             bar.close()
         raise

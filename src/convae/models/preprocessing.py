@@ -83,8 +83,8 @@ class Preprocessing(nn.Module):
             products = products + patches.T @ patches
         mean = total / count
         covariance = products / count - mean.outer(mean)
-        # Rounding can leave a variance slightly below zero.
         variances, directions = torch.linalg.eigh(covariance)
+        # Rounding can leave a variance slightly below zero.
         scales = (variances.clamp(min=0) + self.whitening["epsilon"]).rsqrt()
         if self.whitening["kind"] == "pca":
             rows = (directions * scales).T.flip(0)  # the largest variance first
