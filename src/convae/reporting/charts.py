@@ -1,4 +1,4 @@
-"""Charts of training and test: learning curves, the confusion matrix, the most confident mistakes."""
+"""Charts of training and test: learning curves, confusion matrix, most confident mistakes."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,20 @@ from matplotlib.ticker import MaxNLocator
 
 from convae.reporting.drawing import BLUE, GREY, ORANGE, label_columns, short, to_rgb
 
-FEW_CLASSES = 20
+FEW_CLASSES = 20  # whose counts are readable in a confusion matrix
 MISTAKES, MISTAKE_COLUMNS = 24, 8
 
 
 def learning_curves_figure(history: pd.DataFrame) -> Figure:
-    """Loss over epochs, with the epoch of the lowest validation loss of each phase marked.
+    """Loss over epochs; marks the epoch with the lowest validation loss in each phase.
 
     Args:
-        history: rows of reports/training.csv: phase, epoch, train_loss, validation_loss, learning_rate.
+        history: the rows of reports/training.csv: phase, epoch, train_loss, validation_loss, learning_rate.
     """
     figure = Figure(figsize=(6.5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     marker = "o" if len(history) <= 30 else None
+    # Only the first phase has labels, so that the legend names each kind of line once.
     for phase, rows in history.groupby("phase"):
         for column, name, colour in (("train_loss", "training", GREY), ("validation_loss", "validation", BLUE)):
             label = None if phase else name
@@ -54,19 +55,19 @@ def learning_curves_figure(history: pd.DataFrame) -> Figure:
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """The confusion matrix: colour is the part of the row (its square root), few classes have counts as well.
+    """The confusion matrix, coloured by the fraction of the row (its square root); up to 20 classes show counts too.
 
     Args:
-        counts: `[K, K]`, rows are true classes, columns predicted ones.
-        classes: K names.
+        counts: `int64 [K, K]`; rows are true classes, columns predicted classes.
+        classes: the K names.
     """
     few = len(classes) <= FEW_CLASSES
     side = max(3.0, (0.5 if few else 0.105) * len(classes))
     size = 8.0 if few else max(3.5, min(8.0, 450 / len(classes)))
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1))
-    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(parts, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fractions, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     positions = range(len(classes))
     axes.set_yticks(positions, map(short, classes), fontsize=size)
     axes.xaxis.tick_top()
@@ -80,20 +81,21 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set_ylabel("truth", labelpad=8)
     axes.spines[:].set_visible(False)
     for row, column in np.argwhere(counts > 0) if few else ():
-        colour = "white" if parts[row, column] > 0.3 else "#52606d"
+        colour = "white" if fractions[row, column] > 0.3 else "#52606d"
         axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=7.5)
     return figure
 
 
 def mistakes_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure | None:
-    """The mistakes that the classifier was surest of, or None where it made none.
+    """The 24 mistakes that the classifier was most confident of, or None if it made no mistakes.
 
     Args:
         images: the test images, `uint8 [N, C, H, W]`.
-        predictions: index, truth, prediction and confidence or margin.
+        predictions: columns index, truth, prediction, and confidence or margin; see `predictions_table`.
     """
     wrong = predictions[predictions["truth"].astype(str) != predictions["prediction"].astype(str)]
     certainty = "confidence" if "confidence" in predictions else "margin"
+    # Ties are sorted by index, so that the same predictions give the same picture.
     worst = wrong.sort_values([certainty, "index"], ascending=[False, True]).head(MISTAKES)
     if worst.empty:
         return None

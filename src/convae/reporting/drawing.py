@@ -1,4 +1,4 @@
-"""The one style of all figures, pictures laid out in a grid, and PNG files with the same bytes every time."""
+"""The style of all figures, grids of pictures, and reproducible PNG files."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ DPI = 150
 STYLE = {
     "font.size": 9,
     "text.color": INK,
-    "text.parse_math": False,
+    "text.parse_math": False,  # class names may contain dollar signs
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -31,39 +31,63 @@ STYLE = {
     "savefig.bbox": "tight",
     "savefig.pad_inches": 0.08,
 }
-TILE_PIXELS, GAP = 96, 9
+TILE_PIXELS, GAP = 96, 9  # least side of a picture in a grid, and the space between two
 LONGEST_NAME = 22
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of every figure, whatever the user's own settings of matplotlib are."""
+    """Apply the style of all figures, regardless of the user's matplotlib settings."""
     with matplotlib.style.context(["default", STYLE]):
         yield
 
 
 def save_figure(figure: Figure, path: Path | BytesIO) -> None:
-    """Write a PNG file without date and version; the same figure gives the same bytes."""
+    """Write a PNG file without date or version, so that the same figure gives the same bytes.
+
+    Example:
+        >>> files = BytesIO(), BytesIO()
+        >>> for file in files:
+        ...     save_figure(tile([np.zeros((3, 28, 28, 3))], row_labels=["black"]), file)
+        >>> files[0].getvalue() == files[1].getvalue()
+        True
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a class name in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")  # the font may lack the script of a class name
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def short(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name of so many characters at most, on one line."""
+    """A name on one line, cut off after `longest` characters.
+
+    Example:
+        >>> short("ankle   boot"), short("a very long name", longest=6)
+        ('ankle boot', 'a ver…')
+    """
     line = " ".join(name.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
-    """Images `[..., C, H, W]` in [0, 1] as `[..., H, W, 3]`; what is not colour becomes grey."""
+    """Images `[..., C, H, W]` in [0, 1] as `[..., H, W, 3]`; other numbers of channels than 3 become grey.
+
+    Example:
+        >>> to_rgb(np.zeros((2, 1, 28, 28))).shape
+        (2, 28, 28, 3)
+    """
     if images.shape[-3] != 3:
         images = np.repeat(images.mean(axis=-3, keepdims=True), 3, axis=-3)
     return np.moveaxis(np.clip(images, 0, 1), -3, -1)
 
 
 def signed_to_rgb(values: np.ndarray) -> np.ndarray:
-    """Values `[..., H, W]` in [-1, 1] as `[..., H, W, 3]`: zero white, positive blue, negative red."""
+    """Values `[..., H, W]` in [-1, 1] as colours `[..., H, W, 3]`: zero is white, positive blue, negative red.
+
+    Example:
+        >>> red, green, blue = signed_to_rgb(np.array([[1.0]]))[0, 0]
+        >>> bool(blue > red)
+        True
+    """
     colours: np.ndarray = matplotlib.colormaps["RdBu"]((np.clip(values, -1, 1) + 1) / 2)
     return colours[..., :3]
 
@@ -74,15 +98,16 @@ def tile(
     column_labels: Sequence[str] = (),
     inches: float = 0.8,
 ) -> Figure:
-    """Pictures in a grid, their pixels not smoothed.
+    """Pictures in a grid, with sharp pixels.
 
     Args:
-        rows: of each row its pictures, `[n, H, W, 3]` in [0, 1]; a row may be shorter than the first.
-        row_labels: shown on the left, or nothing.
-        column_labels: shown on top, or nothing; slanted where they are long.
+        rows: the pictures of each row, `[n, H, W, 3]` in [0, 1]; no row is longer than the first.
+        row_labels: shown on the left; may be empty.
+        column_labels: shown on top, slanted if long; may be empty.
         inches: width of a picture.
     """
     _, height, width, _ = rows[0].shape
+    # Scaled by a whole number here, so that all pixels come out equally large.
     scale = math.ceil(TILE_PIXELS / max(height, width))
     step_y, step_x = height * scale + GAP, width * scale + GAP
     canvas = np.ones((step_y * len(rows) - GAP, step_x * len(rows[0]) - GAP, 3))
@@ -103,7 +128,7 @@ def tile(
 
 
 def label_columns(axes: Axes, names: Sequence[str], slanted: bool) -> None:
-    """Names above the columns of a picture."""
+    """Write names above the columns of a picture."""
     labels = axes.set_xticklabels(list(map(short, names)))
     for label in labels if slanted else ():
         label.set(rotation=40, horizontalalignment="left", rotation_mode="anchor")

@@ -1,4 +1,4 @@
-"""Pictures of what an encoder has learned: filters, activation maps, reconstructions."""
+"""Figures of what an encoder has learned: filters, activation maps, reconstructions."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,10 +13,16 @@ MAPS = 8
 
 
 def example_images(image_set: ImageSet) -> tuple[np.ndarray, list[str]]:
-    """The first image of each of the first ten classes, or the first ten images where there are no labels.
+    """The first image of each of the first ten classes, or the first ten images if there are no labels.
 
     Returns:
-        Images `uint8 [n, C, H, W]`, and the name of each one's class or else its index.
+        Images `uint8 [n, C, H, W]`, and for each the name of its class, or its index if there are no labels.
+
+    Example:
+        >>> images, labels = np.zeros((4, 1, 8, 8), np.uint8), np.array([1, 1, 0, 1])
+        >>> chosen, names = example_images(ImageSet(images, labels, ("cat", "dog"), sha256=""))
+        >>> chosen.shape, names
+        ((2, 1, 8, 8), ['cat', 'dog'])
     """
     if image_set.labels is None:
         return image_set.images[:MOST_IMAGES], [str(index) for index in range(min(MOST_IMAGES, len(image_set)))]
@@ -26,9 +32,10 @@ def example_images(image_set: ImageSet) -> tuple[np.ndarray, list[str]]:
 
 
 def filters_figure(filters: np.ndarray) -> Figure:
-    """The first layer's filters, `[n, C, k_h, k_w]`, each scaled by its largest weight."""
+    """The first layer's filters `float32 [n, C, k_h, k_w]`, each scaled by its largest weight."""
     filters = filters[:MOST_FILTERS]
     scaled = filters / np.maximum(np.abs(filters).max(axis=(1, 2, 3), keepdims=True), 1e-12)
+    # Colour filters use colours for their channels, so zero is mid-grey; in others, colour shows the sign.
     pictures = to_rgb((scaled + 1) / 2) if filters.shape[1] == 3 else signed_to_rgb(scaled.mean(axis=1))
     columns = 8 if len(filters) <= 32 else 16
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
@@ -36,12 +43,12 @@ def filters_figure(filters: np.ndarray) -> Figure:
 
 
 def activation_figures(encoder: Encoder, images: np.ndarray, names: list[str]) -> list[Figure]:
-    """Of each layer a sample of its activation maps; the colours of a column have one scale.
+    """A figure for each layer with a sample of its activation maps; each column has its own colour scale.
 
     Args:
         encoder: the trained encoder.
         images: `uint8 [n, C, H, W]`.
-        names: of each image, `n` of them.
+        names: the name of each image.
     """
     originals = to_rgb(images / 255)
     figures = []
@@ -56,20 +63,25 @@ def activation_figures(encoder: Encoder, images: np.ndarray, names: list[str]) -
 
 
 def resize(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pictures `[..., h, w, 3]` as `[..., H, W, 3]` by nearest pixels."""
+    """Resize pictures `[..., h, w, 3]` to `[..., H, W, 3]` by nearest pixels.
+
+    Example:
+        >>> resize(np.zeros((5, 7, 7, 3)), (28, 28)).shape
+        (5, 28, 28, 3)
+    """
     height, width = pictures.shape[-3:-1]
     rows, columns = np.arange(size[0]) * height // size[0], np.arange(size[1]) * width // size[1]
     return pictures[..., rows, :, :][..., columns, :]
 
 
 def reconstructions_figure(encoder: Encoder, images: np.ndarray, names: list[str]) -> Figure:
-    """Originals, what preprocessing makes of them and, where there is a decoder, the reconstructions of that.
+    """Original images, preprocessed images and, if the encoder has a decoder, their reconstructions.
 
-    Where preprocessing is no more than a division by 255, there is no row for it. Otherwise it and the
-    reconstructions have one scale: zero is grey, white the 99.5 % quantile of the preprocessed magnitudes.
+    Preprocessing gets no row if it only divides by 255. Otherwise preprocessed images and reconstructions share one
+    scale: zero is grey, and white is the 99.5 % quantile of the preprocessed magnitudes.
     """
     preprocessed = encoder.preprocess(images)
-    # Whitening may give other channels than those of the image.
+    # Whitening may change the number of channels.
     changed = preprocessed.shape != images.shape or not np.allclose(preprocessed, images / 255, atol=1e-6)
     rows = [to_rgb(images / 255)]
     labels = ["original"]

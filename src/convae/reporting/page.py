@@ -1,4 +1,4 @@
-"""Pages: HTML files that need neither server nor internet and have the same bytes every time."""
+"""HTML pages that need neither server nor internet; the same values give the same bytes."""
 
 import base64
 from pathlib import Path
@@ -15,7 +15,7 @@ NOTHING = "–"
 
 
 class Picture(NamedTuple):
-    """A figure, its name (of the file without `.png`, and on the page), and what one sees."""
+    """A figure, its file name without `.png`, its title on the page, and its caption."""
 
     name: str
     figure: Figure
@@ -24,7 +24,7 @@ class Picture(NamedTuple):
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
-    """Fill a template, which may extend `base.html`; every value is escaped."""
+    """Fill in a template, which may extend `base.html`; every value is escaped."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,
@@ -39,21 +39,31 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
 
 
 def embed(png: bytes) -> tuple[str, int]:
-    """A PNG file in base64, and the width in CSS pixels at which its text has the size of the page's."""
-    width = int.from_bytes(png[16:20], "big")  # in the header, which stands first
+    """A PNG file in base64, and the width in CSS pixels at which its text is as large as the page's."""
+    width = int.from_bytes(png[16:20], "big")  # the first field of the first chunk
     return base64.b64encode(png).decode(), round(width * 96 / DPI)
 
 
-def percent(part: float | None) -> str:
-    """`92.41 %` of 0.9241."""
-    return NOTHING if part is None else f"{100 * part:.2f} %"
+def percent(fraction: float | None) -> str:
+    """A fraction in percent, or a dash.
+
+    Example:
+        >>> percent(0.9241), percent(None)
+        ('92.41 %', '–')
+    """
+    return NOTHING if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def number(count: float | None) -> str:
-    """`54 000` of 54000, with narrow spaces."""
+    """`54 000` for 54000, with narrow spaces, or a dash for None."""
     return NOTHING if count is None else f"{count:,.0f}".replace(",", "\u202f")
 
 
 def signed(difference: float) -> str:
-    """A difference of two parts in points: `+0.90` of 0.009, `−0.20` of -0.002."""
+    """A difference of two fractions in percentage points.
+
+    Example:
+        >>> signed(0.009), signed(-0.002)
+        ('+0.90', '−0.20')
+    """
     return f"{100 * difference:+.2f}".replace("-", "−")

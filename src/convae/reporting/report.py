@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs neither server nor internet, and its figures as PNG files."""
+"""The report: an HTML file that needs neither server nor internet, and its figures as PNG files."""
 
 import platform
 from pathlib import Path
@@ -26,7 +26,7 @@ from convae.reporting.figures import (
 from convae.reporting.page import Picture, embed, write_page
 
 TEMPLATE = Path(__file__).with_name("report.html")
-# What has no part in the results: where images lie, on what and under which address it ran.
+# Parameters that do not affect the results, such as folders, devices and addresses: the report is the same for all.
 LEFT_OUT = (
     "data.root",
     "data.shards",
@@ -54,10 +54,10 @@ def write_report(
         params: the experiment.
         encoder: the trained encoder.
         prepared: folder with the image sets and their `description.json`.
-        classifier: folder of the fitted classifier, of which `classifier.json` alone is read.
+        classifier: folder of the fitted classifier; only `classifier.json` is read.
         predictions: Parquet file with a row for each test image.
-        reports: folder with `training.csv`, `metrics.json` and `per_class.csv`; it takes `report.html` and
-            `figures/*.png`.
+        reports: folder with `training.csv`, `metrics.json` and `per_class.csv`; `report.html` and `figures/*.png` are
+            written to it.
     """
     with style(), new_folder(reports / "figures") as scratch:
         pictures = [
@@ -66,6 +66,7 @@ def write_report(
         ]
         for picture in pictures:
             save_figure(picture.figure, scratch / f"{picture.name}.png")
+    # The page embeds the files' bytes, so it shows exactly what lies in figures/.
     files = [reports / "figures" / f"{picture.name}.png" for picture in pictures]
     metrics, description = read_json(reports / "metrics.json"), read_json(prepared / "description.json")
     write_page(
@@ -93,7 +94,7 @@ UNTRAINED = {
 
 
 def _origin(params: Params, epochs: int) -> str:
-    """A sentence on where the filters are from."""
+    """A sentence on the origin of the filters."""
     objective = params.objective
     if not params.model.layers:
         return "There are no filters: the preprocessed pixels themselves are read."
@@ -107,18 +108,18 @@ def _origin(params: Params, epochs: int) -> str:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """A table of which the first column holds class names, whatever they look like."""
+    """Read a table whose first column holds class names, even names like `1`, `NA` or `true`."""
     first = path.read_text("utf-8").split(",", 1)[0].strip()
     return pd.read_csv(path, dtype={first: str}, keep_default_na=False)
 
 
 def _first_layer(encoder: Encoder) -> dict[str, Any] | None:
-    """Parameters of the first convolution and of a dense layer with as many units; None without layers.
+    """Parameter counts of the first convolution and of a dense layer with as many units; None without layers.
 
     Returns:
-        `filters` and `incoming`, the shape `[D, H, W]` of what they see; `convolution`, n·(k_h·k_w·D + 1), whatever the
-        image; `dense`, n·(H·W·D + 1), for the images trained on and for those of twice the side; `is_dense`, whether
-        the kernel is as large as the image.
+        `filters`, n; `incoming`, the shape `[D, H, W]` of their input; `convolution`, n·(k_h·k_w·D + 1), independent of
+        the image size; `dense`, n·(H·W·D + 1), for the image size trained on and for twice the side; `is_dense`,
+        whether the kernel is as large as the image.
     """
     layers = encoder.autoencoder.layers
     if not len(layers):
@@ -135,7 +136,7 @@ def _first_layer(encoder: Encoder) -> dict[str, Any] | None:
 
 
 def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[Picture]:
-    """What the encoder is and does, on validation images."""
+    """Pictures of the encoder: its filters, and its output for validation images."""
     validation = ImageSet.load(prepared / "validation")
     images, names = example_images(validation)
     pictures = _layer_pictures(encoder, images, names) if encoder.config["layers"] else []
@@ -183,7 +184,7 @@ def _layer_pictures(encoder: Encoder, images: np.ndarray, names: list[str]) -> l
 
 
 def _test_pictures(prepared: Path, predictions: Path) -> list[Picture]:
-    """Where the classifier is right and wrong; nothing where there were no labels."""
+    """Pictures of the classifier's predictions; empty if there were no labels."""
     rows = pd.read_parquet(predictions)
     if "prediction" not in rows:
         return []
@@ -209,7 +210,7 @@ def _test_pictures(prepared: Path, predictions: Path) -> list[Picture]:
 
 
 def _parameters(params: Params) -> dict[str, dict[str, Any]]:
-    """Parameters by section and dotted name; of the classifiers the chosen one."""
+    """Parameters by section and dotted name; of the classifiers, only the chosen one."""
     others = {f"classifier.{name}." for name in type(params.classifier).model_fields} - {
         f"classifier.{params.classifier.kind}."
     }
