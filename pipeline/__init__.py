@@ -1,7 +1,7 @@
 """The stages of dvc.yaml, one script each.
 
-Inside an experiment DVC runs them in a copy of the repository, while the installed package is that of the original: the
-copy's own sources come first. What takes long to import is imported in `main`, while the recorder starts beside it.
+For an experiment, DVC runs them in a copy of the repository, but the installed package is that of the original. So the
+sources of the copy go first on the path. Slow imports are in `main`, so that they run while the recorder starts.
 """
 
 import sys

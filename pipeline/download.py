@@ -8,7 +8,7 @@ from convae.tracking.runs import Run
 
 
 def main(params: Params, run: Run) -> None:
-    """data/raw/<dataset>: decoded arrays, or for a folder of images the list of its files."""
+    """Write data/raw/<dataset>/: decoded arrays, or for a folder of images the list of its files."""
     from convae.datasets.download import download
 
     source = download(params.data, Path("data/raw") / params.data.dataset, Path("data/downloads"))

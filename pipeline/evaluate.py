@@ -1,4 +1,4 @@
-"""Choose a classifier on validation images, then measure it on the test images, once."""
+"""Choose a classifier on validation images, then measure it once on the test images."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from convae.tracking.runs import Run
 
 
 def main(params: Params, run: Run) -> None:
-    """models/classifier/, data/predictions/test.parquet and the numbers in reports/."""
+    """Write models/classifier/, data/predictions/test.parquet and the tables in reports/."""
     from convae.encoder import load_encoder
     from convae.environment import environment
     from convae.evaluation.evaluate import evaluate
@@ -23,7 +23,7 @@ def main(params: Params, run: Run) -> None:
         predictions=Path("data/predictions/test.parquet"),
         reports=Path("reports"),
     )
-    # No output of the stage: results that are the same elsewhere leave dvc.lock as it is.
+    # Not an output of the stage, so that the same results on another machine leave dvc.lock unchanged.
     write_json(Path("reports/environment.json"), environment())
 
 

@@ -1,4 +1,4 @@
-"""Read features off the frozen encoder."""
+"""Extract features with the frozen encoder."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from convae.tracking.runs import Run
 
 
 def main(params: Params, run: Run, processes: Processes) -> None:
-    """data/features/, and models/encoder/: the trained encoder with its readout."""
+    """Write data/features/, and models/encoder/: the trained encoder with its readout."""
     from convae.features.extract import extract_features
 
     trained, prepared = Path("models/autoencoder"), Path("data/prepared")
     encoder = extract_features(params, trained, prepared, Path("data/features"), processes)
-    if processes.rank:  # the first process writes the outputs
+    if processes.rank:  # rank 0 writes the outputs
         return
     run.log_tags({"device": str(encoder.device)})
     encoder.to("cpu").save(Path("models/encoder"))

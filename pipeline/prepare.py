@@ -1,4 +1,4 @@
-"""Divide the images into training, validation and test sets that can be memory-mapped."""
+"""Split the images into memory-mapped training, validation and test sets."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from convae.tracking.runs import Run
 
 
 def main(params: Params, run: Run, processes: Processes) -> None:
-    """data/prepared/: one image set for each part, and a description."""
+    """Write data/prepared/: an image set for each part, and a description."""
     from convae.datasets.prepare import prepare
 
     raw = Path("data/raw") / params.data.dataset

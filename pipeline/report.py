@@ -8,7 +8,7 @@ from convae.tracking.runs import Run
 
 
 def main(params: Params, run: Run) -> None:
-    """reports/report.html and reports/figures/."""
+    """Write reports/report.html and reports/figures/."""
     from convae.encoder import load_encoder
     from convae.reporting.report import write_report
 

@@ -1,4 +1,4 @@
-"""What `make run` ends with: the result, where to read about it, and where to compare runs."""
+"""The end of `make run`: the result, where to read about it, and how to compare runs."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from convae.terminal import survive_any_encoding
 
 
 def main() -> None:
-    """Print the test accuracy and what it has to be read with, any concerns, and where to read on."""
+    """Print the test accuracy with its baselines, any concerns, and where to read more."""
     survive_any_encoding()
     metrics = read_json(Path("reports/metrics.json"))
     test = metrics["test"]

@@ -1,4 +1,4 @@
-"""Train the encoder: on images without their labels, unless `objective.kind` is `classify`."""
+"""Train the encoder; only `objective.kind: classify` uses labels."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from convae.tracking.runs import Run
 
 
 def main(params: Params, run: Run, processes: Processes) -> None:
-    """models/autoencoder/ and reports/training.csv."""
+    """Write models/autoencoder/ and reports/training.csv."""
     import pandas as pd
 
     from convae.datasets.image_set import ImageSet
@@ -19,7 +19,7 @@ def main(params: Params, run: Run, processes: Processes) -> None:
     prepared = Path("data/prepared")
     training, validation = load_training_set(params, prepared), ImageSet.load(prepared / "validation")
     encoder, history, device = train_encoder(params, training, validation, run.log_epoch, processes=processes)
-    if processes.rank:  # the first process writes the outputs
+    if processes.rank:  # rank 0 writes the outputs
         return
     run.log_tags({"device": device})
     encoder.save(Path("models/autoencoder"))

@@ -1,4 +1,4 @@
-"""Check params.yaml as a whole, before DVC removes the outputs of any other stage to make them anew."""
+"""Check all of params.yaml, before DVC removes the outputs of other stages to reproduce them."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from convae.files import new_file
 
 
 def main() -> None:
-    """data/validated, always the same: a change that is valid reruns nothing by itself."""
+    """Write data/validated, always with the same content, so that a valid change alone reruns no other stage."""
     load_experiment()
     with new_file(Path("data/validated")) as scratch:
         scratch.write_text("params.yaml is valid\n", "utf-8")

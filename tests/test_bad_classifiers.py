@@ -56,7 +56,7 @@ CLASSIFIERS: dict[str, tuple[Callable[[], object], str]] = {
     "classes in words": (saved(altered(classes_=np.array(["a", "b", "c"]))), TOGETHER),
     "too few names": (saved(classes=["a"]), TOGETHER),
     "a number of names": (saved(classes=3), TOGETHER),
-    "names that are numbers": (saved(classes=[1, 2, 3]), f"{TOGETHER}: names of classes are text"),
+    "names that are numbers": (saved(classes=[1, 2, 3]), f"{TOGETHER}: class names must be text"),
 }
 
 

@@ -28,7 +28,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use, so that `import convae` does not wait for torch.
+    # Imported on first use, because importing torch takes seconds.
     if name in __all__:
         from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""The image classifier: an encoder and the scikit-learn classifier that reads its features.
+"""The image classifier: an encoder, and a scikit-learn classifier that reads its features.
 
 Needs torch, NumPy, safetensors, scikit-learn and skops; Pillow to read pictures.
 """
@@ -19,12 +19,12 @@ from convae.images import Images
 
 
 class ImageClassifier:
-    """Images to class names.
+    """Classifies images.
 
     Args:
-        encoder: with a readout.
-        estimator: fitted on its features.
-        description: what `classifier.json` holds.
+        encoder: an encoder with a readout.
+        estimator: a scikit-learn classifier fitted on its features.
+        description: the content of `classifier.json`.
     """
 
     def __init__(self, encoder: Encoder, estimator: BaseEstimator, description: dict[str, Any]) -> None:
@@ -34,28 +34,28 @@ class ImageClassifier:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, in the order of the columns of `scores`."""
+        """Class names, in the order of the columns of `scores`."""
         return list(self.description["classes"])
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether `scores` are probabilities, or else decision values."""
+        """Whether `scores` returns probabilities rather than decision values."""
         return has_probabilities(self.estimator)
 
     def scores(self, images: Images) -> np.ndarray:
-        """The score of each class, `[N, classes]`; the highest is the prediction.
+        """Scores of each class, `[N, classes]`; the highest is the prediction.
 
         Args:
             images: arrays, tensors, files or Pillow images, see `convae.images.Images`. Files and Pillow images are
-                read and resized as those that the classifier learned from.
+                read and resized like the training images.
 
         Raises:
-            ConvaeError: the images do not suit the encoder, or a file can't be read.
+            ConvaeError: the encoder does not accept the images, or a file can't be read.
         """
         return np.concatenate(list(self.score_batches(images)))
 
     def score_batches(self, images: Images) -> Iterator[np.ndarray]:
-        """The rows of `scores`, a batch at a time, so that memory stays flat in N."""
+        """Yield the rows of `scores` in batches, so that memory does not grow with N."""
         none = np.zeros((0, len(self.classes)))
         for features in self.encoder.feature_batches(images):
             check_finite(features, "given")
@@ -67,14 +67,14 @@ class ImageClassifier:
 
 
 def load_image_classifier(source: str | Path) -> ImageClassifier:
-    """Load the encoder and the classifier in a folder such as `models/`.
+    """Load the encoder and the classifier from a folder such as `models/`.
 
     Args:
         source: a folder with `encoder/` and `classifier/`, or the address of a model in MLflow such as
             `models:/convae-classifier@champion`.
 
     Raises:
-        ConvaeError: one is missing, damaged or foreign, or they do not belong together.
+        ConvaeError: one of them is missing, damaged or of an unknown format, or they do not belong together.
     """
     if is_address(source):
         with fetched(str(source)) as published:
@@ -83,7 +83,9 @@ def load_image_classifier(source: str | Path) -> ImageClassifier:
     encoder = load_encoder(folder / "encoder")
     estimator, description = load_classifier(folder / "classifier")
     if description.get("encoder") != encoder.sha256:
-        raise ConvaeError(f"{folder}: classifier/ was fitted on the features of another encoder than that in encoder/")
+        raise ConvaeError(
+            f"{folder}: classifier/ was fitted on the features of another encoder than the one in encoder/"
+        )
     classifier = ImageClassifier(encoder, estimator, description)
     try:
         _try(classifier)
@@ -93,11 +95,11 @@ def load_image_classifier(source: str | Path) -> ImageClassifier:
 
 
 def _try(classifier: ImageClassifier) -> None:
-    """Classify an image: what does not belong together shows here."""
+    """Classify an image, so that a mismatch shows on loading and not in use."""
     if not all(isinstance(name, str) for name in classifier.classes):
-        raise TypeError("names of classes are text")
+        raise TypeError("class names must be text")
     encoder = classifier.encoder
-    # Of the smallest image there can be: what is forged shows without taking long.
+    # The smallest image that the encoder accepts keeps even a forged model from taking long.
     features = encoder.features(
         np.zeros((1, encoder.config["channels"], *encoder.minimum_size), np.uint8), resize=False
     )

@@ -1,4 +1,4 @@
-"""An encoder with its readout as ONNX, for runtimes without Python."""
+"""Export of an encoder and its readout to ONNX, for runtimes without Python."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from convae.files import check_free, new_file
 from convae.models.readout import Readout
 
 OPSET = 18
-TOLERANCE = 1e-4  # of the features' largest magnitude
+TOLERANCE = 1e-4  # relative to the largest magnitude of a feature
 
 
 class _FeatureModel(nn.Module):
@@ -22,7 +22,7 @@ class _FeatureModel(nn.Module):
         super().__init__()
         self.autoencoder = encoder.autoencoder
         self.readout = _AnySizeReadout(**encoder.config["readout"])
-        assert encoder.readout is not None, "an encoder that gave features has one"
+        assert encoder.readout is not None, "`features` has checked it"
         self.readout.load_fitted(encoder.readout.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class _FeatureModel(nn.Module):
 
 
 class _AnySizeReadout(Readout):
-    """ONNX pools over windows of fixed size alone; means over the cells of a grid are products of matrices too."""
+    """Averages over grid cells by matrix products, because ONNX pools only over windows of fixed size."""
 
     def _pool(self, maps: Tensor) -> Tensor:
         if self.pooling == "max":
@@ -41,18 +41,24 @@ class _AnySizeReadout(Readout):
 
 
 def _cells(side: int, cells: int) -> Tensor:
-    """Weights `[cells, side]` that take the means of `adaptive_avg_pool2d` along one side."""
+    """Weights `[cells, side]` that average along one side as `adaptive_avg_pool2d` does."""
     pixel, cell = torch.arange(side), torch.arange(cells)[:, None]
     start, end = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
     return ((pixel >= start) & (pixel < end)) / (end - start)
 
 
 def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None:
-    """`convae export --onnx`: write the encoder, and check that onnxruntime gives its features.
+    """Write an encoder to ONNX and check that onnxruntime computes the same features (`convae export --onnx`).
+
+    Args:
+        encoder: folder or address of the encoder.
+        output: file to write.
+        any_size: accept images of any size, not only of the size trained on.
+        force: overwrite `output`.
 
     Raises:
-        ConvaeError: the encoder has no readout, or one that can't have images of `any_size`; `output` is a folder, or
-            exists and is not to be overwritten; onnx or onnxruntime are missing; or the features differ.
+        ConvaeError: the encoder has no readout, or a readout that does not support `any_size`; `output` is a folder, or
+            exists without `force`; onnx, onnxscript or onnxruntime is missing; or the features differ.
     """
     try:
         import onnx  # noqa: F401, torch needs it
@@ -64,9 +70,9 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
     loaded = load_encoder(encoder)
     height, width = loaded.config["image_size"]
     images = np.random.default_rng(0).integers(0, 256, (3, loaded.config["channels"], height, width), np.uint8)
-    expected = loaded.features(images)  # tells as well that there is no readout
+    expected = loaded.features(images)  # also rejects an encoder without a readout
     if any_size and loaded.config["readout"]["pooling"] == "max":
-        raise ConvaeError("--any-size: ONNX takes maxima over windows of one size; leave it out")
+        raise ConvaeError("--any-size: ONNX takes maxima over windows of one size; omit the option")
     with new_file(output) as scratch:
         try:
             _export(loaded, images, scratch, any_size)
@@ -76,7 +82,7 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
         session = onnxruntime.InferenceSession(scratch, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"images": images})
         deviation = float(np.abs(found - expected).max() / (np.abs(expected).max() or 1))
-        if not deviation <= TOLERANCE:  # as NaN is not
+        if not deviation <= TOLERANCE:  # true for NaN too
             raise ConvaeError(f"{output}: not written, its features differ from the encoder's by {deviation:.2g}")
     print(f"{output}: features of onnxruntime and torch differ by {deviation:.1e} of the largest")
 

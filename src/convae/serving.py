@@ -1,6 +1,7 @@
-"""A published model as MLflow loads it, from a folder with `encoder/` and perhaps `classifier/`.
+"""Published models as MLflow loads them, from a folder with `encoder/` and optionally `classifier/`.
 
-MLflow is told the name of this module; there is no pickle. It needs what `convae.classifier` needs, and pandas.
+MLflow stores the name of this module and calls `_load_pyfunc`, so a model needs no pickle. In addition to the
+requirements of `convae.classifier` it needs pandas.
 """
 
 from pathlib import Path
@@ -16,38 +17,39 @@ LABEL = "label"
 
 
 class EncoderModel:
-    """Images to features."""
+    """Computes features of images."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Features `float32 [N, D]` of images `uint8 [N, C, H, W]`."""
+        """Return the features `float32 [N, D]` of images `uint8 [N, C, H, W]`."""
         return self.encoder.features(images)
 
 
 class ClassifierModel:
-    """Images to labels and the probability of each class, or its decision value where there are no probabilities."""
+    """Predicts labels of images, with the probability of each class, or its decision value without probabilities."""
 
     def __init__(self, classifier: ImageClassifier) -> None:
         self.classifier = classifier
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row for each of the images `uint8 [N, C, H, W]`: `label`, then a column for each class."""
+        """Return a row for each of the images `uint8 [N, C, H, W]`: `label`, then a column for each class."""
         scores, classes = self.classifier.scores(images), self.classifier.classes
+        # float64 is the type that the published signature names, whatever the classifier returns.
         table = pd.DataFrame(scores.astype(np.float64), columns=score_columns(self.classifier))
         table.insert(0, LABEL, [classes[index] for index in scores.argmax(axis=1)])
         return table
 
 
 def score_columns(classifier: ImageClassifier) -> list[str]:
-    """Names of the columns beside the label."""
+    """Names of the columns after the label."""
     kind = "probability" if classifier.has_probabilities else "score"
     return [f"{kind} {name}" for name in classifier.classes]
 
 
 def _load_pyfunc(path: str) -> EncoderModel | ClassifierModel:
-    """What MLflow calls."""
+    """Load a published model; the entry point that MLflow calls."""
     folder = Path(path)
     if (folder / "classifier").exists():
         return ClassifierModel(load_image_classifier(folder))

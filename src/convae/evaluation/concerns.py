@@ -148,7 +148,7 @@ def _of_encoder(health: Mapping[str, Any]) -> Iterator[str]:
             if layer[kind] > layer["filters"] / 2:
                 yield f"Layer {number}: {layer[kind]} of {layer['filters']} filters are {kind}; {advice}."
     if health["effective_rank"] < LEAST_RANK:
-        yield "The features hardly vary from image to image: check the learning curves."
+        yield "The features hardly vary from image to image: check whether training went well."
     copied = health["copying"]
     if copied and copied["reconstruction_mse"] >= copied["baseline_mse"]:
         yield "This encoder reconstructs no better than the mean image: train it longer or faster."
