@@ -59,9 +59,9 @@ output is checked against the encoder's.
 example:
   convae export --onnx encoder.onnx
 """,
-    "publish": """Adds a new version of the models convae-encoder and convae-classifier. The alias champion moves to the
-new versions if there was no champion, or if they are more accurate and the training and validation images are the same.
-Two validation images are stored with each model as its input example.
+    "publish": """Adds a version of the models convae-encoder and convae-classifier, unless they are already there. The
+alias champion moves to it if there was no champion, or if it is more accurate with the same training and validation
+images. Two validation images are stored with each model as its input example.
 
 example:
   convae publish && mlflow models serve -m models:/convae-classifier@champion --env-manager local

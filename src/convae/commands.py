@@ -28,8 +28,8 @@ from convae.models.geometry import show
 from convae.names import printable
 from convae.terminal import warn_beside_bars
 
-# Rows written to a Parquet file at a time. Each row group repeats the description of every column, and there are
-# thousands of columns: groups as small as a batch would waste more space than the features take.
+# Rows written to a Parquet file at a time. Each group describes every column again, and there are often thousands of
+# columns: smaller groups would waste space.
 ROW_GROUP = 1024
 AHEAD = 16  # pictures decoded in advance; bounds the memory they take
 Append = Callable[[np.ndarray, list[str]], None]

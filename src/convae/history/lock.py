@@ -36,7 +36,7 @@ class Execution:
         stage: the stage's name.
         params: values of parameters, by dotted name.
         inputs: MD5 hashes of data and code as DVC computes them, by path.
-        outputs: likewise, of what the stage wrote; empty while it runs.
+        outputs: the same for what the stage wrote; empty while it runs.
 
     Example:
         >>> first = Execution("train", {"seed": 0}, {"src/a.py": "1"})

@@ -136,7 +136,7 @@ class Worker:
             self._report(trial, int(row["epoch"]), float(row["validation_loss"] or "nan"))
         validation = json.loads(git("show", f"{commit}:./reports/metrics.json"))["validation"]
         if self._figure not in validation:
-            raise ConvaeError("a search maximises the validation accuracy, but the images have no labels")
+            raise ConvaeError(f"the images have no labels, so there is no validation {self._figure} to maximise")
         value = float(validation[self._figure])
         print(f"{name}: validation {self._figure} {value:.4f}", flush=True)
         return value
