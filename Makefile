@@ -26,8 +26,8 @@ ui: $(BIN)/.installed  ## the MLflow user interface, on this machine only
 
 ladder: $(BIN)/.installed  ## compare every system, DATASET=digits, fashion_mnist or cifar10 (else all): reports/ladder.html
 	$(if $(filter-out digits fashion_mnist cifar10,$(DATASET)),$(error DATASET=$(DATASET): digits, fashion_mnist or cifar10 is allowed))
-	$(BIN)/dvc repro --keep-going $(if $(DATASET),--glob 'benchmark/dvc.yaml:measure_*@$(DATASET)-*',benchmark/dvc.yaml); \
-	    status=$$?; $(BIN)/dvc repro --single-item benchmark/dvc.yaml:page && exit $$status
+	$(BIN)/dvc --cd benchmark/ladder repro --keep-going $(if $(DATASET),--glob '*@$(DATASET)-*'); \
+	    status=$$?; $(BIN)/python -m benchmark.ladder.page && exit $$status
 
 search: $(BIN)/.installed  ## one worker of the search that search.yaml describes: find the best parameters
 	$(BIN)/convae search search.yaml

@@ -151,7 +151,7 @@ def whole(clone: Clone) -> str:
     left = left_behind(clone)
     if left:
         return f"left behind: {left}"
-    status = clone.run("dvc", "status", "dvc.yaml", check=False).stdout
+    status = clone.run("dvc", "status", check=False).stdout
     return "" if "up to date" in status else status
 
 

@@ -66,9 +66,9 @@ def make_clone(folder: Path, *changes: str, history: bool = True) -> Clone:
         if (REPOSITORY / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, folder / name)
-    # The ladder is of another experiment, and tested apart.
-    shutil.rmtree(folder / "reports/ladder", ignore_errors=True)
-    for name in ("benchmark/dvc.lock", "reports/ladder.json"):
+    # A ladder in a clone starts empty, and `convae sync` has nothing to record of it.
+    shutil.rmtree(folder / "benchmark/ladder/cells", ignore_errors=True)
+    for name in ("benchmark/ladder/dvc.lock", "reports/ladder.json"):
         (folder / name).unlink(missing_ok=True)
     result = Clone(folder)
     if not history:

@@ -1,109 +1,98 @@
-"""The steps of a cell of the ladder: one system, trained with one seed on one data set, by the scripts in pipeline/.
+"""Run one cell of the ladder: train a system with one seed on one data set, then measure it.
 
-Each cell has a folder of its own below .convae/ladder, where a training that was interrupted is taken up.
+A cell works in a folder of its own in .convae/ladder until its row is written. If it is killed, the next attempt
+continues from the last checkpoint, or with the trained encoder.
 """
 
 import argparse
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from pathlib import Path
 
 from filelock import FileLock
 
-import pipeline.train  # puts this folder's own sources first
+from benchmark.ladder.measure import measure_cell
+from benchmark.ladder.parameters import CELLS, INPUTS, Experiment, current_commit, experiment, load_settings
+from convae.datasets.download import download
+from convae.datasets.image_set import ImageSet
+from convae.datasets.prepare import prepare
 from convae.errors import ConvaeError
-from convae.files import read_json, write_json
-from convae.params import DataParams, Params, load_params
-from convae.processes import ALONE
+from convae.files import new_folder, read_json, write_json
+from convae.params import Params, load_params
 from convae.stages.runner import end_with_dvc, keep_freed_memory, limit_threads
 from convae.tracking.ladder import record_live
-from convae.tracking.runs import Run
+from convae.training.train import load_training_set, train_encoder
 
-DATA = Path("data/ladder")
-CELLS = Path("reports/ladder")
-
-
-def load_cell(dataset: str, system: str, seed: int) -> Params:
-    """The experiment of a cell, its single stages not recorded: a cell is one row."""
-    content = read_json(DATA / "parameters" / dataset / f"{system}.json")["params"]
-    content["tracking"]["enabled"] = False
-    return Params.model_validate(content | {"seed": seed})
+IMAGES, SCRATCH = Path("data/ladder"), Path(".convae/ladder")
 
 
-def divide_images(dataset: str) -> None:
-    """data/ladder/images/<data set>: what the stages `download` and `prepare` make, with the seed 0."""
-    from convae.datasets.download import download
-    from convae.datasets.prepare import prepare
+def run_cell(dataset: str, system: str, seed: int) -> None:
+    """Write benchmark/ladder/cells/<data set>/<system>-<seed>.json and record the row in MLflow.
 
-    data = DataParams.model_validate(read_json(DATA / "parameters" / dataset / "images.json"))
-    raw = DATA / "raw" / dataset
-    download(data, raw, Path("data/downloads"))
-    prepare(data, 0, raw, DATA / "images" / dataset)
-
-
-def train(dataset: str, system: str, seed: int) -> None:
-    """data/ladder/encoders/<data set>/<system>-<seed>: what the stage `train` makes."""
-    params = load_cell(dataset, system, seed)
-    output = (DATA / "encoders" / dataset / f"{system}-{seed}").absolute()
-    with _workspace(dataset, system, seed), limit_threads(params.train.threads):
-        pipeline.train.main(params, Run("train", params), ALONE)
-        shutil.rmtree(output, ignore_errors=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move("models/autoencoder", output)
-
-
-def measure(dataset: str, system: str, seed: int) -> None:
-    """reports/ladder/<data set>/<system>-<seed>.json: a row of the ladder, recorded in MLflow as well."""
-    from benchmark.ladder.measure import measure_cell
-
-    tracking = load_params().tracking
-    params = load_cell(dataset, system, seed)
-    about = read_json(DATA / "parameters" / dataset / f"{system}.json")
-    encoder = (DATA / "encoders" / dataset / f"{system}-{seed}").absolute()
-    output = (CELLS / dataset / f"{system}-{seed}.json").absolute()
-    row = {"dataset": dataset, "system": system, "seed": seed, "objective": params.objective.kind}
-    row |= {key: about[key] for key in ("control_of", "control", "initialized_by", "note")}
-    with _workspace(dataset, system, seed), limit_threads(params.train.threads):
-        row |= measure_cell(params, encoder, curves=about["curves"], first=seed == 0)
-        row["protocol"] = f"{about['protocol']} {row['protocol']}"
-        write_json(output, row)
-    record_live(tracking, row)
+    Raises:
+        ConvaeError: the images cannot be prepared or the encoder cannot be trained; or the experiment was edited after
+            DVC had compared it.
+    """
+    cell = experiment(load_settings(), dataset, system)
+    if cell.key != read_json(INPUTS)[dataset].get(system):  # DVC would record the row as that of the old experiment
+        raise ConvaeError(f"{dataset}, {system}: the experiment was edited meanwhile; run `make ladder` again")
+    params = cell.params.model_copy(update={"seed": seed})
+    prepared = prepare_images(dataset, cell).absolute()
+    scratch = SCRATCH / dataset / f"{system}-{seed}"
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{scratch}.lock"), limit_threads(params.train.threads):
+        scratch.mkdir(exist_ok=True)
+        # There the system cannot start from the user's own models/initial.
+        with chdir(scratch):
+            encoder = train(params, prepared, Path(f"encoder-{cell.key[:12]}"))
+            measured = measure_cell(params, prepared, encoder, curves=cell.curves, first=seed == 0)
+        measured["protocol"] = f"{cell.protocol} {measured['protocol']}"
+        row = {"dataset": dataset, "system": system, "seed": seed, **cell.columns, **measured}
+        write_json(CELLS / dataset / f"{system}-{seed}.json", row)
+        shutil.rmtree(scratch)
+    record_live(load_params().tracking, row | {"commit": current_commit()})
 
 
-@contextmanager
-def _workspace(dataset: str, system: str, seed: int) -> Iterator[None]:
-    """A folder in which the scripts in pipeline/ find their images; it stays until they have succeeded."""
-    folder = Path(".convae/ladder") / dataset / f"{system}-{seed}"
-    prepared = folder / "data/prepared"
-    prepared.parent.mkdir(parents=True, exist_ok=True)
+def prepare_images(dataset: str, cell: Experiment) -> Path:
+    """The folder with the image sets of a data set; the first cell that needs them downloads and splits the images.
+
+    All seeds share one split, so that they differ only in filters and batches.
+    """
+    folder = IMAGES / f"{dataset}-{cell.images_key[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        prepared.parent.mkdir(parents=True, exist_ok=True)  # another process may have finished this cell
-        prepared.unlink(missing_ok=True)
-        prepared.symlink_to((DATA / "images" / dataset).absolute())
-        with chdir(folder):
-            yield
-        shutil.rmtree(folder)
+        if not folder.exists():
+            raw = folder.with_name(f"{folder.name}-raw")
+            download(cell.params.data, raw, Path("data/downloads"))
+            prepare(cell.params.data, 0, raw, folder)
+            shutil.rmtree(raw)
+    return folder
+
+
+def train(params: Params, prepared: Path, output: Path) -> Path:
+    """Train an encoder and save it in the folder `output`, unless an earlier attempt at this cell has done so."""
+    if not output.exists():
+        images, validation = load_training_set(params, prepared), ImageSet.load(prepared / "validation")
+        encoder, _, _ = train_encoder(params, images, validation, lambda row: None)
+        with new_folder(output) as scratch:
+            encoder.save(scratch)
+    return output
 
 
 def main() -> None:
-    """Run one step."""
+    """Run the cell named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    steps.add_parser("images", help="fetch and divide the images of a data set").add_argument("dataset")
-    for name, text in (("train", "train the encoder of a cell"), ("measure", "measure a cell")):
-        step = steps.add_parser(name, help=text)
-        step.add_argument("dataset")
-        step.add_argument("system")
-        step.add_argument("seed", type=int)
-    arguments = vars(parser.parse_args())
-    commands: dict[str, Callable[..., None]] = {"images": divide_images, "train": train, "measure": measure}
-    run = commands[arguments.pop("step")]
+    parser.add_argument("dataset")
+    parser.add_argument("system")
+    parser.add_argument("seed", type=int)
+    arguments = parser.parse_args()
+    os.environ["DVC_ROOT"] = str(Path.cwd())  # MLflow's store is at the top, not in the ladder's own DVC project
     end_with_dvc()
     keep_freed_memory()
     try:
-        run(**arguments)
+        run_cell(**vars(arguments))
     except ConvaeError as error:
         sys.exit(str(error))
 

@@ -16,19 +16,19 @@ from convae.reporting.drawing import BLUE, GREY, INK, ORANGE, short
 from convae.reporting.page import number
 
 WIDTH = 6.6  # inches: on a narrow screen the text stays legible
-ROW = 0.215  # inches that a system takes
-LONGEST = 30  # characters of a name
+ROW = 0.215  # inches per system
+LONGEST = 30  # characters of a name; the rest would squeeze the chart
 FAINT = "#e4e7eb"
 COLOURS = {"reconstruct": BLUE, "classify": ORANGE, "none": GREY}
 MEANING = {"reconstruct": "trained by reconstruction", "classify": "trained with labels", "none": "not trained"}
 
 
 def accuracy_figure(systems: pd.DataFrame, bold: Collection[str]) -> Figure:
-    """A dot for each system's accuracy and a bar for its interval, the highest on top.
+    """A dot for each system's accuracy and a bar for its interval, highest on top.
 
     Args:
         systems: `systems_table` of benchmark.ladder.statistics.
-        bold: names that stand out.
+        bold: systems to emphasise.
     """
     figure = Figure(figsize=(WIDTH, 0.75 + ROW * len(systems)), layout="constrained")
     axes = figure.add_subplot()
@@ -54,10 +54,10 @@ def accuracy_figure(systems: pd.DataFrame, bold: Collection[str]) -> Figure:
 
 
 def differences_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
-    """Differences to the controls in points, a panel for each measure; hollow where zero is not ruled out.
+    """Differences to the controls in points, one panel per measure; a dot is hollow if the interval contains zero.
 
     Args:
-        panels: of each measure its name and `differences` of benchmark.ladder.statistics.
+        panels: for each measure, its name and `differences` of benchmark.ladder.statistics.
     """
     pairs = pd.concat([table[["trained", "system"]] for _, table in panels]).drop_duplicates(ignore_index=True)
     several = pairs["trained"].nunique() > 1
@@ -68,8 +68,8 @@ def differences_figure(panels: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
         for position, row in pairs.merge(table, how="left").iterrows():
             low, middle, high = 100 * row[["low", "difference", "high"]].astype(float)
             axes.plot([low, high], [position] * 2, color=BLUE, linewidth=2, alpha=0.55)
-            told = low > 0 or high < 0
-            axes.plot(middle, position, "o", markersize=6, color=BLUE, markerfacecolor=BLUE if told else "white")
+            certain = low > 0 or high < 0
+            axes.plot(middle, position, "o", markersize=6, color=BLUE, markerfacecolor=BLUE if certain else "white")
             axes.annotate(
                 "" if np.isnan(middle) else f"{middle:+.2f}".replace("-", "−"),
                 (middle, position),
@@ -111,21 +111,22 @@ def curves_figure(
     bold: Collection[str],
     ranges: bool = False,
 ) -> Figure:
-    """A line for each system over a logarithmic axis, its name at the right end.
+    """A line for each system over a logarithmic axis, with its name at the right end.
 
     Args:
         points: `curve` of benchmark.ladder.statistics.
         x: its second column.
-        xlabel: the name of that axis.
-        base: the ticks are its powers.
-        objectives: of each system what it was trained with.
-        bold: systems that stand out.
-        ranges: draw the range of each point too.
+        xlabel: label of that axis.
+        base: ticks are powers of this number.
+        objectives: the objective of each system.
+        bold: systems to emphasise.
+        ranges: whether to draw the range of each point, too.
     """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
     lines = {str(system): line for system, line in points.groupby("system")}
+    # Ranges at the same x would hide each other.
     shift = 1.05 ** (np.arange(len(lines)) - (len(lines) - 1) / 2) if ranges else np.ones(len(lines))
     for factor, (system, line) in zip(shift, lines.items(), strict=True):
         style: dict[str, Any] = {"color": COLOURS[objectives[system]], "linewidth": 2.4 if system in bold else 1.1}
@@ -147,12 +148,13 @@ def curves_figure(
 def _name_lines(
     axes: Axes, lines: dict[str, pd.DataFrame], x: str, objectives: dict[str, str], bold: Collection[str]
 ) -> None:
-    """Names beside the right ends of lines, moved apart so that none covers another."""
+    """Names next to the right ends of lines, moved apart so that they do not overlap."""
     ends = sorted((100 * float(line["accuracy"].iloc[-1]), system) for system, line in lines.items())
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     gaps = (high - low) / 22 * np.arange(len(ends))
-    places = isotonic_regression([end for end, _ in ends] - gaps).x + gaps  # nearest places in order and apart
+    # The nearest places that keep the order and are at least a gap apart.
+    places = isotonic_regression([end for end, _ in ends] - gaps).x + gaps
     for place, (end, system) in zip(places, ends, strict=True):
         axes.annotate(
             short(system, LONGEST),

@@ -1,4 +1,4 @@
-"""What the ladder says of a frozen encoder: measured on test images once every choice was made on validation images."""
+"""Measure a frozen encoder on test images, after every choice has been made on validation images."""
 
 import shutil
 from collections.abc import Callable
@@ -23,22 +23,27 @@ from convae.training.train import train_encoder
 
 NEIGHBORS, NEIGHBORS_DIMENSION = 10, 256
 DIMENSIONS = (64, 256, 1024)
-PCA_IMAGES = 4000  # principal directions need no more, and tens of thousands would take minutes
+PCA_IMAGES = 4000  # enough for the principal directions; tens of thousands would take minutes
 LABELS, FEW_LABELS, DRAWS = (1, 10, 100, 1000), (1, 10), 5
-LEAST_EPOCH = 3200  # images: a few labelled ones are shown again and again, or there would be next to no steps
-PREPARED, FEATURES = Path("data/prepared"), Path("features")
+LEAST_EPOCH = 3200  # images: a few labelled ones are repeated, because an epoch of ten would be a single step
+FEATURES = Path("features")
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of training, validation and test images the features `float32 [N, D]` and the labels `int64 [N]`."""
+    """Features of training, validation and test images.
+
+    Attributes:
+        x: for each part, features `float32 [N, D]`.
+        y: for each part, labels `int64 [N]`.
+    """
 
     x: dict[str, np.ndarray]
     y: dict[str, np.ndarray]
 
     @classmethod
     def load(cls, features: Path, prepared: Path) -> "Features":
-        """Open what `extract_features` wrote."""
+        """Open the output of `extract_features`."""
         parts = {name: load_part(name, features, prepared) for name in PARTS}
         return cls(
             {name: part.features for name, part in parts.items()}, {name: part.labels for name, part in parts.items()}
@@ -50,15 +55,15 @@ class Features:
         return int(self.x["train"].shape[1])
 
     def change(self, function: Callable[[np.ndarray], np.ndarray]) -> "Features":
-        """Other features of the same images."""
+        """The same images with `function` applied to the features of each part."""
         return replace(self, x={part: function(x) for part, x in self.x.items()})
 
     def accuracies(self, params: Params, known: np.ndarray | slice = slice(None)) -> tuple[float, float]:
-        """Accuracy on validation and on test images of the classifier that is best on the former.
+        """Validation and test accuracy of the classifier that is best on validation images.
 
         Args:
-            params: its section `classifier`.
-            known: the training images whose labels are known.
+            params: the experiment; `classifier` and `seed` are used.
+            known: the training images to learn from.
         """
         y = self.y["train"][known]
         classifier, _ = fit_best(
@@ -71,17 +76,20 @@ class Features:
         return validation, test
 
 
-def measure_cell(params: Params, encoder: Path, curves: bool, first: bool) -> dict[str, Any]:
-    """Read the features of a trained encoder and measure what they are worth.
+def measure_cell(params: Params, prepared: Path, encoder: Path, curves: bool, first: bool) -> dict[str, Any]:
+    """Extract the features of a trained encoder and measure how well they can be classified.
+
+    Works in the current folder, with scratch folders that it removes.
 
     Args:
         params: the cell's experiment.
-        encoder: its folder.
-        curves: measure with few labels too.
-        first: measure at fewer dimensions and with many labels as well.
+        prepared: the folder with the image sets.
+        encoder: the folder with the encoder.
+        curves: measure with few labels, too.
+        first: with `curves`, measure at fewer dimensions and with more labels, too.
     """
-    saved = extract_features(params, encoder, PREPARED, FEATURES)
-    features = Features.load(FEATURES, PREPARED)
+    saved = extract_features(params, encoder, prepared, FEATURES)
+    features = Features.load(FEATURES, prepared)
     validation, test = features.accuracies(params)
     row = {
         "test_accuracy": test,
@@ -92,7 +100,7 @@ def measure_cell(params: Params, encoder: Path, curves: bool, first: bool) -> di
         "encoder_parameters": saved.parameter_count,
         "protocol": _protocol(params, features),
         "by_dimension": _by_dimension(params, features, test) if curves and first else None,
-        "by_labels": _by_labels(params, features, LABELS if first else FEW_LABELS) if curves else None,
+        "by_labels": _by_labels(params, prepared, features, LABELS if first else FEW_LABELS) if curves else None,
     }
     shutil.rmtree(FEATURES)
     return row
@@ -113,9 +121,9 @@ def _accuracy(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _reduce(features: Features, dimension: int) -> Features:
-    """The first principal components, found on some thousand training images."""
+    """The first principal components, fitted on `PCA_IMAGES` training images."""
     x = features.x["train"]
-    some = np.random.default_rng(0).permutation(len(x))[:PCA_IMAGES]  # they may be in the order of their classes
+    some = np.random.default_rng(0).permutation(len(x))[:PCA_IMAGES]  # at random: images may be sorted by class
     pca = PCA(min(dimension, features.dimension), svd_solver="randomized", random_state=0).fit(x[np.sort(some)])
     return features.change(lambda x: np.concatenate([pca.transform(x[rows]) for rows in row_chunks(x)]))
 
@@ -137,8 +145,8 @@ def _first(count: int, x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x[:, :count])
 
 
-def _by_labels(params: Params, features: Features, counts: tuple[int, ...]) -> list[dict[str, float]]:
-    """With so many labels a class, drawn five times; a system that learns from labels learns anew from these alone."""
+def _by_labels(params: Params, prepared: Path, features: Features, counts: tuple[int, ...]) -> list[dict[str, float]]:
+    """Test accuracy with `counts` labels per class, drawn five times; a supervised system is trained on them alone."""
     y = features.y["train"]
     rows: list[dict[str, float]] = []
     for count in [count for count in counts if count <= np.bincount(y).min()]:
@@ -146,25 +154,25 @@ def _by_labels(params: Params, features: Features, counts: tuple[int, ...]) -> l
             generator = np.random.default_rng((count, draw))
             chosen = [generator.choice(np.flatnonzero(y == label), count, replace=False) for label in np.unique(y)]
             known = np.sort(np.concatenate(chosen))
-            anew = params.objective.kind == "classify"
-            accuracy = _learn_from(params, known) if anew else features.accuracies(params, known)[1]
+            supervised = params.objective.kind == "classify"
+            accuracy = _learn_from(params, prepared, known) if supervised else features.accuracies(params, known)[1]
             rows.append({"labels_per_class": count, "draw": draw, "test_accuracy": accuracy})
     return rows
 
 
-def _learn_from(params: Params, known: np.ndarray) -> float:
-    """Test accuracy of an encoder that is trained with the labels of these training images alone."""
-    whole = ImageSet.load(PREPARED / "train")
+def _learn_from(params: Params, prepared: Path, known: np.ndarray) -> float:
+    """Test accuracy of an encoder trained on these training images and their labels alone."""
+    whole = ImageSet.load(prepared / "train")
     assert whole.labels is not None
     images, labels = whole.images[known], whole.labels[known]
     scratch = Path("few")
     shutil.rmtree(scratch, ignore_errors=True)
     write_image_set(scratch / "train", images.shape, [images], labels, whole.classes)
     for part in ("validation", "test"):
-        (scratch / part).symlink_to((PREPARED / part).absolute())
+        (scratch / part).symlink_to((prepared / part).absolute())
     again = np.resize(np.arange(len(known)), max(len(known), LEAST_EPOCH))
     training = replace(ImageSet.load(scratch / "train"), images=images[again], labels=labels[again])
-    encoder, _, _ = train_encoder(params, training, ImageSet.load(PREPARED / "validation"), lambda row: None)
+    encoder, _, _ = train_encoder(params, training, ImageSet.load(prepared / "validation"), lambda row: None)
     encoder.save(scratch / "encoder")
     extract_features(params, scratch / "encoder", scratch, scratch / "features")
     accuracy = Features.load(scratch / "features", scratch).accuracies(params)[1]

@@ -1,4 +1,4 @@
-"""The ladder's page: all systems on the same images, splits, readout and classifier."""
+"""Write reports/ladder.json and reports/ladder.html from the cells measured so far."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
@@ -8,22 +8,52 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmark.ladder import words
 from benchmark.ladder.charts import MEANING, accuracy_figure, curves_figure, differences_figure
+from benchmark.ladder.parameters import CELLS, current_commit
 from benchmark.ladder.statistics import FEW_LABELS, Comparison, cells_table, compare, rows_of
+from convae.files import read_json, write_json
 from convae.reporting.drawing import save_figure, style
 from convae.reporting.page import Picture, embed, percent, signed, write_page
 
 TEMPLATE = Path(__file__).with_name("ladder.html")
+ROWS = Path("reports/ladder.json")
 ALL, FEW = "all labels", f"{FEW_LABELS} labels per class"
+
+
+def main() -> None:
+    """Write both files."""
+    cells = [read_json(path) for path in sorted(CELLS.glob("*/*.json"))]
+    rows = with_commits(cells, read_json(ROWS) if ROWS.exists() else [], current_commit())
+    write_json(ROWS, rows)
+    write_ladder(rows, ROWS.with_suffix(".html"))
+
+
+def with_commits(
+    cells: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]], commit: str
+) -> list[dict[str, Any]]:
+    """Add the column `commit` to the cells: the commit that measured them.
+
+    Args:
+        cells: without that column, as the stages write them; a commit in there would make them differ at every commit.
+        known: the rows of the previous reports/ladder.json; a cell that has not changed since keeps its commit.
+        commit: for all other cells.
+
+    Example:
+        >>> with_commits([{"seed": 0}, {"seed": 1}], [{"seed": 0, "commit": "d9530b6"}], "4f6dae1")
+        [{'seed': 0, 'commit': 'd9530b6'}, {'seed': 1, 'commit': '4f6dae1'}]
+    """
+    rows = []
+    for cell in cells:
+        before = (dict(row) for row in known if row == {**cell, "commit": row.get("commit")})
+        rows.append(next(before, {**cell, "commit": commit}))
+    return rows
 
 
 def write_ladder(rows: Sequence[Mapping[str, Any]], page: Path) -> None:
     """Write the page; the same rows give the same bytes.
 
     Args:
-        rows: content of reports/ladder.json, one a cell: a system trained with one seed. What they lack yet, the page
-            lacks too.
+        rows: content of reports/ladder.json: a row for each system and seed. The page omits what they lack.
         page: the HTML file.
     """
     cells = cells_table(rows)
@@ -36,19 +66,25 @@ def write_ladder(rows: Sequence[Mapping[str, Any]], page: Path) -> None:
             which = datasets[: position + 1].count(comparison.dataset)
             title = f"{comparison.dataset}, protocol {which}" if several else comparison.dataset
             sections.append({"title": title, **_section(comparison, f"ladder-{position + 1}")})
-    write_page(page, TEMPLATE, sections=sections, unmeasured=len(rows) - len(cells), meaning=MEANING)
+    write_page(
+        page,
+        TEMPLATE,
+        sections=sections,
+        commits=sorted({row["commit"] for row in rows if row.get("commit")}),
+        unmeasured=len(rows) - len(cells),
+        meaning=MEANING,
+    )
 
 
 def _section(comparison: Comparison, identifier: str) -> dict[str, Any]:
-    """What the template shows of one data set and protocol."""
+    """The template's values for one data set and protocol."""
     measured = {ALL: comparison.differences, FEW: comparison.few_labels_differences}
     differences = {measure: table for measure, table in measured.items() if len(table)}
     by_labels = comparison.by_labels
     return {
         "id": identifier,
         "protocol": comparison.protocol,
-        "headlines": words.headlines(comparison),
-        "tiles": list(_tiles(comparison)),
+        "tiles": list(_tiles(comparison, differences)),
         "systems": _records(comparison.systems),
         "differences": {measure: _records(table) for measure, table in differences.items()},
         "label_counts": sorted(by_labels["labels_per_class"].unique()),
@@ -57,25 +93,21 @@ def _section(comparison: Comparison, identifier: str) -> dict[str, Any]:
             for system, line in by_labels.groupby("system")
         },
         "charts": [
-            (sentence, Picture(f"{identifier}-{name}", figure, title, caption), *_drawn(figure))
-            for name, figure, title, sentence, caption in _charts(comparison, differences)
+            (Picture(f"{identifier}-{name}", figure, title, caption), *_drawn(figure))
+            for name, figure, title, caption in _charts(comparison, differences)
         ],
     }
 
 
-def _charts(
-    comparison: Comparison, differences: dict[str, pd.DataFrame]
-) -> Iterator[tuple[str, Figure, str, str, str]]:
-    """Of each chart for which there is data: name, figure, title, the sentence above it and the caption below."""
-    rows = words.strongest(comparison.differences)
-    pairs = list(dict.fromkeys(name for row in rows_of(rows) for name in (row.trained, row.system)))
-    trained = list(rows["trained"])
-    objectives = dict(zip(comparison.systems["system"], comparison.systems["objective"], strict=True))
+def _charts(comparison: Comparison, differences: dict[str, pd.DataFrame]) -> Iterator[tuple[str, Figure, str, str]]:
+    """Name, figure, title and caption of each chart that has data."""
+    systems = comparison.systems
+    trained = list(comparison.differences["trained"].unique())
+    objectives = dict(zip(systems["system"], systems["objective"], strict=True))
     yield (
         "systems",
-        accuracy_figure(comparison.systems, trained),
+        accuracy_figure(systems, trained),
         "All systems",
-        words.highest_sentence(comparison),
         "Test accuracy: dots are means over seeds, bars 95 % intervals.",
     )
     if differences:
@@ -83,7 +115,6 @@ def _charts(
             "differences",
             differences_figure(list(differences.items())),
             "What training adds",
-            words.differences_sentence(comparison),
             "The trained system minus each of its untrained controls, with the same seeds: above zero, training has "
             "helped. Bars are 95 % intervals; a hollow dot means that the difference may be zero.",
         )
@@ -92,9 +123,10 @@ def _charts(
             "dimension",
             curves_figure(comparison.by_dimension, "dimension", "dimensions of the features", 4, objectives, trained),
             "Accuracy and dimension",
-            words.dimension_sentence(comparison, pairs),
             "The features projected on their first principal components; the last dot of a line is their full width. "
-            f"Means over {words.measured_seeds(comparison.by_dimension)}, so that they may differ from the table's.",
+            "At equal dimension, the higher curve has the better features; a curve that still rises at its right end "
+            f"owes some of its accuracy to its width. Means over {_seeds_of(comparison.by_dimension)}, so that they "
+            "may differ from the table's.",
         )
     if len(comparison.by_labels):
         yield (
@@ -103,9 +135,8 @@ def _charts(
                 comparison.by_labels, "labels_per_class", "labels per class", 10, objectives, trained, ranges=True
             ),
             "Accuracy and labels",
-            words.labels_sentence(comparison, pairs),
-            "Dots are means over draws of the labelled images and over "
-            f"{words.measured_seeds(comparison.by_labels)}, lines the range of all draws and seeds.",
+            "Features matter most where labels are few, at the left. Dots are means over draws of the labelled images "
+            f"and over {_seeds_of(comparison.by_labels)}, lines the range of all draws and seeds.",
         )
 
 
@@ -115,13 +146,13 @@ def _drawn(figure: Figure) -> tuple[str, int]:
     return embed(file.getvalue())
 
 
-def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
-    """The few numbers that come first: of each a name, the number, and what belongs to it."""
-    for measure, table in ((ALL, comparison.differences), (FEW, comparison.few_labels_differences)):
-        for row in rows_of(words.strongest(table)):
+def _tiles(comparison: Comparison, differences: dict[str, pd.DataFrame]) -> Iterator[tuple[str, str, str]]:
+    """The main numbers: name, number, and a line below it."""
+    for measure, table in differences.items():
+        for row in rows_of(table[table["strongest"]]):
             interval = "no interval" if row.seeds == 1 else f"{signed(row.low)} to {signed(row.high)}"
-            more = f"{row.trained} over {row.system}; {interval}, {words.seeds(row.seeds)}"
-            yield f"Training adds, {measure}", f"{signed(row.difference)} points", more
+            below = f"{row.trained} over {row.system}; {interval}, {_seeds(row.seeds)}"
+            yield f"Training adds, {measure}", f"{signed(row.difference)} points", below
     for name, chosen in (
         ("Highest without labels", comparison.systems["objective"] != "classify"),
         ("Highest with labels", comparison.systems["objective"] == "classify"),
@@ -130,7 +161,21 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
             yield name, percent(row.accuracy), row.system
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
+def _seeds_of(points: pd.DataFrame) -> str:
+    """How many seeds the points of a `curve` have: `1 seed`, `1 to 5 seeds`."""
+    fewest, most = points["seeds"].min(), points["seeds"].max()
+    return _seeds(most) if fewest == most else f"{fewest} to {_seeds(most)}"
+
+
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows with None for what is missing."""
     records: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")  # type: ignore[assignment]
     return records
+
+
+if __name__ == "__main__":
+    main()

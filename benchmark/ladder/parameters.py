@@ -1,73 +1,126 @@
-"""The first and the last step of the ladder: the experiment of each cell, and the page about all of them."""
+"""The experiment of each cell, and a hash of everything that decides its row.
 
-import argparse
-import shutil
-import sys
+DVC compares the hashes in inputs.json one by one. An edit therefore makes a cell stale only if it changes what the
+cell computes, not if it changes a comment.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
-import pipeline  # noqa: F401  puts this folder's own sources first
-from convae.errors import ConvaeError
 from convae.experiment import map_sizes
-from convae.files import new_folder, read_json, write_json
-from convae.params import DataParams, FeaturesParams, Params, load_params
+from convae.files import write_json
+from convae.history.git import git
+from convae.params import DataParams, FeaturesParams, Params, load_params, parse_sections, read_text
 
-SETTINGS = Path("benchmark/ladder.yaml")
+HOME = Path("benchmark/ladder")
+SETTINGS, INPUTS, CELLS = HOME / "ladder.yaml", HOME / "inputs.json", HOME / "cells"
 SYSTEMS = Path("systems")
-PARAMETERS = Path("data/ladder/parameters")
-CELLS = Path("reports/ladder")
 GROUPS = ("main", "others", "untouched_by_chance", "quick")
+SOURCES = ("src", "pipeline", "systems", f"{HOME}/*.py", str(SETTINGS))
+
+# The seed is in the cell's name; the other keys change how a cell runs, but no number.
+NOT_COMPARED: Any = {
+    "seed": True,
+    "tracking": True,
+    "train": {"accelerator", "devices", "nodes", "strategy", "checkpoint_minutes"},
+}
 
 
-def write_parameters() -> None:
-    """data/ladder/parameters/<data set>/<system>.json: a cell's whole experiment, and what its row is to say of it."""
-    settings = YAML(typ="safe").load(SETTINGS)
-    with new_folder(PARAMETERS) as scratch:
-        for dataset, changes in settings["data"].items():
-            groups = [settings[group] for group in GROUPS if dataset in settings[group]["datasets"]]
-            for system in [system for group in groups for system in group["systems"]]:
-                write_json(scratch / dataset / f"{system}.json", _describe(settings, changes, system))
-            # Apart, so that another default does not fetch the images again.
-            data = _changed(SYSTEMS / "default.yaml", changes).data
-            write_json(scratch / dataset / "images.json", data.model_dump(mode="json"))
+@dataclass(frozen=True)
+class Experiment:
+    """What the cells of one data set and system compute; they differ in the seed alone.
+
+    Attributes:
+        params: the whole experiment, with an arbitrary seed.
+        columns: columns of the row that are known before anything is measured.
+        protocol: how the features are read.
+        curves: whether to measure with few labels and at fewer dimensions, too.
+        versions: of each component of the code that the row depends on.
+    """
+
+    params: Params
+    columns: dict[str, str | None]
+    protocol: str
+    curves: bool
+    versions: dict[str, int]
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides the row."""
+        # Without keys that have their default value, a new key with a default leaves every cell valid.
+        params = self.params.model_dump(mode="json", exclude=NOT_COMPARED, exclude_defaults=True)
+        return digest([params, self.columns, self.protocol, self.curves, self.versions])
+
+    @property
+    def images_key(self) -> str:
+        """A hash of everything that decides the images and their splits."""
+        return digest([self.params.data.model_dump(mode="json", exclude_defaults=True), self.versions["images"]])
 
 
-def _describe(settings: dict[str, Any], of_dataset: dict[str, Any], system: str) -> dict[str, Any]:
+def digest(content: Any) -> str:
+    """SHA-256 of a JSON value.
+
+    Example:
+        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_settings() -> dict[str, Any]:
+    """The content of ladder.yaml."""
+    settings: dict[str, Any] = YAML(typ="safe").load(SETTINGS)
+    return settings
+
+
+def experiment(settings: dict[str, Any], dataset: str, system: str) -> Experiment:
+    """The experiment of a system on a data set.
+
+    Raises:
+        ConvaeError: ladder.yaml or the system's file sets a key to a value that is not allowed.
+    """
     variant = settings["variants"].get(system, {"of": system, "set": {}})
-    shortened = settings["shortened"].get(system, {})
     file = SYSTEMS / f"{variant['of']}.yaml"
+    of_dataset, shortened = settings["data"][dataset], settings["shortened"].get(system, {})
     params = _changed(file, {**of_dataset, **variant["set"], **shortened})
     common = _changed(SYSTEMS / "default.yaml", of_dataset).features
-    maps = [map_sizes(params)[layer] for layer in params.features.layers]
+    sizes = map_sizes(params)
+    maps = [sizes[layer] for layer in params.features.layers]
     if system in settings["own_readout"]:  # each pixel, however many the images have
         readout = params.features.model_copy(update={"grid": maps[0]})
     else:
         grid = tuple(min(common.grid[axis], *(size[axis] for size in maps)) for axis in (0, 1))
         readout = common.model_copy(update={"layers": params.features.layers, "grid": grid})
     epochs, whole = params.train.epochs, load_params(file).train.epochs
-    return {
-        "params": params.model_copy(update={"features": readout}).model_dump(mode="json"),
-        "control_of": variant["of"] if "control" in variant else None,
-        "control": variant.get("control"),
-        "initialized_by": settings["initialized_by"].get(system),
-        "note": f"{epochs} epochs instead of {whole}" if epochs < whole and params.objective.kind != "none" else None,
-        "curves": system in settings["curves"],
-        "protocol": _protocol(params.data, common),
-    }
+    trained = params.objective.kind != "none"
+    return Experiment(
+        params.model_copy(update={"features": readout}),
+        {
+            "objective": params.objective.kind,
+            "control_of": variant["of"] if "control" in variant else None,
+            "control": variant.get("control"),
+            "initialized_by": settings["initialized_by"].get(system),
+            "note": f"{epochs} epochs instead of {whole}" if epochs < whole and trained else None,
+        },
+        _protocol(params.data, common),
+        system in settings["curves"],
+        {name: version for name, version in settings["versions"].items() if trained or name != "training"},
+    )
 
 
 def _changed(file: Path, changes: dict[str, Any]) -> Params:
-    """A system's file with changes of its keys."""
-    scratch = PARAMETERS.with_name("scratch.yaml")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, scratch)
-    apply_overrides(scratch, [f"{key}={'null' if value is None else value}" for key, value in changes.items()])
-    params = load_params(scratch)
-    scratch.unlink()
-    return params
+    """A system's file with some keys changed: `{"train.epochs": 10}`."""
+    content = YAML(typ="safe").load(read_text(file))
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        reduce(lambda section, inner: section.setdefault(inner, {}), sections, content)[name] = value
+    return parse_sections(file, json.dumps(content), Params)  # JSON is YAML
 
 
 def _protocol(data: DataParams, readout: FeaturesParams) -> str:
@@ -80,24 +133,20 @@ def _protocol(data: DataParams, readout: FeaturesParams) -> str:
     )
 
 
-def write_page() -> None:
-    """reports/ladder.json and reports/ladder.html from all cells that were measured."""
-    from benchmark.ladder.page import write_ladder
-
-    rows = [read_json(path) for path in sorted(CELLS.glob("*/*.json"))]
-    write_json(Path("reports/ladder.json"), rows)
-    write_ladder(rows, Path("reports/ladder.html"))
+def current_commit() -> str:
+    """The commit that is checked out, `-dirty` if the code of the ladder was edited since; empty without git."""
+    commit = git("rev-parse", "--short=7", "HEAD")
+    return f"{commit}-dirty" if commit and git("diff", "--name-only", "HEAD", "--", *SOURCES) else commit
 
 
 def main() -> None:
-    """Run one step."""
-    steps = {"parameters": write_parameters, "page": write_page}
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=steps)
-    try:
-        steps[parser.parse_args().step]()
-    except ConvaeError as error:
-        sys.exit(str(error))
+    """Write the hash of each data set and system to inputs.json."""
+    settings = load_settings()
+    inputs: dict[str, dict[str, str]] = {dataset: {} for dataset in settings["data"]}
+    for group in (settings[name] for name in GROUPS):
+        for dataset in group["datasets"]:
+            inputs[dataset] |= {system: experiment(settings, dataset, system).key for system in group["systems"]}
+    write_json(INPUTS, inputs)
 
 
 if __name__ == "__main__":

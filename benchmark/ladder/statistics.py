@@ -1,6 +1,6 @@
-"""What the cells of the ladder say together: means over seeds, differences to controls, and their intervals.
+"""Statistics over cells: means over seeds, differences to controls, and their intervals.
 
-A cell is one system trained with one seed. Cells are compared where they have the same data set and protocol.
+A cell is one system trained with one seed. Only cells with the same data set and protocol are compared.
 """
 
 import math
@@ -22,7 +22,7 @@ CURVES = ("by_dimension", "by_labels")
 
 
 def cells_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows of reports/ladder.json that have a test accuracy yet, one a cell; what is not known is null."""
+    """The rows of reports/ladder.json that have a test accuracy; other values that a row lacks are null."""
     missing: dict[str, Any] = {**dict.fromkeys(NAMES), "protocol": "not stated", **{key: [] for key in CURVES}}
     cells = [
         missing | {key: value for key, value in row.items() if value is not None}
@@ -34,17 +34,7 @@ def cells_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The systems on one data set under one protocol.
-
-    Attributes:
-        dataset: its name.
-        protocol: how features were read and classified.
-        systems: `systems_table`.
-        differences: `differences` of the test accuracy with all labels.
-        few_labels_differences: `differences` of the accuracy with `FEW_LABELS` labels per class.
-        by_dimension: `curve` over the number of dimensions.
-        by_labels: `curve` over the number of labels per class.
-    """
+    """The tables of one data set and protocol, `few_labels_differences` with `FEW_LABELS` labels per class."""
 
     dataset: str
     protocol: str
@@ -56,7 +46,7 @@ class Comparison:
 
 
 def compare(cells: pd.DataFrame) -> list[Comparison]:
-    """A comparison for each data set and protocol, in the order in which they occur."""
+    """One comparison per data set and protocol, in order of appearance."""
     return [
         Comparison(
             str(dataset),
@@ -72,19 +62,24 @@ def compare(cells: pd.DataFrame) -> list[Comparison]:
 
 
 def rows_of(table: pd.DataFrame) -> list[Any]:
-    """Rows with their columns as attributes."""
+    """The rows, with columns as attributes."""
     return list(table.itertuples())
 
 
 def accuracy_interval(accuracies: Sequence[float] | np.ndarray, images: int) -> tuple[float, float]:
-    """95 % interval of the mean accuracy p over k seeds, all of them on the same n test images.
+    """95 % interval of the mean accuracy p over k seeds, all measured on the same n test images.
 
         variance = p(1 - p)/n + s²/k,  s² the variance between seeds
 
-    The first part is due to the choice of images, the second to that of seeds. The quantile is Student's with the
-    degrees of freedom of Welch (1947), "The generalization of 'Student's' problem when several different population
-    variances are involved", Biometrika 34, 28-35, the first variance being known. Where seeds make no difference or
-    there is one alone, the interval is Wilson's, in which images are the only chance.
+    The first term is due to the choice of images, the second to the choice of seeds. The quantile is Student's with
+    the degrees of freedom of Welch (1947), "The generalization of 'Student's' problem when several different
+    population variances are involved", Biometrika 34, 28-35, with the first variance known. With a single seed, or
+    if all seeds agree, this is Wilson's interval.
+
+    Example:
+        >>> low, high = accuracy_interval([0.90, 0.91, 0.92], images=1000)
+        >>> round(low, 3), round(high, 3)
+        (0.888, 0.932)
     """
     p, k = float(np.mean(accuracies)), len(accuracies)
     seeds = float(np.var(accuracies, ddof=1)) / k if k > 1 else 0.0
@@ -97,15 +92,15 @@ def accuracy_interval(accuracies: Sequence[float] | np.ndarray, images: int) -> 
 
 
 def systems_table(cells: pd.DataFrame) -> pd.DataFrame:
-    """A row for each system, the highest mean test accuracy first.
+    """One row per system, sorted by mean test accuracy, highest first.
 
     Args:
-        cells: of one data set and protocol.
+        cells: cells of one data set and protocol.
 
     Returns:
-        `system`, `objective`, `control_of`, `control`, `accuracy` (mean over `seeds`), `low` and `high` (95 %; not
-        known without a number of test images), `knn_accuracy` (mean), `dimension`, `encoder_parameters`, `note`, and
-        `fine_tuned`: of each system that went on from such an encoder with labels, the mean test accuracy.
+        `system`, `objective`, `control_of`, `control`, `accuracy` (mean over `seeds`), `low` and `high` (95 %; NaN if
+        the number of test images is unknown), `knn_accuracy` (mean), `dimension`, `encoder_parameters`, `note`, and
+        `fine_tuned`: the mean test accuracies of the systems that continued from such an encoder with labels.
     """
     means = cells.groupby("system")["test_accuracy"].mean().round(DIGITS)
     parents = cells.groupby("system")["initialized_by"].first()
@@ -130,7 +125,13 @@ def systems_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def student_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """95 % interval of a mean, mean ± t s/√k with k - 1 degrees of freedom; NaN where there is one value alone."""
+    """95 % interval of a mean, mean ± t s/√k with k - 1 degrees of freedom; NaN for a single value.
+
+    Example:
+        >>> low, high = student_interval([1.0, 2.0, 3.0])
+        >>> round(low, 2), round(high, 2)
+        (-0.48, 4.48)
+    """
     if len(values) < 2:
         return math.nan, math.nan
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
@@ -141,17 +142,17 @@ DIFFERENCES = ("trained", "control", "system", "control_accuracy", "difference",
 
 
 def differences(cells: pd.DataFrame, accuracy: pd.Series) -> pd.DataFrame:
-    """By how much trained systems exceed their untrained controls, paired over the seeds that both have.
+    """Accuracies of trained systems minus those of their untrained controls, paired over the seeds that both have.
 
     Args:
-        cells: of one data set and protocol.
-        accuracy: of each cell (same index); NaN where it was not measured.
+        cells: cells of one data set and protocol.
+        accuracy: one value per cell (same index); NaN if not measured.
 
     Returns:
-        `trained`, `control` (what it is), `system` (the control's name), `control_accuracy` (mean over its seeds),
-        `difference` (mean of the paired differences of accuracies), `low` and `high` (95 %, over seeds; NaN for a
-        single pair), `seeds` (number of pairs) and `strongest`: whether the control has the highest mean accuracy of
-        those of this trained system. The strongest stands first.
+        `trained`, `control` (its kind), `system` (the control's name), `control_accuracy` (mean over its seeds),
+        `difference` (mean of the paired differences), `low` and `high` (95 %, over seeds; NaN for a single pair),
+        `seeds` (number of pairs) and `strongest`: whether this control has the highest mean accuracy of all controls
+        of the trained system. The strongest comes first.
     """
     measured = cells.assign(accuracy=accuracy).dropna(subset=["accuracy"])
     by_seed = measured.pivot(index="system", columns="seed", values="accuracy")
@@ -179,7 +180,7 @@ def differences(cells: pd.DataFrame, accuracy: pd.Series) -> pd.DataFrame:
 
 
 def few_labels_accuracy(cells: pd.DataFrame, labels_per_class: int) -> pd.Series:
-    """Of each cell the mean test accuracy over the draws of so many labels per class; NaN where there are none."""
+    """Each cell's mean test accuracy over the draws with this many labels per class; NaN without such draws."""
 
     def mean(draws: list[dict[str, Any]]) -> float:
         found = [row["test_accuracy"] for row in draws if row["labels_per_class"] == labels_per_class]
@@ -189,16 +190,16 @@ def few_labels_accuracy(cells: pd.DataFrame, labels_per_class: int) -> pd.Series
 
 
 def curve(cells: pd.DataFrame, key: str, x: str) -> pd.DataFrame:
-    """Test accuracy against something that was varied within cells.
+    """Test accuracy as a function of a quantity varied within cells.
 
     Args:
-        cells: of one data set and protocol.
+        cells: cells of one data set and protocol.
         key: `by_dimension` or `by_labels`.
-        x: what was varied: `dimension` or `labels_per_class`.
+        x: the quantity: `dimension` or `labels_per_class`.
 
     Returns:
-        `system`, x, `accuracy` (mean over draws, then over seeds), `low` and `high` (the lowest and the highest of
-        all seeds and draws), `seeds`; ordered by system and x.
+        `system`, x, `accuracy` (mean over draws, then over seeds), `low` and `high` (lowest and highest over all seeds
+        and draws), `seeds`; sorted by system and x.
     """
     points = [
         {"system": cell.system, "seed": cell.seed, x: row[x], "accuracy": row["test_accuracy"]}

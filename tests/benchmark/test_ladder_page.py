@@ -6,9 +6,7 @@ import pytest
 from helpers import chromium, needs_chromium
 from ladder_rows import ladder_rows
 
-from benchmark.ladder.page import write_ladder
-from benchmark.ladder.statistics import cells_table, compare
-from benchmark.ladder.words import headlines, highest_sentence
+from benchmark.ladder.page import with_commits, write_ladder
 
 SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 
@@ -52,49 +50,18 @@ def pair(own, controls):
     return rows + [cell("twin", seed, accuracy, **more) for seed, accuracy in enumerate(controls)]
 
 
-def headline(rows):
-    return headlines(compare(cells_table(rows))[0])
+def test_a_cell_keeps_the_commit_that_measured_it():
+    before = [cell("a", 0, 0.9, commit="1111111"), cell("a", 1, 0.8, commit="1111111"), cell("gone", 0, 0.7)]
+    rows = with_commits([cell("a", 0, 0.9), cell("a", 1, 0.81), cell("b", 0, 0.6)], before, "2222222")
+    assert [row["commit"] for row in rows] == ["1111111", "2222222", "2222222"]
+    assert [row["test_accuracy"] for row in rows] == [0.9, 0.81, 0.6]
 
 
-# Student's 97.5 % quantile is 12.7062 with one degree of freedom
-@pytest.mark.parametrize(
-    ("own", "controls", "sentence"),
-    [
-        (
-            [0.91, 0.912],
-            [0.90, 0.9018],
-            "cae is ahead of its strongest control, twin (untrained twin), by 1.01 points (0.88 to 1.14, 2 seeds).",
-        ),
-        (
-            [0.90, 0.9018],
-            [0.91, 0.912],
-            "cae is behind its strongest control, twin (untrained twin), by 1.01 points (0.88 to 1.14, 2 seeds).",
-        ),
-        (
-            [0.91, 0.912],
-            [0.90, 0.90],
-            "cae cannot be told from its strongest control, twin (untrained twin): the difference of +1.10 points "
-            "(−0.17 to +2.37, 2 seeds) may be zero.",
-        ),
-        (
-            [0.91, 0.912],
-            [0.90],
-            "cae and its strongest control, twin (untrained twin), differ by +1.00 points; 1 seed gives no interval, "
-            "so chance is not ruled out.",
-        ),
-        ([0.91], [], "cae has the highest mean accuracy, 91.00 %."),
-    ],
-)
-def test_sentences_claim_no_more_than_the_interval(own, controls, sentence):
-    assert headline(pair(own, controls)) == [sentence]
-
-
-def test_overlapping_intervals_are_said():
-    rows = [cell("cnn", 0, 0.93, objective="classify"), cell("a", 0, 0.928), cell("b", 0, 0.9)]
-    assert highest_sentence(compare(cells_table(rows))[0]) == (
-        "cnn has the highest mean accuracy, 93.00 %; without labels it is a with 92.80 %. "
-        "The interval of 1 other system overlaps with that of cnn."
-    )
+def test_the_page_names_the_commits_that_measured_its_rows(page):
+    assert "Measured at commit 1111111." in page([cell("a", 0, 0.9, commit="1111111")]).text
+    both = page([cell("a", seed, 0.9, commit=commit) for seed, commit in enumerate(["2222222", "1111111", "2222222"])])
+    assert "Measured at commits 1111111, 2222222." in both.text
+    assert "Measured" not in page([cell("a", 0, 0.9)]).text
 
 
 def test_the_page_loads_nothing_and_has_the_same_bytes(page, tmp_path):
@@ -126,14 +93,14 @@ def test_every_system_stands_once_in_the_table_of_its_protocol(page):
     found = page([cell("a", 0, 0.9), cell("a", 1, 0.92), cell("a", 0, 0.5, protocol="q")])
     assert "d, protocol 1" in found.text
     assert "d, protocol 2" in found.text
-    assert found.text.count("91.00 %") == 4  # the headline, a tile, the sentence and the table
+    assert found.text.count("91.00 %") == 2  # a tile and the table
     assert "Protocol: q" in found.text
 
 
 def test_what_was_not_measured_is_not_on_the_page(page):
     rows = pair([0.91], [0.90])
     found = page([*rows, {"dataset": "d", "system": "later", "test_accuracy": None}])
-    assert "1 cell has no test accuracy yet and is left out" in found.text
+    assert "1 cell has no test accuracy yet and is not shown" in found.text
     assert "later" not in found.text
     assert "none: 1 pair" in found.text
     for title in ("Accuracy and dimension", "Accuracy and labels", "10 labels per class"):

@@ -1,4 +1,4 @@
-"""`make ladder DATASET=digits`, as a user runs it, with fewer systems and seeds."""
+"""`make ladder DATASET=digits` with fewer systems and seeds, and the pipeline's commands next to it."""
 
 import json
 import sys
@@ -8,6 +8,9 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
+pytestmark = pytest.mark.slow
+
+UP_TO_DATE = "Data and pipelines are up to date."
 CELLS = {
     "pixels-0",
     "default-0",
@@ -20,9 +23,9 @@ CELLS = {
 
 @pytest.fixture(scope="module")
 def ladder(clone):
-    """A clone in which a small ladder was climbed."""
+    """A clone after `make ladder`."""
     repository = clone()
-    path = repository.folder / "benchmark/ladder.yaml"
+    path = repository.folder / "benchmark/ladder/ladder.yaml"
     yaml = YAML()
     settings = yaml.load(path)
     settings["quick"] |= {"systems": ["default_untrained"], "seeds": [0, 1]}
@@ -35,9 +38,8 @@ def ladder(clone):
     return repository
 
 
-def climb(repository):
-    command = ("make", "ladder", "DATASET=digits", f"BIN={Path(sys.executable).parent}")
-    return repository.run(*command, MLFLOW_TRACKING_URI=f"sqlite:///{repository.folder}/mlflow.db").stdout
+def climb(repository, check=True):
+    return repository.run("make", "ladder", "DATASET=digits", f"BIN={Path(sys.executable).parent}", check=check)
 
 
 def cells(repository):
@@ -51,6 +53,7 @@ def test_every_cell_is_a_row_with_what_was_promised(ladder):
         assert row["dataset"] == "digits"
         assert 0.8 < row["test_accuracy"] <= 1
         assert 0.7 < row["knn_accuracy"] <= 1
+        assert row["commit"].endswith("-dirty")  # ladder.yaml was edited
     assert len({row["protocol"] for row in rows.values()}) == 1
     assert "both signs rectified, mean over a grid of 4×4 cells" in rows["default-0"]["protocol"]
     assert rows["default-0"]["dimension"] == rows["default_untrained-0"]["dimension"] == 64 * 2 * 16
@@ -92,18 +95,41 @@ def test_a_lost_database_has_every_cell_again_after_a_sync(ladder):
 
 
 def test_a_changed_system_reruns_its_own_cells_alone(ladder):
-    assert "python -m benchmark.ladder.cell train" not in climb(ladder)
+    assert "benchmark.ladder.cell" not in climb(ladder).stdout
     before = ladder.read("reports/ladder.json")
     path = ladder.folder / "systems/dense_autoencoder.yaml"
     path.write_text(path.read_text().replace("filters: 256", "filters: 32"))
-    said = climb(ladder)
-    commands = [line.removeprefix("> python -m benchmark.") for line in said.splitlines() if line.startswith("> ")]
-    assert commands == [
-        "ladder parameters",
-        "cell train digits dense_autoencoder 0",
-        "cell measure digits dense_autoencoder 0",
-        "ladder page",
+    commands = [line for line in climb(ladder).stdout.splitlines() if line.startswith("> ")]
+    assert [line.partition("benchmark.ladder.")[2] for line in commands] == [
+        "parameters",
+        "cell digits dense_autoencoder 0",
     ]
     rows, old = cells(ladder), {f"{row['system']}-{row['seed']}": row for row in json.loads(before)}
     assert [name for name, row in rows.items() if row != old[name]] == ["dense_autoencoder-0"]
     assert b"dense_autoencoder" in ladder.read("reports/ladder.html")
+
+
+def test_a_cell_that_fails_leaves_the_page_of_the_others(ladder):
+    path = ladder.folder / "systems/pixels.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("seed: 0", "sead: 0"))
+    (ladder.folder / "reports/ladder.html").unlink()
+    failed = climb(ladder, check=False)
+    path.write_text(before)
+    assert failed.returncode
+    assert "systems/pixels.yaml: unknown key 'sead'" in failed.stderr
+    assert b"dense_autoencoder" in ladder.read("reports/ladder.html")
+
+
+def test_the_commands_of_the_pipeline_ignore_the_ladder(clone, tmp_path):
+    repository = clone()
+    repository.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    repository.run("dvc", "repro")
+    assert UP_TO_DATE in repository.run("dvc", "status").stdout
+    repository.run("git", "commit", "--quiet", "--all", "--message", "Results")
+    repository.run("dvc", "exp", "run", "--name", "ridge", "--set-param", "classifier.kind=ridge")
+    repository.run("git", "checkout", "--quiet", "--force", "HEAD")
+    for command in ("checkout", "push", "pull", "exp apply ridge", "gc --workspace --force", "status"):
+        done = repository.run("dvc", *command.split())
+    assert UP_TO_DATE in done.stdout
+    assert not list((repository.folder / "benchmark/ladder").glob("cells/*"))

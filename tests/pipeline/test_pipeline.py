@@ -26,7 +26,7 @@ def stages_to_compute(repository, *changes):
     """Stages that these changes of params.yaml, which are then taken back, make compute anew."""
     before = repository.read("params.yaml")
     repository.set(*changes)
-    status = json.loads(repository.run("dvc", "status", "dvc.yaml", "--json").stdout)
+    status = json.loads(repository.run("dvc", "status", "--json").stdout)
     (repository.folder / "params.yaml").write_bytes(before)
     changed = {name for name, entries in status.items() if any("changed deps" in entry for entry in entries)}
     return changed - {"validate"}
@@ -40,7 +40,7 @@ def test_every_result_is_there_and_the_second_time_nothing_runs(finished):
     assert {"accuracy", "reconstruction_mse"} <= metrics["validation"].keys()
     assert metrics["features"]["dimension"] == 8 * 2 * 49
     assert metrics["encoder"]["parameters"] == 8 * (49 + 1)
-    assert UP_TO_DATE in finished.run("dvc", "status", "dvc.yaml").stdout
+    assert UP_TO_DATE in finished.run("dvc", "status").stdout
     assert UP_TO_DATE in finished.run("dvc", "repro").stdout
     summary = finished.run("python", "-m", "pipeline.summary").stdout
     assert f"{metrics['test']['accuracy']:.2%}" in summary
@@ -152,7 +152,7 @@ def test_a_folder_of_colour_images(clone, tmp_path, labelled):
         assert metrics["test"]["accuracy"] == 1.0
     assert b"data:image/png;base64" in repository.read("reports/report.html")
     assert str(pictures).encode() not in repository.read("reports/report.html")
-    assert UP_TO_DATE in repository.run("dvc", "status", "dvc.yaml").stdout
+    assert UP_TO_DATE in repository.run("dvc", "status").stdout
 
     paint(pictures / "train" / ("red" if labelled else "") / "new.png", True, 999)
-    assert "download" in repository.run("dvc", "status", "dvc.yaml").stdout
+    assert "download" in repository.run("dvc", "status").stdout

@@ -266,7 +266,7 @@ def test_an_encoder_starts_another_training(published, clone):
     repository.run("dvc", "repro", CONVAE_TRACKING="off")
     assert repository.run("git", "status", "--porcelain", "--", "models").stdout == ""
     np.testing.assert_array_equal(load_encoder(ours).filters, load_encoder(theirs).filters)
-    assert "up to date" in repository.run("dvc", "status", "dvc.yaml").stdout
+    assert "up to date" in repository.run("dvc", "status").stdout
     weights = (ours / "model.safetensors").read_bytes()
     repository.set("preprocessing.whitening=null")
     refused = repository.run("dvc", "repro", check=False)
@@ -274,7 +274,7 @@ def test_an_encoder_starts_another_training(published, clone):
     assert "model.initialize_from: preprocessing.whitening is" in refused.stderr
     assert (ours / "model.safetensors").read_bytes() == weights
     (initial / "config.json").unlink()
-    assert "models/initial" in repository.run("dvc", "status", "dvc.yaml").stdout
+    assert "models/initial" in repository.run("dvc", "status").stdout
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reuse.md"])

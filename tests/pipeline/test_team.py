@@ -103,7 +103,7 @@ def test_a_conflict_in_dvc_lock_is_settled_as_the_page_says(clone, monkeypatch):
     assert lines[:2] == ["git checkout --theirs params.yaml dvc.lock reports", "dvc repro"]
     for line in lines:
         repository.run(*line.split())
-    assert "up to date" in repository.run("dvc", "status", "dvc.yaml").stdout
+    assert "up to date" in repository.run("dvc", "status").stdout
     assert not repository.run("git", "status", "--porcelain").stdout
     assert not repository.run("git", "grep", "-l", "^<<<<<<< ", check=False).stdout
     locked = read_lock(repository.read("dvc.lock").decode())

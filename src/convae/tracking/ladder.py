@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 def ladder_cells() -> list[dict[str, Any]]:
-    """The cells in reports/ladder.json, none where there is no ladder."""
+    """The rows of reports/ladder.json; none without that file."""
     path = store_root() / "reports/ladder.json"
     return list(read_json(path)) if path.exists() else []
 
 
 def record_live(tracking: TrackingParams, cell: Mapping[str, Any]) -> None:
-    """Add the row of a cell that was just measured; a store that can't be used costs a warning and no more."""
+    """Add the row of a cell that was just measured; if the store cannot be used, warn and continue."""
     uri = store_uri(tracking)
     if uri is None:
         return
     try:
         record(uri, tracking.experiment, [cell])
-    except Exception as error:  # whatever MLflow and what lies under it come up with
+    except Exception as error:  # MLflow, its database driver and its HTTP client raise all kinds
         print(WARNING.format("ladder", presentable(error)), file=sys.stderr)
 
 
 def record(uri: str, experiment: str, cells: Sequence[Mapping[str, Any]]) -> int:
-    """Add a row to the experiment `<experiment>-ladder` for each cell that it lacks; gives their number.
+    """Add a row for each cell that the experiment `<experiment>-ladder` lacks; return how many were added.
 
     Raises:
-        Exception: whatever MLflow and what lies under it come up with.
+        Exception: any error of MLflow or of the store under it.
     """
     if not cells:
         return 0
@@ -50,6 +50,8 @@ def record(uri: str, experiment: str, cells: Sequence[Mapping[str, Any]]) -> int
 
 
 def _key(cell: Mapping[str, Any]) -> str:
+    """A hash of the row without its commit: the same numbers measured again are not another row."""
+    cell = {name: value for name, value in cell.items() if name != "commit"}
     return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,0 +1,106 @@
+"""What makes a cell stale, and what does not."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmark.ladder import parameters
+from benchmark.ladder.parameters import experiment, load_settings
+
+# Modules that a cell imports but that decide no number of its row.
+NO_NUMBER = {
+    "__init__", "addresses", "environment", "errors", "experiment", "files", "history", "names", "params", "processes",
+    "stages", "terminal", "tracking",
+}  # fmt: skip
+
+
+@pytest.fixture
+def settings(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    return load_settings()
+
+
+@pytest.fixture
+def edited(repository, tmp_path, monkeypatch, settings):
+    """`edited({"epochs: 1": "epochs: 2"})`: the key of `default` after this edit of its file."""
+
+    def key(changes):
+        text = (repository / "systems/default.yaml").read_text()
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "default.yaml").write_text(text)
+        monkeypatch.setattr(parameters, "SYSTEMS", tmp_path)
+        return experiment(settings, "digits", "default").key
+
+    return key
+
+
+def test_the_committed_hashes_are_those_of_the_systems(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(parameters, "INPUTS", tmp_path / "inputs.json")
+    parameters.main()
+    assert json.loads((tmp_path / "inputs.json").read_text()) == json.loads(
+        Path("benchmark/ladder/inputs.json").read_text()
+    ), "run `dvc --cd benchmark/ladder repro inputs`"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"# The default": "# Another comment"},
+        {"experiment: convae": "experiment: mine"},
+        {"devices: 1": "devices: 4", "checkpoint_minutes: 5": "checkpoint_minutes: 9"},
+        {"seed: 0": "seed: 7"},
+        {"  trust: false": "  # the default, no longer written"},
+    ],
+)
+def test_an_edit_that_changes_no_number_leaves_cells_valid(edited, changes):
+    assert edited(changes) == edited({})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"filters: 64": "filters: 32"}, {"power: 0.5": "power: 1.0"}, {"threads: 2": "threads: 1"}]
+)
+def test_an_edit_that_may_change_a_number_makes_cells_stale(edited, changes):
+    assert edited(changes) != edited({})
+
+
+def test_a_raised_version_makes_stale_the_cells_that_depend_on_it(settings):
+    def keys():
+        return {system: experiment(settings, "digits", system).key for system in ("default", "default_untrained")}
+
+    before = keys()
+    settings["versions"]["training"] += 1
+    assert {system for system, key in keys().items() if key != before[system]} == {"default"}
+    settings["versions"]["measures"] += 1
+    assert not set(before.values()) & set(keys().values())
+
+
+def test_all_systems_share_the_images_of_a_data_set(settings):
+    for dataset in settings["data"]:
+        systems = {name for group in parameters.GROUPS for name in settings[group]["systems"]}
+        assert len({experiment(settings, dataset, system).images_key for system in systems}) == 1
+
+
+def test_every_module_that_decides_a_number_belongs_to_a_version(repository, settings):
+    comments = re.findall(r"^  \w+: \d+ +# (src/[^;\n]+)", (repository / parameters.SETTINGS).read_text(), re.MULTILINE)
+    assert len(comments) == len(settings["versions"])
+    components = [repository / path for comment in comments for path in comment.split(", ")]
+    assert [path for path in components if not path.exists()] == []
+    source, found = repository / "src/convae", set()
+    waiting = {repository / "benchmark/ladder/cell.py", repository / "benchmark/ladder/measure.py"}
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        names = re.findall(r"^ *from convae\.([\w.]+) import", path.read_text(), re.MULTILINE)
+        files = {source / f"{name.replace('.', '/')}.py" for name in names}
+        waiting |= {file for file in files if file.exists()} - found
+    for path in found - components_of(found, components):
+        part = path.relative_to(source).parts[0] if path.is_relative_to(source) else "__init__"
+        assert part.removesuffix(".py") in NO_NUMBER, f"{path}: name it in ladder.yaml, or in NO_NUMBER"
+
+
+def components_of(files, components):
+    return {file for file in files if any(file.is_relative_to(path) for path in components)}
