@@ -1,14 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Stages start `python`: it has to be the environment's own.
+# Stages call `python`, which must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help run test check ui ladder search chaos benchmark
 
-help:            ## what can be made
+help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
 
-run: $(BIN)/.installed  ## install, run the pipeline as far as anything changed, show the result
+run: $(BIN)/.installed  ## install, run the stages that a change affects, show the result
 	$(BIN)/dvc repro
 	@$(BIN)/python -m pipeline.summary
 
@@ -16,26 +16,26 @@ run: $(BIN)/.installed  ## install, run the pipeline as far as anything changed,
 test: $(BIN)/.installed  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
-check: $(BIN)/.installed  ## lint, formatting and types
+check: $(BIN)/.installed  ## check lint, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-ui: $(BIN)/.installed  ## the MLflow user interface, on this machine only
+ui: $(BIN)/.installed  ## compare experiments in MLflow, on this machine only
 	$(BIN)/convae ui
 
-ladder: $(BIN)/.installed  ## compare every system, DATASET=digits, fashion_mnist or cifar10 (else all): reports/ladder.html
+ladder: $(BIN)/.installed  ## compare every system on DATASET=digits, fashion_mnist or cifar10 (default: all): reports/ladder.html
 	$(if $(filter-out digits fashion_mnist cifar10,$(DATASET)),$(error DATASET=$(DATASET): digits, fashion_mnist or cifar10 is allowed))
 	$(BIN)/dvc --cd benchmark/ladder repro --keep-going $(if $(DATASET),--glob '*@$(DATASET)-*'); \
 	    status=$$?; $(BIN)/python -m benchmark.ladder.page && exit $$status
 
-search: $(BIN)/.installed  ## one worker of the search that search.yaml describes: find the best parameters
+search: $(BIN)/.installed  ## search for the best parameters as search.yaml says; each call is one worker
 	$(BIN)/convae search search.yaml
 
-chaos: $(BIN)/.installed  ## stop the pipeline at random moments, in every way, DATASET=digits or fashion_mnist
+chaos: $(BIN)/.installed  ## stop the pipeline in every way at random moments, on DATASET=digits (default) or fashion_mnist
 	$(BIN)/python tests/chaos.py --dataset $(or $(DATASET),digits)
 
-benchmark: $(BIN)/.installed  ## how fast it is, beside the usual way: reports/benchmark.md, an hour on an idle machine
+benchmark: $(BIN)/.installed  ## compare the speed with the usual way: reports/benchmark.md, an hour on an idle machine
 	$(BIN)/python -m benchmark.speed
 
 $(BIN)/.installed: requirements.lock pyproject.toml

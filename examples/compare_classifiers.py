@@ -1,8 +1,8 @@
-"""Which scikit-learn classifier suits a folder of pictures, read by an encoder?
+"""Compare scikit-learn classifiers on a folder of pictures, with the features of a trained encoder.
 
     python examples/compare_classifiers.py pictures/ models/encoder
 
-`pictures/` has one folder for each class. Features are computed once, accuracies come from five-fold cross-validation.
+`pictures/` has one folder per class. Features are computed once; accuracies come from five-fold cross-validation.
 """
 
 import sys
@@ -18,7 +18,7 @@ from convae import load_encoder
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 CLASSIFIERS = {
-    "the commonest class": DummyClassifier(),  # looks at no features
+    "the commonest class": DummyClassifier(),  # ignores the features
     "logistic regression": LogisticRegression(C=0.003, max_iter=1000),
     "nearest neighbours": KNeighborsClassifier(5),
     "support vectors": SVC(C=10.0),
@@ -26,7 +26,7 @@ CLASSIFIERS = {
 
 
 def main(pictures: Path, encoder: str) -> None:
-    """Print a line for each classifier: accuracy, mean and deviation over the folds, and the mean recall of classes."""
+    """Print a line per classifier: mean and standard deviation of its accuracy over the folds, balanced accuracy."""
     files = sorted(file for file in pictures.glob("*/*") if file.suffix.lower() in SUFFIXES)
     features = load_encoder(encoder).features(files)
     labels = [file.parent.name for file in files]

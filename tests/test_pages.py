@@ -90,5 +90,5 @@ def test_the_ladder_is_told_as_it_is() -> None:
         return f"{100 * (mean(accuracies[dataset, 'default']) - mean(accuracies[dataset, 'default_patches'])):.2f}"
 
     assert (lead("cifar10"), lead("fashion_mnist")) == ("1.30", "-0.21")
-    assert "the default beats its strongest untrained control, random whitened patches, by 1.30 points" in WORDS
-    assert "on Fashion-MNIST those patches beat the default by 0.21" in WORDS
+    assert "On CIFAR-10, the default beats its strongest untrained control, random whitened patches, by 1.30" in WORDS
+    assert "on Fashion-MNIST, those patches beat the default by 0.21" in WORDS
