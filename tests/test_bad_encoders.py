@@ -151,7 +151,7 @@ def test_a_description_is_not_read_without_end(convae: Callable[..., str]) -> No
 
 def test_a_mean_is_not_spread_over_a_matrix(convae: Callable[..., str]) -> None:
     weights(lambda tensors: tensors.update({"readout.mean": np.zeros((1000, 1), np.float32)}))()
-    assert "means and scales of features are vectors" in convae("info")
+    assert "means and scales of features must be vectors" in convae("info")
 
 
 @pytest.mark.parametrize("keys", [("trained_on",), ("trained_on", "classes"), ("versions",), ("preprocessing",)])

@@ -146,7 +146,7 @@ def test_whoever_reads_batches_keeps_gradients(encoder, images):
 
 
 def test_images_whose_maps_fill_the_memory_are_refused(encoder):
-    with pytest.raises(ConvaeError, match=r"images of 20000×20000 pixels are too large: .* GB; resize them, to 12×14"):
+    with pytest.raises(ConvaeError, match=r"images of 20000×20000 pixels are too large: .* GB; resize them to 12×14"):
         encoder.features(np.broadcast_to(np.uint8(0), (1, 3, 20000, 20000)))
 
 
@@ -346,7 +346,7 @@ def test_what_a_kill_left_of_saving_can_be_written_over(encoder, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_saving_over_somebody_else_s_model_is_refused(encoder, tmp_path, name):
     (tmp_path / name).write_text('{"architectures": ["BertModel"]}')
-    with pytest.raises(ConvaeError, match=f"{name}: exists, and is no encoder's; name another folder"):
+    with pytest.raises(ConvaeError, match=f"{name}: exists, and belongs to no encoder; name another folder"):
         encoder.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

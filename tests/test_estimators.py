@@ -181,11 +181,11 @@ def test_colour_images_of_either_layout():
     [
         (lambda folder: CAEFeatures(folder).fit(np.zeros((2, 3, 8, 8))), r"the shape \[1, 3, 8, 8\]"),
         (lambda folder: CAEFeatures(folder).fit_transform(DIGITS), "values from 0 to 1[56]"),
-        (lambda folder: CAEFeatures(folder).fit(np.zeros((2, 65))), "X has 65 columns, no square image"),
+        (lambda folder: CAEFeatures(folder).fit(np.zeros((2, 65))), "X has 65 columns, which are no square image"),
         (lambda folder: CAEFeatures("nowhere").fit(IMAGES), "nowhere: not an encoder"),
         (
             lambda folder: ConvolutionalAutoencoderFeatures().fit(["a.png"]),
-            "X is a list of pictures; arrays are needed",
+            "X is a list of pictures; training needs an array",
         ),
         (lambda folder: ConvolutionalAutoencoderFeatures().fit(np.zeros((9, 2, 8, 8))), r"the shape \[9, 2, 8, 8\]"),
         (lambda folder: ConvolutionalAutoencoderFeatures(kernel=4).fit(IMAGES[:9]), "needs an odd kernel"),
@@ -214,7 +214,7 @@ def test_all_public_names_are_there():
 
 def test_numbers_that_fit_knew_nothing_of_are_refused():
     own = ConvolutionalAutoencoderFeatures(**SMALL).fit(IMAGES[:100])
-    with pytest.raises(ConvaeError, match=r"X is float64, and fit saw uint8 only; value_range=\(black, white\) says"):
+    with pytest.raises(ConvaeError, match=r"X is float64, but fit saw uint8; set value_range=\(black, white\)"):
         own.transform(IMAGES[:5] / 255)
     own = ConvolutionalAutoencoderFeatures(**SMALL, value_range=(0, 255)).fit(IMAGES[:100])
     np.testing.assert_allclose(own.transform(IMAGES[:5].astype(float)), own.transform(IMAGES[:5]), rtol=1e-4, atol=1e-4)
@@ -222,7 +222,7 @@ def test_numbers_that_fit_knew_nothing_of_are_refused():
 
 def test_bytes_are_not_taken_for_numbers_of_another_range():
     own = ConvolutionalAutoencoderFeatures(**SMALL).fit(DIGITS[:100])
-    with pytest.raises(ConvaeError, match="X is uint8, and fit saw numbers from 0 to 16; give the same kind"):
+    with pytest.raises(ConvaeError, match="X is uint8, but fit saw numbers from 0 to 16; pass the same kind"):
         own.transform(DIGITS[:5].astype(np.uint8))
     own = ConvolutionalAutoencoderFeatures(**SMALL).fit(IMAGES[:100] / 255)
     np.testing.assert_allclose(own.transform(IMAGES[:5]), own.transform(IMAGES[:5] / 255), rtol=1e-4, atol=1e-4)

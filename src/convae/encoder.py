@@ -1,6 +1,6 @@
 """The saved encoder: a folder with `config.json` and `model.safetensors` that anybody can load and use.
 
-Needs torch, NumPy and safetensors alone; Pillow to read pictures, MLflow to fetch an encoder from its registry.
+Needs only torch, NumPy and safetensors; Pillow to read pictures, MLflow to fetch an encoder from its registry.
 """
 
 import itertools
@@ -30,37 +30,38 @@ from convae.models.readout import Readout
 from convae.processes import ALONE, Processes
 
 FORMAT = 4
-PICTURES = {"fit": "crop", "white_level": None}  # what encoders of format 3, which do not say it, learned from
+PICTURES = {"fit": "crop", "white_level": None}  # for encoders of format 3, which do not store it
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MAP_BYTES = 1 << 23  # what fits into caches; twice as fast as 1 << 26
+MAP_BYTES = 1 << 23  # fits into CPU caches; twice as fast as 64 MiB
 
 Result = TypeVar("Result")
 
 
 class Encoder:
-    """A frozen encoder: preprocessing, convolutional layers, and where there are any a decoder and a readout.
+    """A frozen encoder: preprocessing, convolutional layers, and optionally a decoder and a readout.
 
     Args:
-        autoencoder: the network; it is put into evaluation mode and its parameters no longer take gradients.
-        readout: how activation maps become features, or None.
-        config: what `config.json` holds: `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
-            `sparsity` build the network, `readout` its readout; `decoder` says whether the decoder was trained,
-            `image_size`, `trained_on` and `initialized_from` on what, `versions` with what, `value_range` which
-            values images have, and `pictures` how files become such images: `fit` and `white_level` of `Reading`.
-        sha256: of configuration and weights as they lie in the folder it was loaded from.
+        autoencoder: the network, which is set to evaluation mode and takes no gradients from now on.
+        readout: turns activation maps into features, or None.
+        config: the content of `config.json`. `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
+            `sparsity` define the network, `readout` the readout. `decoder` tells whether the decoder was trained;
+            `image_size`, `trained_on` and `initialized_from` on which images and from which weights; `versions` with
+            which libraries. `value_range` tells which values images have, and `pictures` how files become such images:
+            `fit` and `white_level` of `Reading`.
+        sha256: SHA-256 of the configuration and weights that the encoder was loaded from.
     """
 
     def __init__(
         self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any], sha256: str = ""
     ) -> None:
-        # The fastest layout of convolutions on CPUs and GPUs alike.
+        # The fastest layout for convolutions on both CPUs and GPUs.
         self.autoencoder = autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.readout = readout
         self.config = config
         self.sha256 = sha256
 
     def __repr__(self) -> str:
-        """What comes in and what goes out, in one line."""
+        """Input, layers and output, in one line."""
         config = self.config
         layers = ", ".join(f"{layer['filters']} filters {show(layer['kernel'])}" for layer in config["layers"])
         features = f"{self.features([]).shape[1]} features" if self.readout else "no readout"
@@ -69,14 +70,14 @@ class Encoder:
 
     @property
     def has_decoder(self) -> bool:
-        """Whether images can be reconstructed."""
+        """Whether the encoder can reconstruct images."""
         return bool(self.config["decoder"])
 
     @property
     def filters(self) -> np.ndarray:
-        """Filters of the first layer, `float32 [n, C, k_h, k_w]`; there are none without layers.
+        """Filters of the first layer, `float32 [n, C, k_h, k_w]`; n is 0 without layers.
 
-        Where it reads principal components of patches, each filter is shown together with these, as a filter of the
+        If the layer reads principal components of patches, each filter is combined with them into a filter of the
         image.
         """
         if not len(self.autoencoder.layers):
@@ -89,31 +90,32 @@ class Encoder:
 
     @property
     def parameter_count(self) -> int:
-        """Learned parameters on the way to the activation maps: weights, biases and batch normalisation."""
+        """Number of learned parameters up to the activation maps: weights, biases and batch normalisation."""
         network = self.autoencoder
         on_the_way = [network.layers]
+        # Later layers read reconstructions, so all decoders but the last belong to the encoder.
         if network.stacked_on == "reconstructions":
             on_the_way.append(network.decoder[:-1])
         return sum(parameter.numel() for parameter in torch.nn.ModuleList(on_the_way).parameters())
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
-        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))  # pixels have no network
+        """The device that the network computes on."""
+        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))  # raw pixels have no tensors
 
     @property
     def map_sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each layer's activation maps for images of the size trained on."""
+        """Height and width of each layer's activation maps, for images of the size trained on."""
         height, width = self.config["image_size"]
         return [maps for _, maps in self._layer_sizes((height, width))] or [(height, width)]
 
     @property
     def minimum_size(self) -> Size:
-        """Height and width of the smallest image that leaves a map to each layer."""
+        """Height and width of the smallest image for which no layer's activation map is empty."""
         return smallest_size(self.autoencoder.geometry, self.autoencoder.stacked_on)
 
     def to(self, device: str | torch.device) -> "Encoder":
-        """Move to `device`; returns self.
+        """Move to `device` and return self.
 
         Raises:
             ConvaeError: this machine has no such device.
@@ -129,47 +131,47 @@ class Encoder:
         return self
 
     def reading(self, resize: bool = True) -> Reading:
-        """How files and Pillow images are read: as those that it learned from, or else as large as they are."""
+        """How to read files and Pillow images: like the training images, or in their own size if `resize` is false."""
         height, width = self.config["image_size"]
         return Reading(
             self.config["channels"], (height, width) if resize else None, **self.config.get("pictures", PICTURES)
         )
 
     def preprocess(self, images: Images, resize: bool = True) -> np.ndarray:
-        """What the first layer sees: `float32 [N, C, H, W]`; see `activation_maps`."""
+        """Preprocessed images, the first layer's input: `float32 [N, C, H, W]`; see `activation_maps`."""
         return _join([_to_numpy(batch) for batch in self._map(self.autoencoder.preprocessing, images, resize)])
 
     def activation_maps(self, images: Images, resize: bool = True) -> list[np.ndarray]:
         """Each layer's activation maps, `float32 [N, n, H', W']`.
 
         Args:
-            images: arrays, tensors, files or Pillow images, see `convae.images.Images`. Arrays stay as large as they
-                are, all of one size, `minimum_size` or larger.
-            resize: whether files and Pillow images are brought to the size of those that the encoder learned from.
+            images: arrays, tensors, files or Pillow images, see `convae.images.Images`. Arrays keep their size; they
+                all have the same, `minimum_size` or larger.
+            resize: whether to resize files and Pillow images to the size that the encoder was trained on.
 
         Raises:
-            ConvaeError: the images do not suit the encoder, a file can't be read, or they differ in size.
+            ConvaeError: the encoder does not accept the images, a file can't be read, or the images differ in size.
         """
         batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images, resize)]
         return [_join(layer) for layer in zip(*batches, strict=True)]
 
     def features(self, images: Images, resize: bool = True) -> np.ndarray:
-        """Features `float32 [N, D]`, as many for images of any size.
+        """Features `float32 [N, D]`; D is the same for images of any size.
 
-        They are comparable among images of the size that the encoder learned from alone: of other sizes its filters
-        see other things. Arrays of another size give a warning, unless `resize` is false.
+        Only features of images of the size trained on are comparable, as the filters see other details at another
+        scale. Arrays of another size cause a warning, unless `resize` is false.
 
         Args:
             images: as in `activation_maps`, but they may differ in size.
             resize: as in `activation_maps`.
 
         Raises:
-            ConvaeError: the encoder was saved without a readout, the images do not suit it, or a file can't be read.
+            ConvaeError: the encoder has no readout or does not accept the images, or a file can't be read.
         """
         return np.concatenate(list(self.feature_batches(images, resize)))
 
     def feature_batches(self, images: Images, resize: bool = True) -> Iterator[np.ndarray]:
-        """The rows of `features`, a batch at a time, so that memory stays flat in N."""
+        """Yield the rows of `features` in batches, so that memory does not grow with N."""
         readout = self.readout
         if readout is None:
             raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
@@ -182,9 +184,9 @@ class Encoder:
                     f"images of {show((batch.shape[2], batch.shape[3]))} pixels; the encoder learned from "
                     f"{show(trained_on)}, and features of other sizes are not comparable with those "
                     "(pass resize=False if this is intended)",
-                    stacklevel=5,  # whoever called `features`
+                    stacklevel=5,  # the caller of `features`
                 )
-                trained_on = None  # once is enough
+                trained_on = None  # warn only once
             features: Tensor = readout(self._encode(batch))
             return features
 
@@ -194,7 +196,7 @@ class Encoder:
         """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images; see `activation_maps`.
 
         Raises:
-            ConvaeError: also where there is no trained decoder.
+            ConvaeError: also if there is no trained decoder.
         """
         if not self.has_decoder:
             raise ConvaeError("this encoder has no trained decoder, so it can't reconstruct images")
@@ -203,16 +205,17 @@ class Encoder:
         return _join([_to_numpy(batch) for batch in batches])
 
     def _map(self, function: Callable[[Tensor], Result], images: Images, resize: bool) -> Iterator[Result]:
-        """`function` of one batch of images after the other, on the encoder's device, without gradients."""
+        """Yield `function` of each batch of images, computed on the encoder's device without gradients."""
+        # An empty batch gives the result its shape if there are no images.
         none = torch.zeros((0, self.config["channels"], *self.config["image_size"]), dtype=torch.uint8)
         batches, device = image_batches(images, self.reading(resize), self.batch_size), self.device
         for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode():
                 result = function(batch.to(device))
-            yield result  # outside: whoever reads it may want gradients
+            yield result  # outside, as the caller may need gradients
 
     def batch_size(self, size: Size) -> int:
-        """As many images as keep the largest layer's activation maps within 8 MiB, up to 256.
+        """Number of images, up to 256, whose largest activation maps fit into 8 MiB.
 
         Raises:
             ConvaeError: images of this size are too small, or so large that their maps take more than 1 GiB.
@@ -232,7 +235,7 @@ class Encoder:
         if 4 * largest > MOST_MAP_BYTES:
             raise ConvaeError(
                 f"images of {show(size)} pixels are too large: their activation maps take {4 * largest / 1e9:.1f} GB; "
-                f"resize them, to {show(tuple(self.config['image_size']))} as those that it learned from"
+                f"resize them to {show(tuple(self.config['image_size']))}, the size that the encoder learned from"
             )
         return max(1, min(256, MAP_BYTES // (4 * largest)))
 
@@ -249,10 +252,10 @@ class Encoder:
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`; the same encoder gives the same bytes.
 
-        What else is in the folder stays, and another encoder in it is replaced.
+        Other files in the folder stay; another encoder in it is replaced.
 
         Raises:
-            ConvaeError: files of these names are there that are no encoder's, or `folder` is a file.
+            ConvaeError: files with these names exist that belong to no encoder, or `folder` is a file or an address.
         """
         if is_address(str(folder)) or str(folder).startswith("~"):
             raise ConvaeError(f"{folder}: name a folder; addresses and ~ are not looked up")
@@ -261,15 +264,15 @@ class Encoder:
         config, weights = self.serialize()
         for name in (CONFIG, WEIGHTS):
             if (folder / name).exists() and not _is_encoder(folder):
-                raise ConvaeError(f"{folder / name}: exists, and is no encoder's; name another folder")
-        write_json(folder / CONFIG, config)  # first: what is left by a kill in between can be written over
+                raise ConvaeError(f"{folder / name}: exists, and belongs to no encoder; name another folder")
+        write_json(folder / CONFIG, config)  # first: if killed in between, `save` recognises its own file
         with new_file(folder / WEIGHTS) as scratch:
             scratch.write_bytes(weights)
 
     def serialize(self) -> tuple[dict[str, Any], bytes]:
-        """What the two files hold: the configuration, with the SHA-256 over both, and the weights."""
+        """Contents of the two files: the configuration, with the SHA-256 of both, and the weights."""
         state = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
-        if self.config["tied_weights"]:  # a tensor is stored once
+        if self.config["tied_weights"]:  # safetensors stores no tensor twice
             for index in range(len(self.autoencoder.layers)):
                 del state[f"autoencoder.decoder.{index}.weight"]
         if self.readout:
@@ -290,7 +293,7 @@ def _is_encoder(folder: Path) -> bool:
 
 def _join(batches: Sequence[np.ndarray]) -> np.ndarray:
     if len({batch.shape[1:] for batch in batches}) > 1:
-        raise ConvaeError("the images differ in size; only their features can be put into one array")
+        raise ConvaeError("the images differ in size; only their features fit into one array")
     return np.concatenate(batches)
 
 
@@ -300,19 +303,19 @@ def _to_numpy(values: Tensor) -> np.ndarray:
 
 
 def build_autoencoder(config: dict[str, Any], processes: Processes = ALONE) -> Autoencoder:
-    """The network that `config.json` describes, its weights not yet set."""
+    """Build the network that `config.json` describes; its weights are not yet set."""
     names = ("channels", "preprocessing", "layers", "tied_weights", "stacked_on", "sparsity")
     return Autoencoder(**{name: config[name] for name in names}, processes=processes)
 
 
 def load_encoder(source: str | Path) -> Encoder:
-    """Load a saved encoder, on the CPU and ready to use.
+    """Load a saved encoder onto the CPU, ready to use.
 
     Args:
         source: a folder, or the address of a model in MLflow such as `models:/convae-encoder@champion`.
 
     Raises:
-        ConvaeError: there is no encoder, it is of a newer format, or its weights are not those it was saved with.
+        ConvaeError: there is no encoder, it has another format, is damaged, or would take too much time or memory.
     """
     if is_address(source):
         with fetched(str(source)) as published:
@@ -342,7 +345,7 @@ def load_encoder(source: str | Path) -> Encoder:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:
-    """The configuration, the weights, and the SHA-256 of both, if they are as they were saved."""
+    """Read the configuration, the weights and the SHA-256 of both; reject them if they have changed since saving."""
     try:
         config = json.loads(read_file(folder / CONFIG, MOST_CONFIG_BYTES).decode("utf-8"))
         weights = read_file(folder / WEIGHTS)
@@ -362,7 +365,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:
 
 
 def _rebuild(config: dict[str, Any], weights: bytes, sha256: str) -> Encoder:
-    """The encoder that was saved, once its description is known to ask for nothing excessive."""
+    """Build the saved encoder, if its description asks for nothing excessive."""
     readout = Readout(**config["readout"]) if config["readout"] else None
     check_sizes(config)
     with torch.device("meta"):
@@ -374,12 +377,12 @@ def _rebuild(config: dict[str, Any], weights: bytes, sha256: str) -> Encoder:
 
 
 def _try(encoder: Encoder) -> None:
-    """Encode and reconstruct the smallest image there can be: what does not belong together shows here."""
+    """Encode and reconstruct the smallest possible image, so that a mismatch shows on loading and not in use."""
     if encoder.readout and max(encoder.readout.mean.ndim, encoder.readout.scale.ndim) > 1:
-        raise ValueError("means and scales of features are vectors")
+        raise ValueError("means and scales of features must be vectors")
     reading = encoder.reading()
     assert reading.size
-    encoder.batch_size(reading.size)  # refuses what is too small or too large
+    encoder.batch_size(reading.size)  # rejects images that are too small or too large
     image = np.zeros((1, reading.channels, *encoder.minimum_size), np.uint8)
     if encoder.readout:
         encoder.features(image, resize=False)

@@ -1,4 +1,4 @@
-"""scikit-learn transformers: around a trained encoder, and one that trains an encoder itself."""
+"""scikit-learn transformers: one wraps a trained encoder, the other trains an encoder itself."""
 
 import math
 import os
@@ -29,7 +29,7 @@ POOL = {"kind": "max", "size": 2}
 
 
 class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Images to features by `encoder_`."""
+    """Turns images into features with `encoder_`."""
 
     encoder_: Encoder
     image_shape: Shape | None
@@ -37,11 +37,11 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def transform(self, X: Images) -> np.ndarray:
         """Features `float32 [N, D]` of images.
 
-        Files and Pillow images are resized to those that the encoder learned from. Arrays of another size give a
-        warning: their features mean something else.
+        Files and Pillow images are resized to the size that the encoder was trained on. Arrays of another size cause a
+        warning, because their features are not comparable.
 
         Raises:
-            ConvaeError: the images do not suit the encoder, or a file can't be read.
+            ConvaeError: the encoder does not accept the images, or a file can't be read.
         """
         check_is_fitted(self)
         return self.encoder_.features(self._pixels(X, self.encoder_.config["channels"]))
@@ -57,13 +57,13 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return tags
 
     def _pixels(self, X: Any, channels: int | None, reset: bool = False) -> Any:
-        """X as an encoder takes it: arrays as `uint8` or from 0 to 1, and flattened images in their shape."""
+        """X as encoders take it: arrays as `uint8` or from 0 to 1, with flattened images reshaped."""
         if np.ma.isMaskedArray(X):
-            raise ConvaeError("X is a masked array, and an encoder knows no mask; fill it (X.filled(0))")
+            raise ConvaeError("X is a masked array, which encoders do not support; fill it (X.filled(0))")
         if isinstance(X, Tensor):
             X = X.numpy(force=True)
         if isinstance(X, np.ndarray) and X.dtype.kind in "OU" and X.ndim == 1:
-            X = X.tolist()  # names of files
+            X = X.tolist()  # file names
         if _holds_pictures(X):
             return X
         if np.asarray(X).ndim > 2:
@@ -74,40 +74,47 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 X = X.reshape(len(X), channels or 1, *self._shape(X.shape[1], channels or 1))
             except (TypeError, ValueError):
                 raise ConvaeError(
-                    f"X has {X.shape[1]} columns, no images of image_shape = {self.image_shape}"
+                    f"X has {X.shape[1]} columns, which are no images of image_shape = {self.image_shape}"
                 ) from None
         if X.dtype == np.uint8:
             return X
         return self._scaled(X, reset).astype(np.float32)
 
     def _shape(self, width: int, channels: int) -> Shape:
-        """Height and width of images whose rows have so many numbers; one may be -1."""
+        """Height and width of flattened images with `width` numbers; one of the two may be -1."""
         if self.image_shape is not None:
             return self.image_shape
         side = math.isqrt(width // channels)
         if channels * side**2 != width:
-            raise ConvaeError(f"X has {width} columns, no square image; image_shape=(height, width) says what it is")
+            raise ConvaeError(f"X has {width} columns, which are no square image; set image_shape=(height, width)")
         return side, side
 
     def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
-        """Numbers of which 0 is black and 1 is white."""
+        """X scaled so that 0 is black and 1 is white."""
         raise NotImplementedError
 
 
 class CAEFeatures(_ImageTransformer):
-    """The features of a trained encoder, which `fit` leaves as it is.
+    """Features of a trained encoder, which `fit` does not change.
 
     Args:
         encoder: folder of a saved encoder, an address such as `models:/convae-encoder@champion`, or an `Encoder`.
-        image_shape: height and width of flattened images, X of two dimensions; None takes square ones. With several
-            channels, all values of one come before those of the next.
-        value_range: black and white in arrays that are not `uint8`.
+        image_shape: height and width of flattened images (X with two dimensions); None stands for square images. With
+            several channels, all values of one channel come before those of the next.
+        value_range: the values of black and white in arrays that are not `uint8`.
 
-    X are arrays `[N, H, W]`, `[N, H, W, C]`, `[N, C, H, W]` or, flattened, `[N, C·H·W]`; or a list of arrays, files or
-    Pillow images, which may differ in size and for which `value_range` does not count.
+    X is an array `[N, H, W]`, `[N, H, W, C]`, `[N, C, H, W]` or, flattened, `[N, C·H·W]`; or a list of arrays, files or
+    Pillow images, which may differ in size and to which `value_range` does not apply.
 
     Attributes:
-        encoder_: the encoder, on the CPU unless one was given.
+        encoder_: the encoder, on the CPU unless an `Encoder` was given.
+
+    Example:
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.pipeline import make_pipeline
+        >>> classifier = make_pipeline(CAEFeatures("models/encoder"), LogisticRegression(max_iter=1000))
+        >>> list(classifier.named_steps)  # classifier.fit(images, labels) loads the encoder
+        ['caefeatures', 'logisticregression']
     """
 
     def __init__(
@@ -122,10 +129,10 @@ class CAEFeatures(_ImageTransformer):
         self.value_range = value_range
 
     def fit(self, X: Images, y: Any = None) -> "CAEFeatures":
-        """Load the encoder and look at the shape of X.
+        """Load the encoder and check the shape of X.
 
         Raises:
-            ConvaeError: there is no such encoder, or X does not suit it.
+            ConvaeError: there is no such encoder, or it does not accept X.
         """
         self.encoder_ = self.encoder if isinstance(self.encoder, Encoder) else load_encoder(self.encoder)
         self.encoder_.features(self._pixels(X, self.encoder_.config["channels"], reset=True)[:1])
@@ -138,31 +145,35 @@ class CAEFeatures(_ImageTransformer):
 
 
 class ConvolutionalAutoencoderFeatures(_ImageTransformer):
-    """Trains a convolutional autoencoder on X, without labels, and gives the features of its encoder.
+    """Features of a convolutional autoencoder that `fit` trains on X, without labels.
 
-    Images are normalised by their local contrast and whitened; the autoencoder's winners take all (Makhzani & Frey
-    2015); the maps of all layers are read as by `systems/default.yaml`. Further layers learn one after the other, each
-    on the maps of the one below, pooled by 2.
+    Images are normalised by their local contrast and whitened. The autoencoder is winner-take-all (Makhzani & Frey
+    2015). The layers learn one after the other, each on the maps of the layer below, pooled by 2; the maps of all
+    layers are read out as in `systems/default.yaml`.
 
     Args:
-        filters: of each layer.
+        filters: number of filters of each layer.
         kernel: side of the filters in pixels, odd.
-        epochs: of each layer.
-        batch_size: images in a batch.
-        learning_rate: of Adam; it falls to zero by a cosine.
+        epochs: epochs per layer.
+        batch_size: images per batch.
+        learning_rate: initial learning rate of Adam; it falls to zero along a cosine.
         grid: rows and columns of cells over which the maps are averaged.
         image_shape: as in `CAEFeatures`; flattened images are grey.
-        value_range: as in `CAEFeatures`; None takes the least and the largest value that `fit` sees, and
-            cuts others off.
-        random_state: seeds the filters, the batches and the 10 % of X held out to choose the epoch.
+        value_range: as in `CAEFeatures`; None takes the smallest and the largest value that `fit` sees, and clips all
+            values to them.
+        random_state: seeds the filters, the batches and the choice of the 10 % of X held out to choose the epoch.
         verbose: show progress.
 
-    X are arrays as in `CAEFeatures`, in `fit` all of one size.
+    X is an array as in `CAEFeatures`, in `fit` with images of one size.
 
     Attributes:
-        encoder_: the trained encoder, which `encoder_.save` writes for others to load.
-        value_range_: black and white in arrays that are not `uint8`; None where `fit` saw `uint8` and no `value_range`
-            is given: such arrays are then refused.
+        encoder_: the trained encoder; `encoder_.save` writes it for others to load.
+        value_range_: the values of black and white in arrays that are not `uint8`. None if `fit` saw `uint8` and no
+            `value_range` is given; `transform` then rejects other arrays.
+
+    Example:
+        >>> ConvolutionalAutoencoderFeatures(filters=(32, 64), epochs=2).set_params(kernel=5)
+        ConvolutionalAutoencoderFeatures(epochs=2, filters=(32, 64), kernel=5)
     """
 
     def __init__(
@@ -192,10 +203,10 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
 
     @state_as_before()
     def fit(self, X: Images, y: Any = None) -> "ConvolutionalAutoencoderFeatures":
-        """Train the autoencoder, then standardise its features over X.
+        """Train the autoencoder, then fit the standardisation of its features to X.
 
         Raises:
-            ConvaeError: X holds no images of one size, or no kernels of this size fit.
+            ConvaeError: X holds no images of one size, or the kernel is too large for them.
         """
         try:
             from convae.datasets.image_set import ImageSet
@@ -205,12 +216,13 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         except ModuleNotFoundError as error:
             raise ConvaeError(f"{error}; install convae[train]") from None
         if _holds_pictures(X):
-            raise ConvaeError(f"X is a {type(X).__name__} of pictures; arrays are needed to learn from")
+            raise ConvaeError(f"X is a {type(X).__name__} of pictures; training needs an array")
         self.value_range_ = None if self.value_range is None else _checked_range(self.value_range)
         images = _quantized(self._pixels(X, None, reset=True))
         generator = check_random_state(self.random_state)
         seed, order = int(generator.randint(2**31)), generator.permutation(len(images))
         tenth = len(images) // 10
+        # With fewer than ten images none can be held out, so all of them choose the epoch.
         parts = images[order[tenth:]], images[order[:tenth] if tenth else order]
         training, validation = (ImageSet(part, None, (), array_sha256(part)) for part in parts)
         with TemporaryDirectory() as scratch:
@@ -230,17 +242,17 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         return self
 
     def transform(self, X: Images) -> np.ndarray:
-        """As `CAEFeatures.transform`.
+        """Features `float32 [N, D]`, as in `CAEFeatures.transform`.
 
         Raises:
-            ConvaeError: also where X is `uint8`, and `fit` saw numbers of another range than 0 to 1.
+            ConvaeError: also if X is `uint8` but `fit` saw numbers that do not range from 0 to 1.
         """
         if "uint8" in str(getattr(X, "dtype", "")) and self.value_range is None:
             low, high = getattr(self, "value_range_", None) or (0, 1)
             if (low, high) != (0, 1):
                 raise ConvaeError(
-                    f"X is uint8, and fit saw numbers from {low:g} to {high:g}; give the same kind, or "
-                    "value_range=(black, white) for what is not uint8"
+                    f"X is uint8, but fit saw numbers from {low:g} to {high:g}; pass the same kind, or set "
+                    "value_range=(black, white) for arrays that are not uint8"
                 )
         return super().transform(X)
 
@@ -250,14 +262,14 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             self.value_range_ = (low, high if high > low else low + 1)
         if self.value_range_ is None:
             raise ConvaeError(
-                f"X is {X.dtype}, and fit saw uint8 only; value_range=(black, white) says what these numbers mean"
+                f"X is {X.dtype}, but fit saw uint8; set value_range=(black, white) to give these numbers a meaning"
             )
         low, high = self.value_range_
         scaled: np.ndarray = (np.clip(X, low, high) - low) / (high - low)
         return scaled
 
     def _experiment(self, seed: int, empty: str) -> "Params":
-        """The default experiment but for the arguments, with an empty folder for the encoder to start from."""
+        """The default experiment, changed by the arguments; `empty` is a folder with no encoder to start from."""
         from pydantic import ValidationError
 
         from convae.params import Params
@@ -295,12 +307,12 @@ def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:
     except (TypeError, ValueError):
         low, high = 0.0, 0.0
     if not -math.inf < low < high < math.inf:
-        raise ConvaeError(f"value_range = {value_range}: must be (black, white), two numbers of which white is larger")
+        raise ConvaeError(f"value_range = {value_range}: must be (black, white), two numbers with black < white")
     return low, high
 
 
 def _quantized(images: np.ndarray) -> np.ndarray:
-    """Arrays in the kind that is learned from: `uint8 [N, C, H, W]`."""
+    """Arrays as training takes them: `uint8 [N, C, H, W]`."""
     is_colour = images.ndim == 4 and (images.shape[1] == 3 or (images.shape[1] != 1 and images.shape[3] == 3))
     images = np.asarray(channels_first(images, 3 if is_colour else 1))
     if images.dtype != np.uint8:
