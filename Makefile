@@ -3,18 +3,23 @@ BIN := .venv/bin
 # Stages call `python`, which must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test check ui ladder search chaos benchmark
+.PHONY: help run test test-slow check ui ladder search chaos benchmark
 
 help:            ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
 
 run: $(BIN)/.installed  ## install, run the stages that a change affects, show the result
 	$(BIN)/dvc repro
 	@$(BIN)/python -m pipeline.summary
 
 # Threads of two workers on the same cores would wait for each other.
-test: $(BIN)/.installed  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
+
+test: $(BIN)/.installed  ## the test suite but for what is slow: eight minutes on two cores
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(BIN)/.installed  ## its rest: stops, searches, several processes, a team, the ladder, PostgreSQL, a browser
+	$(PYTEST) -m slow
 
 check: $(BIN)/.installed  ## check lint, formatting and types
 	$(BIN)/ruff check

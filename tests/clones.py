@@ -48,6 +48,19 @@ class Clone:
         variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
         return variables | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"}
 
+    def copy(self, folder: Path) -> "Clone":
+        """The same once more, with what git ignores.
+
+        Not copied by this process: it may have the database open, and to close a copied file would drop SQLite's locks.
+        """
+        subprocess.run(["cp", "-a", self.folder, folder], check=True)
+        return Clone(folder)
+
+    def commit(self, message: str) -> None:
+        """Commit all that changed."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         return (self.folder / name).read_bytes()
@@ -78,6 +91,5 @@ def make_clone(folder: Path, *changes: str, history: bool = True) -> Clone:
     result.run("git", "init", "--quiet")
     result.run("git", "config", "user.name", "Test")
     result.run("git", "config", "user.email", "test@example.org")
-    result.run("git", "add", "--all")
-    result.run("git", "commit", "--quiet", "--message", "A small experiment")
+    result.commit("A small experiment")
     return result

@@ -1,5 +1,8 @@
 """The shipped experiment shrunk to the embedded digits."""
 
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,32 @@ from convae.datasets.image_set import ImageSet, write_image_set
 from convae.params import Params, load_params
 
 REPOSITORY = Path(__file__).parents[1]
+# The longest files go first, or one worker would end with them while the others have nothing left to do. The second
+# needs no finished pipeline, and gives the first time to make it.
+LONGEST = (
+    "pipeline/test_pipeline.py",
+    "tracking/test_sync.py",
+    "pipeline/test_reuse.py",
+    "tracking/test_runs.py",
+    "pipeline/test_tracking.py",
+    "pipeline/test_search.py",
+    "pipeline/test_ladder.py",
+    "pipeline/test_processes.py",
+    "pipeline/test_chaos.py",
+    "pipeline/test_systems.py",
+    "pipeline/test_team.py",
+)
+
+
+def pytest_configure() -> None:
+    """Let tests start this environment's commands, and interrupt them, however pytest itself was started."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make what runs in the background ignore it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {REPOSITORY / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture

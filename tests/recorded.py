@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from helpers import made_once
 from mlflow import MlflowClient
 
 from convae.params import Params, load_params
@@ -61,7 +62,10 @@ def run(*command: str) -> str:
 @pytest.fixture(scope="session")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository, and a database whose tables exist: making both takes seconds, copying them nothing."""
-    folder = tmp_path_factory.mktemp("templates")
+    return made_once(tmp_path_factory, "templates", _make_templates)
+
+
+def _make_templates(folder: Path) -> None:
     repository = folder / "repository"
     for name, content in FILES.items():
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,6 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("git", "add", "--all")
         run("git", "commit", "--quiet", "--message", "Begin")
         open_store(f"sqlite:///{folder}/mlflow.db")
-    return folder
 
 
 @pytest.fixture

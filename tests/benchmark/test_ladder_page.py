@@ -118,6 +118,7 @@ def test_incomplete_curves_are_drawn_as_far_as_they_go(page):
 
 
 @needs_chromium
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (400, "light"), (1200, "dark")])
 def test_the_page_fits_the_window(page, tmp_path, width, scheme):
     page(ladder_rows())

@@ -22,6 +22,7 @@ def folder(tmp_path):
         yield disk or tmp_path
 
 
+@pytest.mark.slow
 def test_stopped_in_every_stage_the_pipeline_ends_with_the_same_bits(folder, tmp_path):
     clone = make_clone(folder / "convae", *EXPERIMENT, history=False)
     undisturbed = make_clone(folder / "undisturbed", *EXPERIMENT, history=False)

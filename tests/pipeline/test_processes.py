@@ -2,6 +2,7 @@
 
 import numpy as np
 import psutil
+import pytest
 from helpers import recorded, wait_for
 from mlflow import MlflowClient
 from PIL import Image
@@ -12,6 +13,8 @@ from convae import load_encoder
 TORCHRUN = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 REPRO = ("dvc", "repro", "--force", "--single-item", "train")
 LOST = "process 1 was killed by SIGKILL; run the stage again to resume"
+
+pytestmark = pytest.mark.slow
 
 
 def ranks(parent):
@@ -37,7 +40,7 @@ def equal(left, right):
 
 def test_a_training_that_lost_a_process_goes_on_with_another_number_of_them(clone, tmp_path):
     repository = clone(history=False)
-    repository.set("train.epochs=30", "train.checkpoint_minutes=0.001")
+    repository.set("train.epochs=60", "train.checkpoint_minutes=0.001")
     repository.run("dvc", "repro", "train")
     undisturbed = tmp_path / "undisturbed"
     (repository.folder / "models/autoencoder").rename(undisturbed)
@@ -46,7 +49,7 @@ def test_a_training_that_lost_a_process_goes_on_with_another_number_of_them(clon
     log = tmp_path / "log"
     with log.open("w") as stream:
         repro = repository.start(*REPRO, log=stream)
-        wait_for(lambda: has_saved(repository), 300)
+        wait_for(lambda: has_saved(repository), 600)
         ranks(repro)["1"].kill()
         assert repro.wait() != 0
     assert f"train: {LOST}\n" in log.read_text()
@@ -57,7 +60,7 @@ def test_a_training_that_lost_a_process_goes_on_with_another_number_of_them(clon
 
     with log.open("w") as stream:
         alone = repository.start("python", "-m", "pipeline.train", log=stream)
-        wait_for(lambda: has_saved(repository), 300)
+        wait_for(lambda: has_saved(repository), 600)
         alone.kill()
         alone.wait()
     resumed = repository.run(*TORCHRUN, "2", "-m", "pipeline.train")

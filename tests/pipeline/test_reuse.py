@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -22,6 +21,7 @@ from PIL import Image
 
 from convae import CAEFeatures, load_encoder
 from convae.classifier import load_image_classifier
+from convae.cli import main
 from convae.evaluation.saving import load_classifier, save_classifier
 from convae.files import read_json
 
@@ -30,17 +30,13 @@ CONVAE = ("python", "-m", "convae.cli")
 
 
 @pytest.fixture(scope="module")
-def published(clone):
+def published(finished):
     """A clone whose encoder and classifier are in MLflow's registry, and 20 test images as files in pictures/."""
-    repository = clone(history=False)
-    repository.run("dvc", "repro")
-    repository.run("git", "add", "--all")
-    repository.run("git", "commit", "--quiet", "--message", "Trained")
-    repository.run(*CONVAE, "publish")
-    (repository.folder / "pictures").mkdir()
-    for index, image in enumerate(images_of(repository)):
-        Image.fromarray(image[0]).save(repository.folder / f"pictures/{index:02}.png")
-    return repository
+    finished.run(*CONVAE, "publish")
+    (finished.folder / "pictures").mkdir()
+    for index, image in enumerate(images_of(finished)):
+        Image.fromarray(image[0]).save(finished.folder / f"pictures/{index:02}.png")
+    return finished
 
 
 def images_of(repository):
@@ -66,6 +62,33 @@ def expected(published):
     return np.load(published.folder / "data/features/test.npy")[:IMAGES]
 
 
+@pytest.fixture
+def convae(published, monkeypatch, capsys):
+    """`convae("info", "models/encoder")`: run a command there, in this process; gives what it prints."""
+    monkeypatch.chdir(published.folder)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convae", *arguments])
+        capsys.readouterr()
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(convae):
+    """`refused("info", "models:/nothing/1")`: the one line with which a command ends."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            convae(*arguments)
+        assert "\n" not in end.value.code
+        return end.value.code
+
+    return run
+
+
 def assert_same(found, expected):
     """To 1e-4 of each row's length: a square root magnifies the last digit of what is next to zero."""
     assert (np.linalg.norm(found - expected, axis=1) <= 1e-4 * np.linalg.norm(expected, axis=1)).all()
@@ -87,24 +110,24 @@ def test_scikit_learn_gives_the_features_of_the_pipeline(published, expected):
 
 
 @pytest.mark.parametrize("suffix", ["npy", "parquet"])
-def test_the_command_line_gives_the_features_of_the_pipeline(published, expected, suffix):
-    done = published.run(*CONVAE, "features", "pictures", "-o", f"build/f.{suffix}")
+def test_the_command_line_gives_the_features_of_the_pipeline(published, convae, expected, suffix):
+    printed = convae("features", "pictures", "-o", f"build/f.{suffix}")
     files = [f"pictures/{index:02}.png" for index in range(IMAGES)]
     if suffix == "npy":
         assert_same(np.load(published.folder / "build/f.npy", allow_pickle=False), expected)
-        assert done.stdout.split() == files
+        assert printed.split() == files
     else:
         table = pd.read_parquet(published.folder / "build/f.parquet").set_index("file")
         assert list(table.index) == files
         assert_same(table.to_numpy(), expected)
 
 
-def test_onnx_gives_the_features_of_the_pipeline_and_those_of_other_sizes(published, expected):
-    published.run(*CONVAE, "export", "--onnx", "build/encoder.onnx")
+def test_onnx_gives_the_features_of_the_pipeline_and_those_of_other_sizes(published, convae, expected):
+    convae("export", "--onnx", "build/encoder.onnx")
     session = onnxruntime.InferenceSession(published.folder / "build/encoder.onnx")
     assert_same(session.run(None, {"images": images_of(published)})[0], expected)
     encoder = load_encoder(published.folder / "models/encoder")
-    published.run(*CONVAE, "export", "--any-size", "--onnx", "build/any.onnx")
+    convae("export", "--any-size", "--onnx", "build/any.onnx")
     session = onnxruntime.InferenceSession(published.folder / "build/any.onnx")
     for shape in ((1, 1, 8, 8), (3, 1, 28, 28), (2, 1, 33, 70)):
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -118,7 +141,7 @@ def test_mlflow_gives_the_features_of_the_pipeline(published, client, expected):
     assert_same(CAEFeatures("models:/convae-encoder/1").fit_transform(images), expected)
 
 
-def test_every_door_gives_the_predictions_of_the_pipeline(published, client):
+def test_every_door_gives_the_predictions_of_the_pipeline(published, convae, client):
     truth = pd.read_parquet(published.folder / "data/predictions/test.parquet")[:IMAGES]
     labels = [str(label) for label in truth["prediction"]]
     classifier = load_image_classifier(published.folder / "models")
@@ -127,7 +150,7 @@ def test_every_door_gives_the_predictions_of_the_pipeline(published, client):
     assert classifier.predict(images) == labels
     np.testing.assert_allclose(scores.max(axis=1), truth["confidence"], atol=1e-4)
     for model in ("models", "models:/convae-classifier@champion"):
-        found = json.loads(published.run(*CONVAE, "classify", "pictures", "--json", "--model", model).stdout)
+        found = json.loads(convae("classify", "pictures", "--json", "--model", model))
         assert [one["label"] for one in found] == labels
         np.testing.assert_allclose([list(one["probabilities"].values()) for one in found], scores, atol=1e-4)
     table = mlflow.pyfunc.load_model("models:/convae-classifier@champion").predict(images)
@@ -191,10 +214,10 @@ def test_a_published_model_says_what_it_is_and_holds_no_pickle(published, client
     assert any(line.startswith("torch==") for line in requirements)
 
 
-def test_publishing_again_adds_nothing(published, client):
-    done = published.run(*CONVAE, "publish")
-    assert "convae-encoder version 1 already" in done.stdout
-    assert "champion stays with version 1, this version" in done.stdout
+def test_publishing_again_adds_nothing(convae, client):
+    printed = convae("publish")
+    assert "convae-encoder version 1 already" in printed
+    assert "champion stays with version 1, this version" in printed
     assert len(client.search_model_versions("name = 'convae-classifier'")) == 1
 
 
@@ -205,25 +228,20 @@ def test_a_store_that_lacks_the_runs_gets_them_first(published, tmp_path):
     assert MlflowClient(other).get_run(version.run_id).data.tags["dvc.stage"] == "evaluate"
 
 
-def test_what_no_lock_knows_is_not_published(published, tmp_path):
+def test_what_no_lock_knows_is_not_published(published, refused, tmp_path):
     shutil.copytree(published.folder / "models", tmp_path / "models")
     estimator, about = load_classifier(tmp_path / "models/classifier")
     changed = {name: value for name, value in about.items() if name not in ("format", "sha256")} | {"settings": {}}
     save_classifier(tmp_path / "models/classifier", estimator, changed)
-    done = published.run(*CONVAE, "publish", "--model", str(tmp_path / "models"), check=False)
-    assert done.returncode == 1
-    assert "no dvc.lock in this repository has its content" in done.stderr
-    assert done.stderr.count("\n") == 1
+    line = refused("publish", "--model", str(tmp_path / "models"))
+    assert "no dvc.lock in this repository has its content" in line
 
 
 @pytest.mark.parametrize(
     "address", ["models:/convae-encoder@nobody", "models:/nothing/1", "runs:/0123456789abcdef0123456789abcdef/x"]
 )
-def test_an_address_without_a_model_is_one_line(published, address):
-    done = published.run(*CONVAE, "info", address, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"convae: {address}: ")
-    assert done.stderr.count("\n") == 1
+def test_an_address_without_a_model_is_one_line(refused, address):
+    assert refused("info", address).startswith(f"convae: {address}: ")
 
 
 def test_an_address_without_a_store_makes_none(tmp_path):
@@ -238,8 +256,8 @@ def test_an_address_without_a_store_makes_none(tmp_path):
 @pytest.mark.parametrize(
     "source", ["models/encoder", "models:/convae-classifier@champion", "models:/convae-encoder@champion"]
 )
-def test_info_says_what_how_good_and_from_where(published, source):
-    text = published.run(*CONVAE, "info", source).stdout
+def test_info_says_what_how_good_and_from_where(published, convae, source):
+    text = convae("info", source)
     metrics = read_json(published.folder / "reports/metrics.json")
     for part in (
         "8 filters 7×7",
@@ -253,28 +271,19 @@ def test_info_says_what_how_good_and_from_where(published, source):
         assert part in text
 
 
-def test_an_encoder_starts_another_training(published, clone):
-    repository = clone(history=False)
-    theirs, initial, ours = (
-        published.folder / "models/encoder",
-        repository.folder / "models/initial",
-        repository.folder / "models/encoder",
-    )
+def test_an_encoder_that_does_not_fit_stops_a_training_and_leaves_results_alone(published, tmp_path):
+    """`test_the_commands_of_the_pages_run` has one that fits."""
+    own = published.copy(tmp_path / "convae")
+    encoder, initial = own.folder / "models/encoder", own.folder / "models/initial"
     for name in ("config.json", "model.safetensors"):
-        shutil.copy(theirs / name, initial / name)
-    repository.set("objective.kind=classify", "train.freeze=all", "train.epochs=1")
-    repository.run("dvc", "repro", CONVAE_TRACKING="off")
-    assert repository.run("git", "status", "--porcelain", "--", "models").stdout == ""
-    np.testing.assert_array_equal(load_encoder(ours).filters, load_encoder(theirs).filters)
-    assert "up to date" in repository.run("dvc", "status").stdout
-    weights = (ours / "model.safetensors").read_bytes()
-    repository.set("preprocessing.whitening=null")
-    refused = repository.run("dvc", "repro", check=False)
+        shutil.copy(encoder / name, initial / name)
+    assert own.run("git", "status", "--porcelain", "--", "models").stdout == ""
+    assert "models/initial" in own.run("dvc", "status").stdout
+    own.set("preprocessing.whitening=null")
+    refused = own.run("dvc", "repro", check=False)
     assert refused.returncode != 0
     assert "model.initialize_from: preprocessing.whitening is" in refused.stderr
-    assert (ours / "model.safetensors").read_bytes() == weights
-    (initial / "config.json").unlink()
-    assert "models/initial" in repository.run("dvc", "status").stdout
+    assert (encoder / "model.safetensors").read_bytes() == (initial / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reuse.md"])
@@ -297,8 +306,7 @@ def test_the_commands_of_the_pages_run(published, repository, tmp_path):
         line for block in blocks for line in block.splitlines() if line.startswith(("convae", "cp", "dvc", "rm"))
     ]
     assert len(commands) >= 8
-    own = replace(published, folder=tmp_path / "convae")
-    shutil.copytree(published.folder, own.folder, symlinks=True)
+    own = published.copy(tmp_path / "convae")
     shutil.copy(published.folder / "pictures/00.png", own.folder / "photo.png")
     before = load_encoder(published.folder / "models/encoder")
     own.run("sh", "-ec", "\n".join(['convae() { python -m convae.cli "$@"; }', *commands]), CONVAE_TRACKING="off")

@@ -16,6 +16,7 @@ from convae.history.lock import read_lock
 
 NAME = "mlflow.example.org"
 DOCUMENT = Path(__file__).parents[2] / "docs/team.md"
+pytestmark = pytest.mark.slow
 
 
 def commands(title):
@@ -78,23 +79,20 @@ def test_a_colleague_has_encoder_and_rows_without_computing(clone, tmp_path, mon
         assert colleague.read(name) == mine.read(name)
 
 
-def test_a_conflict_in_dvc_lock_is_settled_as_the_page_says(clone, monkeypatch):
+def test_a_conflict_in_dvc_lock_is_settled_as_the_page_says(finished, monkeypatch):
     monkeypatch.setenv("CONVAE_TRACKING", "off")
-    repository = clone(history=False)
 
     def compute(message, *changes):
-        repository.set(*changes)
-        repository.run("dvc", "repro")
-        repository.run("git", "add", "--all")
-        repository.run("git", "commit", "--quiet", "--message", message)
+        finished.set(*changes)
+        finished.run("dvc", "repro")
+        finished.commit(message)
 
-    compute("First results")
-    repository.run("git", "switch", "--quiet", "--create", "side")
+    finished.run("git", "switch", "--quiet", "--create", "side")
     compute("On the side", "classifier.kind=ridge")
-    repository.run("git", "switch", "--quiet", "-")
+    finished.run("git", "switch", "--quiet", "-")
     compute("Meanwhile", "features.grid=2")
-    assert repository.run("git", "merge", "side", check=False).returncode
-    assert b"<<<<<<<" in repository.read("dvc.lock")
+    assert finished.run("git", "merge", "side", check=False).returncode
+    assert b"<<<<<<<" in finished.read("dvc.lock")
 
     (row,) = re.findall(
         r"^\| a merge ends with a conflict in `dvc.lock` \|(.*)", DOCUMENT.read_text("utf-8"), re.MULTILINE
@@ -102,10 +100,10 @@ def test_a_conflict_in_dvc_lock_is_settled_as_the_page_says(clone, monkeypatch):
     lines = re.findall(r"`((?:git|dvc) [^`]+)`", row.partition(";")[0])
     assert lines[:2] == ["git checkout --theirs params.yaml dvc.lock reports", "dvc repro"]
     for line in lines:
-        repository.run(*line.split())
-    assert "up to date" in repository.run("dvc", "status").stdout
-    assert not repository.run("git", "status", "--porcelain").stdout
-    assert not repository.run("git", "grep", "-l", "^<<<<<<< ", check=False).stdout
-    locked = read_lock(repository.read("dvc.lock").decode())
+        finished.run(*line.split())
+    assert "up to date" in finished.run("dvc", "status").stdout
+    assert not finished.run("git", "status", "--porcelain").stdout
+    assert not finished.run("git", "grep", "-l", "^<<<<<<< ", check=False).stdout
+    locked = read_lock(finished.read("dvc.lock").decode())
     assert (locked["features"].params["features.grid"], locked["evaluate"].params["classifier.kind"]) == (2, "ridge")
-    assert "<<<<<<<" not in repository.read("reports/metrics.json").decode()
+    assert "<<<<<<<" not in finished.read("reports/metrics.json").decode()

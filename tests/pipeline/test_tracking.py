@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from clones import Clone
 from helpers import (
     NO_POSTGRES,
     ROWS,
@@ -47,12 +48,6 @@ def sync(repository, **environment):
 NOTHING = "Added 0 stage runs and 0 experiments; existing ones are unchanged."
 
 
-def commit(repository):
-    """Commit what a run left."""
-    repository.run("git", "add", "--all")
-    repository.run("git", "commit", "--quiet", "--message", "First results")
-
-
 def run_queue(repository, experiments, **environment):
     """Queue experiments and have two workers run them."""
     for name, changes in experiments.items():
@@ -69,24 +64,24 @@ def run_queue(repository, experiments, **environment):
 
 
 @pytest.fixture(scope="module")
-def tracked(clone):
-    """A clone in which `dvc repro` has run once, its results committed."""
-    repository = clone(history=False)
-    repository.run("dvc", "repro")
-    commit(repository)
+def varied(finished, tmp_path_factory):
+    """The finished pipeline after an experiment."""
+    repository = finished.copy(tmp_path_factory.mktemp("varied") / "convae")
+    repository.run("dvc", "exp", "run", "--name", "ridge", "--set-param", *EXPERIMENTS["ridge"])
     return repository
 
 
 @pytest.fixture(scope="module")
-def compared(tracked):
+def compared(finished, tmp_path_factory):
     """The same after three experiments."""
-    run_queue(tracked, EXPERIMENTS)
-    return tracked
+    repository = finished.copy(tmp_path_factory.mktemp("compared") / "convae")
+    run_queue(repository, EXPERIMENTS)
+    return repository
 
 
-def test_each_stage_is_a_run_and_the_experiment_a_row(tracked):
-    client = client_of(tracked)
-    assert sync(tracked) == NOTHING
+def test_each_stage_is_a_run_and_the_experiment_a_row(finished):
+    client = client_of(finished)
+    assert sync(finished) == NOTHING
     runs = {run.data.tags["dvc.stage"]: run for run in recorded(client)}
     assert list(runs) == ORDER
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -99,8 +94,8 @@ def test_each_stage_is_a_run_and_the_experiment_a_row(tracked):
     (row,) = recorded(client, ROWS)
     assert row.info.run_name.endswith(" First results")
     assert row.data.params["classifier.kind"] == "logistic_regression"
-    metrics = json.loads(tracked.read("reports/metrics.json"))
-    epochs = pd.read_csv(tracked.folder / "reports/training.csv")
+    metrics = json.loads(finished.read("reports/metrics.json"))
+    epochs = pd.read_csv(finished.folder / "reports/training.csv")
     for run in (runs["train"], row):
         history = client.get_metric_history(run.info.run_id, "validation_loss")
         assert [(entry.step, entry.value) for entry in history] == list(
@@ -116,65 +111,77 @@ def test_each_stage_is_a_run_and_the_experiment_a_row(tracked):
         about = {(metric.key, metric.dataset_name): metric.value for metric in model.metrics}
         assert about["test.accuracy", "digits prepared/test"] == metrics["test"]["accuracy"]
         assert about["validation.accuracy", "digits prepared/validation"] == metrics["validation"]["accuracy"]
-    assert not [path for path in (tracked.folder / "mlartifacts").rglob("*") if path.suffix in (".safetensors", ".npy")]
+    assert not [
+        path for path in (finished.folder / "mlartifacts").rglob("*") if path.suffix in (".safetensors", ".npy")
+    ]
 
 
-def test_a_second_repro_adds_nothing(tracked):
-    before = len(recorded(client_of(tracked)))
-    assert "Running stage" not in tracked.run("dvc", "repro").stdout
-    assert sync(tracked) == NOTHING
-    assert len(recorded(client_of(tracked))) == before
+def test_a_second_repro_adds_nothing(finished):
+    before = len(recorded(client_of(finished)))
+    assert "Running stage" not in finished.run("dvc", "repro").stdout
+    assert sync(finished) == NOTHING
+    assert len(recorded(client_of(finished))) == before
 
 
-def test_three_experiments_of_two_workers_are_four_rows(compared):
-    client = client_of(compared)
-    assert sync(compared) == NOTHING
+def assert_rows(repository, experiments, runs):
+    """Each experiment is a row with the figures that DVC has of it, and nothing is there twice."""
+    client = client_of(repository)
+    assert sync(repository) == NOTHING
     rows = {run.info.run_name.partition(":")[0]: run for run in recorded(client, ROWS)}
-    assert {name for name in rows if not name.endswith("First results")} == set(EXPERIMENTS)
-    table = json.loads(compared.run("dvc", "exp", "show", "--json").stdout)
+    assert {name for name in rows if not name.endswith("First results")} == set(experiments)
+    table = json.loads(repository.run("dvc", "exp", "show", "--json").stdout)
     shown = {
         revision["name"]: revision["data"]["metrics"]["reports/metrics.json"]["data"]
         for baseline in table
         for experiment in baseline["experiments"] or []
         for revision in experiment["revs"]
     }
-    assert set(shown) == set(EXPERIMENTS)
-    for name, (change, *_) in EXPERIMENTS.items():
+    assert set(shown) == set(experiments)
+    for name in experiments:
+        (change,) = EXPERIMENTS[name]
         key, _, value = change.partition("=")
         assert rows[name].info.run_name == f"{name}: {change}"
         assert rows[name].data.params[key] == value
         assert rows[name].data.metrics["test.accuracy"] == shown[name]["test"]["accuracy"]
         assert f"`dvc exp apply {name}`" in rows[name].data.tags["mlflow.note.content"]
-    runs = recorded(client)
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {run.data.tags["convae.origin"] for run in runs} == {"executed"}
-    assert len(runs) == 6 + 2 + 3 + 4
-    assert not list((compared.folder / ".dvc/tmp/exps").rglob("mlflow.db"))
+    found = recorded(client)
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert {run.data.tags["convae.origin"] for run in found} == {"executed"}
+    assert len(found) == runs
+    assert not list((repository.folder / ".dvc/tmp/exps").rglob("mlflow.db"))
 
 
-def test_a_database_deleted_comes_back_row_for_row(compared, tmp_path):
-    other = type(compared)(tmp_path / "other")
-    # Not by this process: it has the database open, and closing a file that it copied would drop SQLite's locks.
-    subprocess.run(["cp", "-r", compared.folder, other.folder], check=True)
-    (other.folder / "mlflow.db").unlink()
+def test_an_experiment_is_a_row_beside_the_first_results(varied):
+    assert_rows(varied, ["ridge"], 6 + 2)
+
+
+@pytest.mark.slow
+def test_three_experiments_of_two_workers_are_four_rows(compared):
+    assert_rows(compared, list(EXPERIMENTS), 6 + 2 + 3 + 4)
+
+
+def test_a_database_deleted_comes_back_row_for_row(varied, tmp_path):
+    other = varied.copy(tmp_path / "other")
+    for database in other.folder.glob("mlflow.db*"):
+        database.unlink()
     shutil.rmtree(other.folder / "mlartifacts")
-    assert sync(other) == "Added 15 stage runs and 4 experiments; existing ones are unchanged."
+    assert sync(other) == "Added 8 stage runs and 2 experiments; existing ones are unchanged."
     before, after = (
         {experiment: content(client_of(repository), experiment) for experiment in (STAGES, ROWS)}
-        for repository in (compared, other)
+        for repository in (varied, other)
     )
     assert after == before
     assert sync(other) == NOTHING
 
 
-def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(compared, clone, tmp_path):
-    other = type(compared)(tmp_path / "other")
-    subprocess.run(["git", "clone", "--quiet", compared.folder, other.folder], check=True)
-    other.run("dvc", "config", "--local", "cache.dir", str(compared.folder / ".dvc/cache"))
+def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(varied, tmp_path):
+    other = Clone(tmp_path / "other")
+    subprocess.run(["git", "clone", "--quiet", varied.folder, other.folder], check=True)
+    other.run("dvc", "config", "--local", "cache.dir", str(varied.folder / ".dvc/cache"))
     other.run("git", "fetch", "--quiet", "origin", "refs/exps/*:refs/exps/*")  # `dvc exp pull` without a remote cache
     assert "Running stage" not in other.run("dvc", "repro").stdout.replace("Running stage 'validate'", "")
-    assert sync(other) == "Added 15 stage runs and 4 experiments; existing ones are unchanged."
-    rows, expected = (content(client_of(repository), ROWS) for repository in (other, compared))
+    assert sync(other) == "Added 8 stage runs and 2 experiments; existing ones are unchanged."
+    rows, expected = (content(client_of(repository), ROWS) for repository in (other, varied))
     assert rows == expected
     assert {run.data.tags["convae.origin"] for run in recorded(client_of(other))} == {"restored"}
     lines = other.run("convae", "lineage", "models/encoder", PYTHONPATH="src").stdout.splitlines()
@@ -182,40 +189,49 @@ def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(compa
     assert sum(line.startswith("  run ") and "none" not in line for line in lines) == 4
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL of the stage", "Ctrl-C"])
-def test_a_training_that_is_stopped_is_a_killed_run_and_its_repetition_a_finished_one(clone, sent):
-    repository = clone(history=False)
-    repository.run("dvc", "repro", "prepare")
-    repository.set("train.epochs=500")
-    repro = repository.start("dvc", "repro")
+def test_a_training_that_is_stopped_is_killed_until_it_goes_on_in_the_same_run(finished, tmp_path):
+    repository = finished.copy(tmp_path / "convae")
     client = client_of(repository)
+    repository.set("train.epochs=1000000")  # it ends by being stopped alone
 
     def trainings():
-        return [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"]
+        return [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"][1:]
 
-    wait_for(lambda: any({"validation_loss", CPU_LOAD} <= set(run.data.metrics) for run in trainings()))
+    def epochs():
+        return sum(len(client.get_metric_history(run.info.run_id, "validation_loss")) for run in trainings())
+
+    repro = repository.start("dvc", "repro")
+    wait_for(lambda: any({"validation_loss", CPU_LOAD} <= set(run.data.metrics) for run in trainings()), seconds=600)
     (train,) = trainings()
     assert train.info.status == "RUNNING"
-    if sent == signal.SIGKILL:
-        os.kill(int(train.data.tags["process.pid"]), sent)
-    else:
-        os.killpg(repro.pid, sent)  # as a terminal does, to the whole group
+    os.kill(int(train.data.tags["process.pid"]), signal.SIGKILL)
     repro.communicate()
     assert repro.returncode != 0
-    wait_for(lambda: trainings()[0].info.status == "KILLED")
-    repository.set("train.epochs=2")
+    wait_for(lambda: trainings()[0].info.status == "KILLED", seconds=600)
+
+    before = epochs()
+    with (tmp_path / "log").open("w") as log:
+        repro = repository.start("dvc", "repro", log=log)
+        wait_for(lambda: epochs() > before, seconds=600)
+        os.killpg(repro.pid, signal.SIGINT)  # as a terminal does, to the whole group
+        assert repro.wait() != 0
+    assert "resuming epoch" in (tmp_path / "log").read_text()
+    wait_for(lambda: [run.info.status for run in trainings()] == ["KILLED"], seconds=600)
+
+    repository.set("train.epochs=3")
     repository.run("dvc", "repro", "train")
     assert [run.info.status for run in trainings()] == ["KILLED", "FINISHED"]
-    assert len(client.get_metric_history(trainings()[1].info.run_id, "train_loss")) == 2
+    assert len(client.get_metric_history(trainings()[1].info.run_id, "train_loss")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NO_POSTGRES, reason="Debian's package postgresql is missing")
 def test_two_workers_and_a_server_on_postgresql(clone, tmp_path):
     repository = clone(history=False)
     with postgres() as store, mlflow_server(tmp_path, store) as (address, _):
         server = {"MLFLOW_TRACKING_URI": address}
         assert "no longer recorded" not in repository.run("dvc", "repro", **server).stderr
-        commit(repository)
+        repository.commit("First results")
         run_queue(repository, {name: [f"classifier.kind={name}"] for name in ("ridge", "linear_svm")}, **server)
         client = MlflowClient(address)
         assert sync(repository, **server) == NOTHING
@@ -229,6 +245,7 @@ def test_two_workers_and_a_server_on_postgresql(clone, tmp_path):
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_the_interface_opens_on_a_comparison(compared):
     from playwright.sync_api import expect
 
@@ -334,17 +351,17 @@ def three_runs(page, expect):
     page.screenshot(path=SCREENSHOTS / "three-curves.png")
 
 
-def test_a_parameter_flipped_back_adds_no_row_and_what_dvc_restores_is_marked(compared):
-    client = client_of(compared)
+def test_a_parameter_flipped_back_adds_no_row_and_what_dvc_restores_is_marked(varied):
+    client = client_of(varied)
     before = content(client, ROWS)
-    compared.set("classifier.kind=k_nearest_neighbors")
-    compared.run("dvc", "repro", CONVAE_TRACKING="off")
-    for kind in ("ridge", "k_nearest_neighbors", "logistic_regression"):
-        compared.set(f"classifier.kind={kind}")
-        output = compared.run("dvc", "repro").stdout
+    varied.set("classifier.kind=k_nearest_neighbors")
+    varied.run("dvc", "repro", CONVAE_TRACKING="off")
+    for kind in ("logistic_regression", "k_nearest_neighbors"):
+        varied.set(f"classifier.kind={kind}")
+        output = varied.run("dvc", "repro").stdout
         assert "Stage 'evaluate' is cached - skipping run" in output
         assert "Running stage 'report'" in output  # its page is kept by git alone
-    assert sync(compared) == NOTHING
+    assert sync(varied) == NOTHING
     origins = {
         run.data.params["classifier.kind"]: run.data.tags["convae.origin"]
         for run in recorded(client)

@@ -23,7 +23,7 @@ HOSTILE = [
     "--></style><h1>",
 ]
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 @pytest.fixture

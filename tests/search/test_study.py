@@ -65,6 +65,7 @@ def test_a_storage_that_is_none_is_one_line(search, experiment):
 
 
 @pytest.mark.skipif(NO_POSTGRES, reason="Debian's package postgresql is missing")
+@pytest.mark.slow
 def test_machines_that_begin_at_once_share_a_study_on_postgresql(search, repository):
     with postgres() as storage:
         settings = SEARCH | {"storage": storage}
@@ -87,7 +88,7 @@ def test_trials_run_what_is_committed(search, experiment):
     for path in (code, search, search.with_name("params.yaml")):
         path.write_text("before\n")
     git("init", "--quiet")
-    subprocess.run(["dvc", "init", "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
     git("add", "--all")
     git("commit", "--quiet", "--message", "Begin")
     code.write_text("after\n")

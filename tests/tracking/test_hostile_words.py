@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from helpers import chromium, mlflow_server, needs_chromium, wait_for
 from mlflow import MlflowClient
 
@@ -51,6 +52,7 @@ def card() -> str:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_mlflow_runs_nothing_of_a_note_or_a_card(tmp_path: Path) -> None:
     with mlflow_server(tmp_path) as (address, _):
         client = MlflowClient(address, address)
