@@ -51,43 +51,44 @@ def laughs(kind: str, first: str) -> str:
 C = "C: [0.001, 0.003]"
 FOLDER = by("dataset: fashion_mnist", "dataset: image_folder")
 
+UNREADABLE = "not readable as YAML:"
 YAML = {
     "billion laughs": (by(C, f"C: {laughs('&x{index} [{many}]', '[lol]')}"), "more than 20 aliases"),
     "billion merges": (by(C, f"C: {laughs('&x{index} {{<<: [{many}]}}', '{a: 1}')}"), "more than 20 aliases"),
-    "a list in itself": (by(C, "C: &c [*c]"), "classifier.logistic_regression.C[0] = [[...]]: must be a valid number"),
-    "unknown alias": (by("seed: 0", "seed: *nowhere"), "found undefined alias 'nowhere'"),
-    "merged scalar": (by(C, "<<: 3"), "expected a mapping or list of mappings for merging, but found scalar"),
-    "duplicate key": (by("epochs: 1", "epochs: 1\n  epochs: 2"), 'found duplicate key "epochs"'),
-    "Python call": (by("seed: 0", "seed: !!python/object/apply:os.abort []"), "could not determine a constructor"),
-    "Python name": (by("seed: 0", "seed: !!python/name:os.system"), "could not determine a constructor"),
-    "unknown tag": (by("seed: 0", "seed: !mine 0"), "could not determine a constructor for the tag '!mine'"),
-    "no boolean": (by("seed: 0", "seed: !!bool maybe"), "not readable as YAML: 'maybe'"),
-    "no integer": (by("seed: 0", "seed: !!int ''"), "not readable as YAML: string index out of range"),
-    "no float": (by("seed: 0", "seed: !!float many"), "could not convert string to float: 'many'"),
-    "impossible date": (by("seed: 0", "seed: 2001-99-99"), "month must be in 1..12"),
-    "date": (by("seed: 0", "seed: 2001-01-01"), "seed = datetime.date(2001, 1, 1): must be a valid integer"),
-    "bytes": (by("seed: 0", "seed: !!binary aGk="), "seed = b'hi': must be a valid integer"),
-    "sexagesimal": (by("seed: 0", "seed: 1:30"), "seed = '1:30': must be a valid integer"),
-    "yes is text": (by("standardize: true", "standardize: yes"), "features.standardize = 'yes': must be a valid"),
-    "no is text": (by("batch_norm: false", "batch_norm: no"), "model.layers[0].batch_norm = 'no': must be a valid"),
-    "0 is no boolean": (by("tied_weights: true", "tied_weights: 0"), "model.tied_weights = 0: must be a valid boolean"),
-    "tab": (by("  epochs:", "\tepochs:"), "found character '\\t' that cannot start any token"),
-    "UTF-16": (lambda text: text.encode("utf-16"), "'utf-8' codec can't decode byte 0xff"),
-    "Latin-1": (lambda text: f"{text}# é".encode("latin-1"), "'utf-8' codec can't decode byte 0xe9"),
-    "zero byte": (by("seed: 0", "seed: 0\0"), "unacceptable character #x0000"),
-    "bell": (by("seed: 0", "seed: \x07"), "unacceptable character #x0007"),
-    "two documents": (lambda text: f"{text}---\n{text}", "expected a single document in the stream"),
-    "future YAML": (lambda text: f"%YAML 9.9\n---\n{text}", "found incompatible YAML document"),
-    "lists in lists": (by("seed: 0", f"seed: {'[' * 1000}{']' * 1000}"), "maximum recursion depth exceeded"),
-    "unclosed lists": (lambda text: "[" * 1000, "maximum recursion depth exceeded"),
-    "sections in sections": (by("seed: 0", f"seed: {'{a: ' * 3000}{'}' * 3000}"), "maximum recursion depth exceeded"),
-    "lists of lists": (lambda text: "- " * 20_000, "maximum recursion depth exceeded"),
-    "endless key": (by("seed:", "s" * 100_000 + ":"), "mapping values are not allowed here"),
-    "section as key": (lambda text: f"{text}? {{a: 2}}\n: 3\n", "found unhashable key"),
+    "a list in itself": (by(C, "C: &c [*c]"), "classifier.logistic_regression.C[0] = [[...]]: must"),
+    "unknown alias": (by("seed: 0", "seed: *nowhere"), f"{UNREADABLE} … nowhere"),
+    "merged scalar": (by(C, "<<: 3"), UNREADABLE),
+    "duplicate key": (by("epochs: 1", "epochs: 1\n  epochs: 2"), f"{UNREADABLE} … epochs"),
+    "Python call": (by("seed: 0", "seed: !!python/object/apply:os.abort []"), UNREADABLE),
+    "Python name": (by("seed: 0", "seed: !!python/name:os.system"), UNREADABLE),
+    "unknown tag": (by("seed: 0", "seed: !mine 0"), f"{UNREADABLE} … !mine"),
+    "no boolean": (by("seed: 0", "seed: !!bool maybe"), UNREADABLE),
+    "no integer": (by("seed: 0", "seed: !!int ''"), UNREADABLE),
+    "no float": (by("seed: 0", "seed: !!float many"), UNREADABLE),
+    "impossible date": (by("seed: 0", "seed: 2001-99-99"), UNREADABLE),
+    "date": (by("seed: 0", "seed: 2001-01-01"), "seed = datetime.date(2001, 1, 1): must"),
+    "bytes": (by("seed: 0", "seed: !!binary aGk="), "seed = b'hi': must"),
+    "sexagesimal": (by("seed: 0", "seed: 1:30"), "seed = '1:30': must"),
+    "yes is text": (by("standardize: true", "standardize: yes"), "features.standardize = 'yes': must"),
+    "no is text": (by("batch_norm: false", "batch_norm: no"), "model.layers[0].batch_norm = 'no': must"),
+    "0 is no boolean": (by("tied_weights: true", "tied_weights: 0"), "model.tied_weights = 0: must"),
+    "tab": (by("  epochs:", "\tepochs:"), UNREADABLE),
+    "UTF-16": (lambda text: text.encode("utf-16"), UNREADABLE),
+    "Latin-1": (lambda text: f"{text}# é".encode("latin-1"), UNREADABLE),
+    "zero byte": (by("seed: 0", "seed: 0\0"), UNREADABLE),
+    "bell": (by("seed: 0", "seed: \x07"), UNREADABLE),
+    "two documents": (lambda text: f"{text}---\n{text}", UNREADABLE),
+    "future YAML": (lambda text: f"%YAML 9.9\n---\n{text}", UNREADABLE),
+    "lists in lists": (by("seed: 0", f"seed: {'[' * 1000}{']' * 1000}"), UNREADABLE),
+    "unclosed lists": (lambda text: "[" * 1000, UNREADABLE),
+    "sections in sections": (by("seed: 0", f"seed: {'{a: ' * 3000}{'}' * 3000}"), UNREADABLE),
+    "lists of lists": (lambda text: "- " * 20_000, UNREADABLE),
+    "endless key": (by("seed:", "s" * 100_000 + ":"), UNREADABLE),
+    "section as key": (lambda text: f"{text}? {{a: 2}}\n: 3\n", UNREADABLE),
     "list as key": (lambda text: f"{text}? [1, 2]\n: 3\n", "unknown key (1, 2); the nearest known key is 'train'"),
     "null as key": (lambda text: f"{text}null: 3\n", "unknown key None; the nearest known key is"),
     "line break in a key": (lambda text: f'{text}"a\\nb": 3\n', "unknown key 'a\\nb'; the nearest known key is"),
-    "5000 digits": (by("seed: 0", f"seed: {'9' * 5000}"), "Exceeds the limit (4300 digits)"),
+    "5000 digits": (by("seed: 0", f"seed: {'9' * 5000}"), UNREADABLE),
 }  # fmt: skip
 
 KEYS = {
@@ -105,11 +106,11 @@ KEYS = {
 }  # fmt: skip
 
 VALUES = {
-    "list for a number": (by("epochs: 1", "epochs: [1]"), "train.epochs = [1]: must be a valid integer"),
-    "number for a list": (by(C, "C: 0.1"), "classifier.logistic_regression.C = 0.1: must be a valid list"),
-    "text for a list": (by("layers: [-1]", "layers: '-1'"), "features.layers = '-1': must be a valid list"),
-    "section for a list": (by("layers: [-1]", "layers: {a: 1}"), "features.layers = {'a': 1}: must be a valid list"),
-    "nothing for a list": (by("layers: [-1]", "layers:"), "features.layers = None: must be a valid list"),
+    "list for a number": (by("epochs: 1", "epochs: [1]"), "train.epochs = [1]: must"),
+    "number for a list": (by(C, "C: 0.1"), "classifier.logistic_regression.C = 0.1: must"),
+    "text for a list": (by("layers: [-1]", "layers: '-1'"), "features.layers = '-1': must"),
+    "section for a list": (by("layers: [-1]", "layers: {a: 1}"), "features.layers = {'a': 1}: must"),
+    "nothing for a list": (by("layers: [-1]", "layers:"), "features.layers = None: must"),
     "weights of neighbours": (
         several(by("weight: null", "weight: balanced"), by("kind: logistic", "kind: k_nearest_neighbors #")),
         "classifier: class_weight = balanced: k_nearest_neighbors can't weight classes; set it to null or choose",
@@ -118,18 +119,18 @@ VALUES = {
         several(by("weight: null", "weight: balanced"), by("kind: logistic", "kind: mlp #")),
         "classifier: class_weight = balanced: mlp can't weight classes; set it to null or choose another classifier",
     ),
-    "another figure": (by("select_by: accuracy", "select_by: f1"), "classifier.select_by = 'f1': must be 'accuracy',"),
+    "another figure": (by("select_by: accuracy", "select_by: f1"), "classifier.select_by = 'f1': must be 'accuracy'"),
     "another weight": (by("class_weight: null", "class_weight: 2"), "classifier.class_weight = 2: must be 'balanced'"),
-    "empty list": (by("layers: [-1]", "layers: []"), "features.layers = []: must have at least 1 item"),
-    "number for text": (by("experiment: convae", "experiment: 3"), "tracking.experiment = 3: must be a valid string"),
-    "text in a list of numbers": (by(C, "C: ['1']"), "classifier.logistic_regression.C[0] = '1': must be a valid"),
-    "NaN in a list": (by(C, "C: [.nan]"), "classifier.logistic_regression.C[0] = nan: must be a finite number"),
-    "infinity": (by("floor: 0.03", "floor: .inf"), "preprocessing.local_contrast.floor = inf: must be a finite number"),
-    "overflow": (by("learning_rate: 0.003", "learning_rate: 1e999"), "train.learning_rate = inf: must be a finite"),
+    "empty list": (by("layers: [-1]", "layers: []"), "features.layers = []: must"),
+    "number for text": (by("experiment: convae", "experiment: 3"), "tracking.experiment = 3: must"),
+    "text in a list of numbers": (by(C, "C: ['1']"), "classifier.logistic_regression.C[0] = '1': must"),
+    "NaN in a list": (by(C, "C: [.nan]"), "classifier.logistic_regression.C[0] = nan: must"),
+    "infinity": (by("floor: 0.03", "floor: .inf"), "preprocessing.local_contrast.floor = inf: must"),
+    "overflow": (by("learning_rate: 0.003", "learning_rate: 1e999"), "train.learning_rate = inf: must"),
     "integer beyond floats": (by("learning_rate: 0.003", f"learning_rate: {'9' * 400}"), "train.learning_rate = 9999"),
     "minus infinity": (by("threshold: 0.0", "threshold: -.inf"), "features.threshold = -inf: must be"),
-    "negative zero epochs": (by("epochs: 1", "epochs: -0"), "train.epochs = 0: must be greater than 0"),
-    "fraction for a count": (by("batch_size: 64", "batch_size: 64.0"), "train.batch_size = 64.0: must be a valid"),
+    "negative zero epochs": (by("epochs: 1", "epochs: -0"), "train.epochs = 0: must"),
+    "fraction for a count": (by("batch_size: 64", "batch_size: 64.0"), "train.batch_size = 64.0: must"),
     "truth for a count": (by("devices: 1", "devices: true"), "train.devices = True: must be"),
     "empty root": (by("root: data/local", "root: ''"), "data.root: found ''; at least one character is needed"),
     "zero byte in a path": (by("root: data/local", 'root: "a\\0b"'), "data.root: found 'a\\x00b'; at least one"),
@@ -138,10 +139,10 @@ VALUES = {
     "endless path": (by("initialize_from: models/initial", f"initialize_from: {'a' * 5000}"), "model.initialize_from:"),
     "empty experiment": (by("experiment: convae", "experiment: ''"), "tracking.experiment: found ''"),
     "line break in a choice": (by("dataset: fashion_mnist", 'dataset: "a\\nb"'), "data.dataset = 'a\\nb': must be"),
-    "upper case": (by("pooling: mean", "pooling: Mean"), "features.pooling = 'Mean': must be 'mean' or 'max'"),
+    "upper case": (by("pooling: mean", "pooling: Mean"), "features.pooling = 'Mean': must be 'mean'"),
     "three sides": (layer(filters=8, stride="[1, 1, 1]"), "model.layers[0].stride: found [1, 1, 1]; one number or"),
     "negative side": (layer(filters=8, kernel="[-3, 3]"), "model.layers[0].kernel: found [-3, 3]; one number or"),
-    "share above one": (by("test_size: 0.2", "test_size: 1.0"), "data.test_size = 1.0: must be less than 1"),
+    "share above one": (by("test_size: 0.2", "test_size: 1.0"), "data.test_size = 1.0: must"),
     "nothing to validate on": (by("validation_size: 0.1", "validation_size: 0.000001"), "data.validation_size ="),
     "nothing to learn from": (by("validation_size: 0.1", "validation_size: 0.9999999"), "data.validation_size ="),
     "nothing left over": (
@@ -192,7 +193,7 @@ def test_other_paths_are_left_alone(tmp_path: Path, repository: Path, root: str)
 
 
 ABSURD = {
-    "filters": (layer(filters=65537), "model.layers[0].filters = 65537: must be less than or equal to 65536"),
+    "filters": (layer(filters=65537), "model.layers[0].filters = 65537: must … 65536"),
     "filters of one layer": (layer(filters=9, kernel=9001, padding="full"), "model.layers[0]: its filters would take"),
     "maps": (
         several(
@@ -211,16 +212,16 @@ ABSURD = {
     "image side": (several(FOLDER, by("image_size: null", "image_size: 100000")), "data.image_size: found 100000;"),
     "kernel": (layer(filters=8, kernel=1000001), "model.layers[0].kernel: found 1000001; one number or [height,"),
     "stride": (layer(filters=8, stride=10**22), "model.layers[0].stride: found 10000000000000000000000; one number"),
-    "layers": (by("  initialization:", "    - {filters: 8}\n" * 2000 + "  initialization:"), "must have at most 100"),
-    "layers read": (by("layers: [-1]", f"layers: [{'-1, ' * 3000}]"), "must have at most 100 items after validation,"),
-    "epochs": (by("epochs: 1", f"epochs: {'9' * 400}"), "must be less than 2147483648"),
+    "layers": (by("  initialization:", "    - {filters: 8}\n" * 2000 + "  initialization:"), "model.layers = … 100"),
+    "layers read": (by("layers: [-1]", f"layers: [{'-1, ' * 3000}]"), "features.layers = … must … 100"),
+    "epochs": (by("epochs: 1", f"epochs: {'9' * 400}"), "train.epochs = … must … 2147483648"),
     "huge number": (by("learning_rate: 0.003", "learning_rate: 1.0e+30"), "train.learning_rate: found 1e+30; a magn"),
     "tiny number": (by(C, "C: [1.0e-30]"), "logistic_regression.C[0]: found 1e-30; a magnitude from 1e-12 to 1e+12 is"),
     "masking": (
         by("corruption: null", "corruption: {kind: masking, level: 0.5, block: [4, 29]}"),
         "objective.corruption.block = 4×29: images are 28×28, and a block can't be larger",
     ),
-    "batch": (by("batch_size: 64", "batch_size: 9999999999"), "train.batch_size = 9999999999: must be less than"),
+    "batch": (by("batch_size: 64", "batch_size: 9999999999"), "train.batch_size = 9999999999: must"),
     "one image to classify": (
         several(by("batch_size: 64", "batch_size: 1"), by("kind: reconstruct ", "kind: classify ")),
         "train.batch_size = 1: objective.kind = classify normalises over a batch, and one image gives a single value;",
@@ -232,12 +233,12 @@ ABSURD = {
         ),
         "train.batch_size = 1: model.layers[0] normalises over a batch, and one image gives a single value; at least 2",
     ),
-    "threads": (by("threads: 2", "threads: 2000"), "train.threads = 2000: must be less than or equal to 1024"),
+    "threads": (by("threads: 2", "threads: 2000"), "train.threads = 2000: must … 1024"),
     "shift": (by("augmentation: null", "augmentation: {flip: true, shift: 99999999999}"), "train.augmentation.shift"),
-    "window": (by("window: 9", "window: 1000001"), "preprocessing.local_contrast.window = 1000001: must be less than"),
-    "whitening": (by("window: 7", "window: 17"), "preprocessing.whitening.window = 17: must be less than or equal to"),
+    "window": (by("window: 9", "window: 1000001"), "preprocessing.local_contrast.window = 1000001: must"),
+    "whitening": (by("window: 7", "window: 17"), "preprocessing.whitening.window = 17: must"),
     "winners": (by("block: 14", "block: 999999"), "objective.sparsity.block: found 999999; one number or [height,"),
-    "components": (by("pca: null", "pca: 999999999999"), "features.pca = 999999999999: must be less than 2147483648"),
+    "components": (by("pca: null", "pca: 999999999999"), "features.pca = 999999999999: must … 2147483648"),
     "hidden layer": (by("hidden_layer_sizes: [512]", "hidden_layer_sizes: [9999999999]"), "mlp.hidden_layer_sizes[0]"),
     "neighbours": (by("n_neighbors: [5, 10]", "n_neighbors: [9999999999]"), "n_neighbors[0] = 9999999999: must be"),
     "grid": (by("  grid: 7 ", "  grid: 65535 "), "features.grid = 65535×65535: layer -1 has maps of 28×28"),
@@ -258,8 +259,9 @@ def test_one_line_says_what_is_wrong(repository: Path, tmp_path: Path, case: str
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConvaeError) as mistake:
         load_experiment(path)
-    assert message in str(mistake.value)
-    for line in str(mistake.value).splitlines():
+    lines = str(mistake.value).splitlines()
+    assert any(all(part in line for part in message.split(" … ")) for line in lines)
+    for line in lines:
         assert line.startswith(f"{path}: ")
         assert line.isprintable()
 
@@ -290,7 +292,7 @@ def test_integers_are_those_of_yaml_1_2(repository: Path, tmp_path: Path, writte
 
 
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConvaeError, match="Is a directory"):
+    with pytest.raises(ConvaeError, match=f"^{tmp_path}: "):
         load_experiment(tmp_path)
 
 

@@ -67,11 +67,8 @@ def test_completion_finds_what_is_loaded_late():
     ("environment", "message"),
     [
         ({"CONVAE_TRACKING": "off"}, "tracking is switched off"),
-        ({"MLFLOW_TRACKING_URI": ""}, "the MLflow store can't be used: DatabaseError: file is not a database"),
-        (
-            {"MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9"},
-            "the MLflow store can't be used: MlflowException",
-        ),
+        ({"MLFLOW_TRACKING_URI": ""}, "the MLflow store can't be used: "),
+        ({"MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9"}, "the MLflow store can't be used: "),
     ],
     ids=["off", "no database", "no server"],
 )

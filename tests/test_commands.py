@@ -91,10 +91,8 @@ def test_a_bad_picture_is_reported_and_left_out(models):
         lines = done.stderr.splitlines()
         assert len(lines) == 4
         assert lines[0].startswith("convae: pictures/a/2.png: not a readable PNG")
-        assert lines[2:] == [
-            "convae: missing.png: No such file or directory",
-            "convae: 3 of 11 pictures were skipped",
-        ]
+        assert lines[2].startswith("convae: missing.png: ")
+        assert lines[3] == "convae: 3 of 11 pictures were skipped"
 
 
 def test_a_picture_that_is_too_large_is_left_out_as_well(models, monkeypatch, capsys):
@@ -185,7 +183,7 @@ def test_what_reads_a_part_of_the_output_ends_it_quietly(models):
         (["features", "pictures", "--encoder", "trained", "-o", "f.npy"], "this encoder has no readout"),
         (["features", "pictures", "-o", "folder.npy"], "folder.npy: a folder; name a file"),
         (["export", "--onnx", "."], ".: a folder; name a file"),
-        (["features", "pictures", "-o", "models/encoder/config.json/f.npy"], "models/encoder/config.json: File exists"),
+        (["features", "pictures", "-o", "models/encoder/config.json/f.npy"], "models/encoder/config.json: "),
     ],
 )
 def test_mistakes_are_one_line(models, arguments, message):

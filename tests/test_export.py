@@ -82,5 +82,5 @@ def test_onnxruntime_gives_the_features(kind, tmp_path):
             (found,) = session.run(None, {"images": images})
             assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
         if not any_size:
-            with pytest.raises(InvalidArgument, match="Got: 9 Expected: 12"):
+            with pytest.raises(InvalidArgument):
                 session.run(None, {"images": np.zeros((1, 3, 9, 31), np.uint8)})

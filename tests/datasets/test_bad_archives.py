@@ -60,9 +60,9 @@ IDX: dict[str, tuple[Callable[[Path], object], str]] = {
     "promises more": (archive(40, 6, 5, content=PIXELS[1:]), "expected 1200 bytes after the IDX header, found only"),
     "holds more": (archive(40, 6, 5, content=PIXELS + b"x"), "expected 1200 bytes after the IDX header, found more"),
     "bomb": (bomb, "expected 1200 bytes after the IDX header, found more"),
-    "text after gzip": (plain(gzip.compress(idx(40, 6, 5)) + b"garbage"), "damaged gzip file (Not a gzipped file"),
+    "text after gzip": (plain(gzip.compress(idx(40, 6, 5)) + b"garbage"), "damaged gzip file ("),
     "truncated": (plain(gzip.compress(idx(40, 6, 5))[:-12]), "damaged gzip file"),
-    "wrong checksum": (plain(gzip.compress(idx(40, 6, 5))[:-8] + bytes(8)), "damaged gzip file (CRC check failed"),
+    "wrong checksum": (plain(gzip.compress(idx(40, 6, 5))[:-8] + bytes(8)), "damaged gzip file ("),
     "bzip2": (plain(bz2.compress(idx(40, 6, 5))), "begins with 0x425a6839"),
     "xz": (plain(lzma.compress(idx(40, 6, 5))), "begins with 0xfd377a58"),
     "gzip in gzip": (plain(gzip.compress(gzip.compress(idx(40, 6, 5)))), "begins with 0x1f8b08"),
@@ -94,7 +94,7 @@ def test_idx(tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams], 
 def test_a_root_that_cannot_be_looked_at_is_told(
     tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams]
 ) -> None:
-    with pytest.raises(ConvaeError, match="File name too long"):
+    with pytest.raises(ConvaeError, match=f"{'a' * 300}: "):
         download(data_params(root="a" * 300), tmp_path / "raw", tmp_path / "downloads")
 
 
@@ -131,7 +131,7 @@ def cut(start: int | None, end: int | None) -> Callable[[Path], None]:
     return damage
 
 
-LACKS = f"lacks {NAMES[0]}"
+LACKS, DAMAGED = f"lacks {NAMES[0]}", "stl10_binary.tar.gz: damaged archive ("
 TARS: dict[str, tuple[Callable[[Path], object], str]] = {
     "link out": (in_place_of_the_first(tarfile.SYMTYPE, "/etc/passwd"), LACKS),
     "hard link out": (in_place_of_the_first(tarfile.LNKTYPE, "/etc/passwd"), LACKS),
@@ -143,13 +143,13 @@ TARS: dict[str, tuple[Callable[[Path], object], str]] = {
     "absolute": (lambda path: tar(path, (f"/tmp/{NAMES[0]}", tarfile.REGTYPE, ""), leave_out=1), LACKS),
     "detour": (lambda path: tar(path, (f"x/../{NAMES[0]}", tarfile.REGTYPE, ""), leave_out=1), LACKS),
     "member left out": (lambda path: tar(path, leave_out=1), LACKS),
-    "truncated": (cut(0, -50), "damaged archive (Compressed file ended before the end-of-stream marker"),
-    "start left out": (cut(1, None), "damaged archive (not a gzip file)"),
-    "empty": (plain(b""), "damaged archive (empty file)"),
-    "text": (plain(b"hello"), "damaged archive (not a gzip file)"),
-    "text in gzip": (plain(gzip.compress(b"hello" * 200)), "damaged archive (invalid header)"),
+    "truncated": (cut(0, -50), DAMAGED),
+    "start left out": (cut(1, None), DAMAGED),
+    "empty": (plain(b""), DAMAGED),
+    "text": (plain(b"hello"), DAMAGED),
+    "text in gzip": (plain(gzip.compress(b"hello" * 200)), DAMAGED),
     "zeros in gzip": (plain(gzip.compress(bytes(10240))), "lacks stl10_binary/test_X.bin"),
-    "bzip2": (plain(bz2.compress(b"hello")), "damaged archive (not a gzip file)"),
+    "bzip2": (plain(bz2.compress(b"hello")), DAMAGED),
 }  # fmt: skip
 
 
@@ -201,20 +201,20 @@ def cifar(path: Path, content: Any) -> None:
 
 TWO = np.zeros((32, 32, 3, 2), np.uint8)
 CONTENT: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "no matrix": ("svhn", plain(b"hello" * 100), "not a valid svhn archive (ValueError: Unknown mat file type"),
-    "empty matrix": ("svhn", plain(b""), "not a valid svhn archive (MatReadError: Mat file appears to be"),
+    "no matrix": ("svhn", plain(b"hello" * 100), "not a valid svhn archive ("),
+    "empty matrix": ("svhn", plain(b""), "not a valid svhn archive ("),
     "no images": ("svhn", lambda path: mat(path, y=np.ones(2)), "holds {'y': (1, 2)}, expected {'X': (32, 32,"),
     "a vector": ("svhn", lambda path: mat(path, X=np.ones(2), y=np.ones(2)), "holds {'X': (1, 2), 'y': (1, 2)}, exp"),
     "labels in words": ("svhn", lambda path: mat(path, X=TWO, y=np.array([["a"], ["b"]], object)), "not a valid svhn"),
     "floats": ("svhn", lambda path: mat(path, X=TWO / 255, y=np.ones((2, 1))), "the train images are float64 (2, 3"),
     "no label": ("svhn", lambda path: mat(path, X=TWO, y=np.ones((0, 1))), "'y': (0, 1)}, expected {'X'"),
     "label beyond": ("svhn", lambda path: mat(path, X=TWO, y=np.array([[1], [77]])), "the train labels are 1 to 77,"),
-    "no bytes": ("stl10", lambda path: stl10(path, "train_X", b""), "not a valid stl10 archive (ValueError: cannot"),
+    "no bytes": ("stl10", lambda path: stl10(path, "train_X", b""), "not a valid stl10 archive ("),
     "a third of an image": ("stl10", lambda path: stl10(path, "train_X", bytes(9216)), "not a valid stl10"),
     "label 0": ("stl10", lambda path: stl10(path, "train_y", bytes(2)), "the train labels are -1 to -1, expected 0 to"),
     "another image": ("stl10", lambda path: stl10(path, "test_X", bytes(55296)), "the test images are uint8 (2, 3, 96"),
-    "pickled list": ("cifar10", lambda path: cifar(path, []), "not a valid cifar10 archive (TypeError: list"),
-    "pickled nothing": ("cifar10", lambda path: cifar(path, {}), "not a valid cifar10 archive (KeyError: '"),
+    "pickled list": ("cifar10", lambda path: cifar(path, []), "not a valid cifar10 archive ("),
+    "pickled nothing": ("cifar10", lambda path: cifar(path, {}), "not a valid cifar10 archive ("),
     "another pickle": ("cifar100", lambda path: cifar(path, {}), "lacks cifar-100-python/meta, cifar-100-python/test"),
 }  # fmt: skip
 

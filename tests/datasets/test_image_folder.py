@@ -1,3 +1,4 @@
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_what_is_no_picture_is_rejected_with_its_reason(tmp_path: Path) -> None:
     _, rejected = list_images(root)
     assert {file.path: file.reason for file in rejected} == {
         "train/a/README.txt": "not a PNG, JPEG, WebP, BMP or TIFF image",
-        "train/a/broken.png": "cannot be read: No such file or directory",
+        "train/a/broken.png": f"cannot be read: {os.strerror(errno.ENOENT)}",
         "train/a/circle.png": "cannot be read: a symbolic link in a circle",
         "train/a/dotted.png": "a symbolic link that leads out of data.root",
         "train/a/empty.png": "empty file; get it again",

@@ -94,7 +94,7 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
     "line break in a picture": (lambda root: picture(root / "train/a/1\n2.png"), r"train/a/1\n2.png (the name is not"),
     "a file called test": (lambda root: (root / "test").write_text(""), "test: not a folder, although its name"),
     "a link to nowhere called test": (lambda root: dangling(root / "test"), "test: not a folder, although its name"),
-    "a circle called test": (lambda root: circle(root / "test"), "test: Too many levels of symbolic links"),
+    "a circle called test": (lambda root: circle(root / "test"), "local/test: "),
     "test without pictures": (lambda root: (root / "test").mkdir(), "no image in the test part"),
     "test without pictures of a class": (lambda root: (root / "test/a").mkdir(parents=True), "no image in the test"),
     "test with another class": (lambda root: picture(root / "test/c/1.png"), "the test part has class 'c'"),
@@ -189,8 +189,9 @@ def test_a_root_that_is_no_folder_is_refused(
     tmp_path: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     monkeypatch.chdir(classes(tmp_path / "local", "a", "b"))
-    with pytest.raises(ConvaeError, match=r"no such folder|not a folder|File name too long"):
+    with pytest.raises(ConvaeError, match=f"^data.root = {root}: ") as refusal:
         run(data_params(**FOLDER, root=root), tmp_path)
+    assert str(refusal.value).isprintable()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -200,7 +201,7 @@ def test_what_may_not_be_read_is_told(tmp_path: Path, data_params: Params, name:
     mode = path.stat().st_mode
     path.chmod(0)
     try:
-        with pytest.raises(ConvaeError, match="Permission denied"):
+        with pytest.raises(ConvaeError, match=f"{path}: "):
             run(data_params(**FOLDER), tmp_path)
     finally:
         path.chmod(mode)

@@ -97,6 +97,7 @@ def test_the_content_counts_and_not_the_name(tmp_path: Path, name: str) -> None:
 
 
 BOMB = zlib.compress(bytes(1 << 26))
+DAMAGED = "^damaged, or not as its format demands "
 REFUSED = {
     "no bytes": (b"", "empty file; get it again"),
     "no pixels": (png(0, 0, 8, 2, b""), "not a readable PNG"),
@@ -108,13 +109,13 @@ REFUSED = {
     "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG; save it as PNG"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "PostScript; save it as PNG"),
     "PDF": (b"%PDF-1.7\n", "a PDF; save it as PNG"),
-    "too few pixels": (png(10, 10, 8, 2, b"\0" * 50), "image file is truncated"),
-    "one long line": (png(1, 89_478_485, 8, 0, b""), "image file is truncated"),
+    "too few pixels": (png(10, 10, 8, 2, b"\0" * 50), DAMAGED),
+    "one long line": (png(1, 89_478_485, 8, 0, b""), DAMAGED),
     "bomb": (png(1 << 31, 1 << 31, 8, 2, b""), "not a readable PNG|too many pixels"),
-    "compressed text": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"zTXt", b"a\0\0" + BOMB)), "Decompressed data too large"),
-    "compressed words": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB)), "Decompressed data too"),
-    "compressed profile": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"iCCP", b"a\0\0" + BOMB)), "Decompressed data"),
-    "EXIF of no kind": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"eXIf", b"garbage!")), "not a TIFF file"),
+    "compressed text": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"zTXt", b"a\0\0" + BOMB)), DAMAGED),
+    "compressed words": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB)), DAMAGED),
+    "compressed profile": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"iCCP", b"a\0\0" + BOMB)), DAMAGED),
+    "EXIF of no kind": (png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"eXIf", b"garbage!")), DAMAGED),
     "32 bits": (encoded("I", 7), "signed numbers of 32 bits"),
     "floats": (encoded("F", 0.5), "floating-point numbers of 32 bits"),
 }  # fmt: skip

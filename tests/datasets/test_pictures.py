@@ -184,7 +184,7 @@ def _bomb(side: int) -> bytes:
 
 
 def test_a_picture_of_too_many_pixels_is_refused() -> None:
-    with pytest.raises(UnusableError, match="too many pixels: Image size"):
+    with pytest.raises(UnusableError, match="too many pixels: "):
         decode(_bomb(30_000), 3, (12, 8))
     with (
         pytest.warns(Image.DecompressionBombWarning),
@@ -198,9 +198,9 @@ def test_a_picture_of_too_many_pixels_is_refused() -> None:
     [
         (b"", "empty file"),
         (b"just some text", "not a readable PNG"),
-        (b"\x89PNG\r\n\x1a\n", "not a readable PNG|SyntaxError|EOFError|OSError"),
-        (encoded(RGB)[:-40], "truncated|broken"),
-        (encoded(RGB, "JPEG")[:-40], "truncated"),
+        (b"\x89PNG\r\n\x1a\n", "not a readable PNG|damaged, or not as"),
+        (encoded(RGB)[:-40], "damaged, or not as its format demands"),
+        (encoded(RGB, "JPEG")[:-40], "damaged, or not as its format demands"),
         (encoded(RGB, "GIF"), "a GIF; save it as PNG"),
         (encoded(RGB, "PPM"), "a PNM image; save it as PNG"),
     ],

@@ -64,7 +64,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "description of nothing": (
         "prepared/test/description.json",
         lambda path: path.write_text("{}"),
-        "prepared/test: not a readable image set ('shape')",
+        "prepared/test: not a readable image set",
     ),
     "description of a list": (
         "prepared/test/description.json",

@@ -186,7 +186,7 @@ def test_one_class_is_refused():
 def test_a_setting_that_does_not_suit_the_data_is_one_line():
     train, y, validation, y_validation = split()
     params = make_classifier_params("k_nearest_neighbors", n_neighbors=[10_000])
-    with pytest.raises(ConvaeError, match=r"k_nearest_neighbors, n_neighbors = 10000: .*n_neighbors") as caught:
+    with pytest.raises(ConvaeError, match="k_nearest_neighbors, n_neighbors = 10000: ") as caught:
         fit_best(params, train, y, validation, y_validation, 0)
     assert "\n" not in str(caught.value)
 

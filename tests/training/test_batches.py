@@ -123,14 +123,16 @@ seen = np.zeros(64, int)
 for pixels, _ in whole.of_epoch(0):
     seen += np.bincount(pixels[:, 0, 0, 0].numpy(), minlength=64)
 print(set(seen.tolist()))
-images[:]
+try:
+    images[:]
+except MemoryError:
+    print("no room for all")
 """
 
 
 def test_streamed_images_need_no_room_for_all(tmp_path):
     done = subprocess.run([sys.executable, "-c", BEYOND_MEMORY, tmp_path], capture_output=True, text=True)
-    assert done.stdout == "{512}\n"
-    assert "Unable to allocate 384. MiB" in done.stderr
+    assert done.stdout == "{512}\nno room for all\n", done.stderr
 
 
 def test_augmented_images_are_mirrored_and_moved_ones():
