@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Stages call `python`, which must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-slow check ui ladder search chaos benchmark
+.PHONY: help run test test-slow lowest check ui ladder search chaos benchmark
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -20,6 +20,16 @@ test: $(BIN)/.installed  ## the test suite but for what is slow: eight minutes o
 
 test-slow: $(BIN)/.installed  ## its rest: stops, searches, several processes, a team, the ladder, PostgreSQL, a browser
 	$(PYTEST) -m slow
+
+# Only direct dependencies are the oldest; theirs are the newest that fit. uv asks PyPI, or the index in UV_DEFAULT_INDEX.
+lowest:          ## the quick tests with the oldest versions that pyproject.toml allows, in .venv-lowest
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/pip install uv
+	.venv-lowest/bin/uv pip compile --resolution lowest-direct --extra test pyproject.toml -o .venv-lowest/requirements.txt
+	.venv-lowest/bin/pip install -r .venv-lowest/requirements.txt
+	.venv-lowest/bin/pip install --no-deps --no-build-isolation -e .
+	touch .venv-lowest/bin/.installed
+	$(MAKE) test BIN=.venv-lowest/bin
 
 check: $(BIN)/.installed  ## check lint, formatting and types
 	$(BIN)/ruff check

@@ -114,6 +114,7 @@ def test_the_same_random_state_gives_the_same_bits_and_leaves_nothing_behind(tmp
 UNCHANGED = """
 import logging, os, random, sys, warnings
 import numpy as np
+import rich.style  # draws from Python's generator when Lightning or scikit-learn first import it
 import torch
 from sklearn.datasets import load_digits
 from convae import ConvolutionalAutoencoderFeatures
