@@ -388,7 +388,127 @@ def test_a_lock_file_that_nobody_can_read_is_left_out(
     untracked("repro")
     commit("Results \u2028 of two lines")
     lock = Path("dvc.lock").read_text()
-    Path("dvc.lock").write_text(f"    assert done.stderr.startswith("convae: the MLflow store can't be used: ")
+    Path("dvc.lock").write_text(f"<<<<<<< mine\n{lock}=======\n{lock}>>>>>>> theirs\n")
+    commit("A conflict")
+    Path("dvc.lock").write_text(lock)
+    assert sync() == (2, 1)
+    head = git("rev-parse", "--short=7", "HEAD")
+    line = f"commit {head}: dvc.lock contains merge conflict markers; skipped\n"
+    assert capsys.readouterr().err == line
+    Path("dvc.lock").write_text("stages: 1")
+    cure = "restore the committed file with `git checkout dvc.lock`"
+    assert convae("sync").stderr.endswith(f"convae: dvc.lock can't be read; {cure}\n")
+
+
+CONFLICT = (
+    "dvc.lock contains merge conflict markers; choose a side with `git checkout --theirs params.yaml dvc.lock reports` "
+    "(or --ours), then run `dvc repro`"
+)
+
+
+def test_a_conflict_in_the_lock_file_is_one_line_that_says_what_to_do(
+    pipeline: Path, client: MlflowClient, start_stage: Callable[[str], "subprocess.Popen[str]"]
+) -> None:
+    untracked("repro")
+    commit("Results")
+    lock = Path("dvc.lock").read_text()
+    Path("dvc.lock").write_text(f"<<<<<<< mine\n{lock}=======\n{lock}>>>>>>> theirs\n")
+    for command in (("sync",), ("lineage", "models/autoencoder"), ("ui",), ("verify",)):
+        done = convae(*command)
+        assert (done.stdout, done.stderr, done.returncode) == ("", f"convae: {CONFLICT}\n", 1)
+    warning = f"train: no longer recorded in MLflow ({CONFLICT}); results are unaffected\n"
+    assert start_stage("pass").communicate() == ("", warning)
+
+
+def test_any_path_can_be_an_input(pipeline: Path, client: MlflowClient) -> None:
+    records = Records(f"sqlite:///{pipeline}/mlflow.db", ROWS)
+    *_, place = places()
+    paths = ["/srv/my pictures/", "../pictures", "a//b", "naïve|`x`", "long/" * 100, "longer/" * 100]
+    records.restore(Execution("download", {}, dict.fromkeys(paths, "0" * 32)), place, pipeline)
+    (run,) = recorded(client)
+    assert sum(name.startswith("input.") for name in run.data.tags) == len(paths)
+
+
+def test_an_experiment_that_was_deleted_in_the_interface_comes_back(pipeline: Path, client: MlflowClient) -> None:
+    dvc("repro")
+    found = client.get_experiment_by_name(ROWS)
+    assert found is not None
+    client.delete_experiment(found.experiment_id)
+    assert sync() == (0, 0)
+    assert len(recorded(client, ROWS)) == 1
+
+
+@pytest.mark.parametrize("password", ["secret", "sec@ret", "sec/ret"])
+def test_an_address_is_shown_without_its_password(password: str) -> None:
+    assert public(f"at http://me:{password}@example.org:5000/x") == "at http://example.org:5000/x"
+
+
+def convae(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "convae.cli", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_lineage_of_something_copied_elsewhere(pipeline: Path, client: MlflowClient, tmp_path: Path) -> None:
+    dvc("repro")
+    commit("Results")
+    shutil.copytree("models/autoencoder", tmp_path / "copy")
+    done = convae("lineage", str(tmp_path / "copy"))
+    assert done.returncode == 0, done.stderr
+    (train,) = [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"]
+    images = path_md5(Path("data/prepared/train"))
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == [str(tmp_path / "copy"), path_md5(Path("models/autoencoder"))]
+    assert lines[2][2:] == ["git", "checkout", git("rev-parse", "--short=7", "HEAD"), "&&", "dvc", "checkout"]
+    assert ["run", train.info.run_id] in lines
+    assert ["data", "data/prepared/train", images] in lines
+    assert ["parameter", "train.epochs", "=", "2"] in lines
+
+    (tmp_path / "copy/config.json").write_text("changed")
+    done = convae("lineage", str(tmp_path / "copy"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"convae: {tmp_path}/copy: no dvc.lock in this repository has its content (MD5 ")
+    done = convae("lineage", "nowhere")
+    assert (done.returncode, done.stderr) == (1, "convae: nowhere: no such file or folder\n")
+
+    done = convae("lineage", "models/autoencoder", CONVAE_TRACKING="off")
+    assert done.returncode == 0
+    assert "train.epochs = 2" in done.stdout
+    assert train.info.run_id not in done.stdout
+
+
+def test_lineage_tells_of_the_code_at_hand_where_other_code_gave_the_same_bits(
+    pipeline: Path, client: MlflowClient
+) -> None:
+    dvc("repro")
+    commit("Results")
+    definition = Path("dvc.yaml").read_text()
+    Path("dvc.yaml").write_text(definition.replace("[data/prepared/train]", "[data/prepared/train, train.py]"))
+    dvc("repro")
+    commit("Other code, the same bits")
+    lines = [line.split() for line in convae("lineage", "models/autoencoder").stdout.splitlines()]
+    assert lines[2][2:] == ["git", "checkout", git("rev-parse", "--short=7", "HEAD"), "&&", "dvc", "checkout"]
+    _, later = [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"]
+    assert ["run", later.info.run_id] in lines
+    assert ["data", "train.py", path_md5(Path("train.py"))] in lines
+    git("checkout", "--quiet", "HEAD~")
+    lines = [line.split() for line in convae("lineage", "models/autoencoder").stdout.splitlines()]
+    assert lines[2][2:] == ["git", "checkout", git("rev-parse", "--short=7", "HEAD"), "&&", "dvc", "checkout"]
+
+
+def test_sync_from_the_command_line(pipeline: Path) -> None:
+    untracked("repro")
+    done = convae("sync")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "Added 2 stage runs and 1 experiments; existing ones are unchanged.\n"
+    done = convae("sync", CONVAE_TRACKING="off")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "convae: tracking is switched off, by CONVAE_TRACKING or tracking.enabled\n",
+    )
+    Path("mlflow.db").write_bytes(b"this is no database")
+    done = convae("sync")
+    assert done.returncode == 1
+    assert done.stderr.startswith("convae: the MLflow store can't be used: ")
     assert done.stderr.count("\n") == 1
 
 

@@ -131,7 +131,7 @@ class TrainingModule(lightning.LightningModule):
         waited = (time.monotonic() - self.saved) * (2 if several else 1)
         due = self.trainer.strategy.broadcast(waited >= 60 * self.params.checkpoint_minutes)
         if due and not self.trainer.is_last_batch:
-            self.trainer.save_checkpoint(self.checkpoint)
+            self.trainer.save_checkpoint(self.checkpoint, weights_only=False)
             self.saved, self.steps_since = time.monotonic(), 0
 
     def on_validation_start(self) -> None:
