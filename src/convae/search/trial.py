@@ -62,7 +62,7 @@ def base_of_workspace(params: Params, search: Path) -> Base:
     """
     commit = git("rev-parse", "HEAD")
     if not commit:
-        raise ConvaeError("a search starts from a commit, but there is none")
+        raise ConvaeError("there is no commit for a search to start from")
     others = {PARAMS_FILE.resolve(), search.resolve()}
     names = git("diff", "--name-only", "--relative", "HEAD", "--", ".", ":!*dvc.lock", ":!reports").splitlines()
     changed = [name for name in names if Path(name).resolve() not in others]
