@@ -260,6 +260,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, help="how often (60 on the digits, 10 on Fashion-MNIST)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of what is random")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make what runs in the background ignore it
     print(f"seed {options.seed}", flush=True)
     if options.dataset == "fashion_mnist":
         with tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:

@@ -46,7 +46,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
     """Return once `condition` holds; fail if it never does."""
     deadline = time.monotonic() + seconds
     while not condition():

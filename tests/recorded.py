@@ -13,7 +13,12 @@ import pytest
 from helpers import made_once
 from mlflow import MlflowClient
 
+from convae.history.git import now
+from convae.history.git import workspace as workspace_now
+from convae.history.lock import begun, ended, load_stage
 from convae.params import Params, load_params
+from convae.tracking.context import context_tags, process_tags
+from convae.tracking.records import Records
 from convae.tracking.store import open_store
 
 REPOSITORY = Path(__file__).parents[1]
@@ -80,6 +85,16 @@ def _make_templates(folder: Path) -> None:
         run("git", "add", "--all")
         run("git", "commit", "--quiet", "--message", "Begin")
         open_store(f"sqlite:///{folder}/mlflow.db")
+
+
+def record(uri: str) -> None:
+    """Record the stage in the current folder as its recorder does, but in this process."""
+    definition, place = load_stage("train"), workspace_now(now())
+    execution = ended(begun(definition), definition)
+    records = Records(uri, "convae")
+    run_id = records.begin(execution, place, process_tags() | context_tags())
+    records.complete(run_id, execution, place, Path())
+    records.client.set_terminated(run_id, "FINISHED")
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ def test_a_setting_that_does_not_suit_the_data_is_one_line():
     assert "\n" not in str(caught.value)
 
 
-# Room for 200 MB of private memory beyond what the libraries have taken, and 600 MB of features in a file.
+# Room for 200 MB of private memory beyond what the libraries have taken, and 300 MB of features in a file.
 BEYOND_MEMORY = """
 import json, resource, sys
 import numpy as np, psutil
@@ -202,7 +202,7 @@ from convae.params import ClassifierParams
 path, kind, settings = sys.argv[1:]
 classifiers.MOST_IN_MEMORY = 1 << 28
 generator = np.random.default_rng(0)
-x = open_memmap(path, mode="w+", dtype=np.float32, shape=(40_000, 3750))
+x = open_memmap(path, mode="w+", dtype=np.float32, shape=(20_000, 3750))
 x[:, :16] = generator.standard_normal((len(x), 16))
 y = (x[:, 0] > 0).astype(np.int64)
 x = np.load(path, mmap_mode="r")
@@ -224,9 +224,9 @@ def test_logistic_regression_needs_no_room_for_the_features(tmp_path):
     done = fit_beyond_memory(tmp_path, "logistic_regression")
     assert not done.returncode, done.stderr
     assert float(done.stdout) > 0.99
-    assert "0.6 GB of training features: logistic_regression reads them from disk in pieces" in done.stderr
+    assert "0.3 GB of training features: logistic_regression reads them from disk in pieces" in done.stderr
 
 
 def test_a_classifier_that_needs_the_features_in_memory_says_so(tmp_path):
     done = fit_beyond_memory(tmp_path, "ridge")
-    assert "classifier.kind = ridge: needs 0.6 GB of training features in memory; logistic_regression" in done.stderr
+    assert "classifier.kind = ridge: needs 0.3 GB of training features in memory; logistic_regression" in done.stderr

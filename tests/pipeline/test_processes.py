@@ -49,7 +49,7 @@ def test_a_training_that_lost_a_process_goes_on_with_another_number_of_them(clon
     log = tmp_path / "log"
     with log.open("w") as stream:
         repro = repository.start(*REPRO, log=stream)
-        wait_for(lambda: has_saved(repository), 600)
+        wait_for(lambda: has_saved(repository))
         ranks(repro)["1"].kill()
         assert repro.wait() != 0
     assert f"train: {LOST}\n" in log.read_text()
@@ -60,7 +60,7 @@ def test_a_training_that_lost_a_process_goes_on_with_another_number_of_them(clon
 
     with log.open("w") as stream:
         alone = repository.start("python", "-m", "pipeline.train", log=stream)
-        wait_for(lambda: has_saved(repository), 600)
+        wait_for(lambda: has_saved(repository))
         alone.kill()
         alone.wait()
     resumed = repository.run(*TORCHRUN, "2", "-m", "pipeline.train")

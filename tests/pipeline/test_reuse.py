@@ -164,7 +164,6 @@ def test_mlflow_serves_the_classifier_over_http(published, repository, client, t
     (command,) = re.findall(r"^mlflow models serve .*", page, re.MULTILINE)
     command = command.replace("5001", str(port))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", *command.split(), "--host", "127.0.0.1", "--workers", "1"],
@@ -185,7 +184,7 @@ def test_mlflow_serves_the_classifier_over_http(published, repository, client, t
     published.run("sh", "-c", *re.findall(r"^python -c .* > body.json$", page, re.MULTILINE))
     body = published.read("body.json")
     try:
-        wait_for(answers, 120)
+        wait_for(answers)
         request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
         rows = json.load(urlopen(request, timeout=60))["predictions"]
     finally:

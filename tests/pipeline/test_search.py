@@ -58,13 +58,13 @@ def test_killed_workers_lose_nothing_and_each_trial_is_an_experiment_and_a_row(c
     study.enqueue_trial({"train.learning_rate": "0.003", "train.epochs": 300})
     study.enqueue_trial({"train.learning_rate": "1e-09", "train.epochs": 1000000})  # learns nothing, has to be stopped
     first = work(clone)
-    wait_for(lambda: any(run.data.tags["dvc.stage"] == "train" for run in recorded(client, STAGES)), seconds=600)
+    wait_for(lambda: any(run.data.tags["dvc.stage"] == "train" for run in recorded(client, STAGES)))
     second = work(clone)
 
     # It is killed in its training, alone: DVC and the stage have to end by themselves.
     trial = clone.folder / ".convae/search/tiny-1"
     # MLflow hears of a short training when that is over.
-    wait_for(lambda: list(trial.glob(".convae/checkpoints/*/0/last.ckpt")), seconds=600)
+    wait_for(lambda: list(trial.glob(".convae/checkpoints/*/0/last.ckpt")))
     stage = find_stage(second.pid, "train")
     os.kill(second.pid, signal.SIGKILL)
     second.communicate()

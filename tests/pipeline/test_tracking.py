@@ -59,7 +59,7 @@ def run_queue(repository, experiments, **environment):
         lines = repository.run("dvc", "queue", "status").stdout.splitlines()
         return [line.split()[-1] for line in lines if any(name in line.split() for name in experiments)]
 
-    wait_for(lambda: set(status()) <= {"Success", "Failed"}, seconds=600)
+    wait_for(lambda: set(status()) <= {"Success", "Failed"})
     assert status() == ["Success"] * len(experiments)
 
 
@@ -201,22 +201,22 @@ def test_a_training_that_is_stopped_is_killed_until_it_goes_on_in_the_same_run(f
         return sum(len(client.get_metric_history(run.info.run_id, "validation_loss")) for run in trainings())
 
     repro = repository.start("dvc", "repro")
-    wait_for(lambda: any({"validation_loss", CPU_LOAD} <= set(run.data.metrics) for run in trainings()), seconds=600)
+    wait_for(lambda: any({"validation_loss", CPU_LOAD} <= set(run.data.metrics) for run in trainings()))
     (train,) = trainings()
     assert train.info.status == "RUNNING"
     os.kill(int(train.data.tags["process.pid"]), signal.SIGKILL)
     repro.communicate()
     assert repro.returncode != 0
-    wait_for(lambda: trainings()[0].info.status == "KILLED", seconds=600)
+    wait_for(lambda: trainings()[0].info.status == "KILLED")
 
     before = epochs()
     with (tmp_path / "log").open("w") as log:
         repro = repository.start("dvc", "repro", log=log)
-        wait_for(lambda: epochs() > before, seconds=600)
+        wait_for(lambda: epochs() > before)
         os.killpg(repro.pid, signal.SIGINT)  # as a terminal does, to the whole group
         assert repro.wait() != 0
     assert "resuming epoch" in (tmp_path / "log").read_text()
-    wait_for(lambda: [run.info.status for run in trainings()] == ["KILLED"], seconds=600)
+    wait_for(lambda: [run.info.status for run in trainings()] == ["KILLED"])
 
     repository.set("train.epochs=3")
     repository.run("dvc", "repro", "train")

@@ -12,14 +12,14 @@ import pytest
 from helpers import ROWS, STAGES, recorded
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+from recorded import record
 
-from convae.params import Params, load_params
+from convae.params import load_params
 from convae.tracking.fetch import downloaded
 from convae.tracking.moving import COLUMNS
 from convae.tracking.moving import REPOSITORY as REPOSITORY_TAG
 from convae.tracking.records import COMMAND, KEY, NOTE, Records, this_repository
 from convae.tracking.registry import CLASSIFIER, CONTENT, ENCODER, _register
-from convae.tracking.runs import start_run
 from convae.tracking.store import known_store, open_store
 from convae.tracking.sync import sync
 from convae.tracking.wording import GONE
@@ -37,10 +37,9 @@ def publish(client: MlflowClient, name: str, run_id: str, words: str) -> None:
 
 
 @pytest.fixture
-def store(workspace: Path, params: Params) -> Path:
+def store(workspace: Path) -> Path:
     """The workspace with a recorded stage, its figures, and a model that was published."""
-    with start_run("train", params):
-        pass
+    record(uri())
     client = client_here()
     (train,) = recorded(client)
     publish(client, CLASSIFIER, train.info.run_id, "published")
@@ -83,11 +82,10 @@ def check_whole(folder: Path) -> None:
     assert all(f"{address}/".startswith(start) for address in addresses(folder / "mlflow.db"))
 
 
-def record_more(folder: Path, params: Params) -> None:
+def record_more(folder: Path) -> None:
     """Another stage, and another model in the run that was there."""
     (folder / "data/prepared/train/images.npy").write_text("others")
-    with start_run("train", params):
-        pass
+    record(uri())
     client = client_here()
     earlier, later = recorded(client)
     publish(client, ENCODER, earlier.info.run_id, "published later")
@@ -107,14 +105,14 @@ def client_here() -> MlflowClient:
 
 @pytest.mark.parametrize("name", ["moved", "100%25 #1; größer?"])
 def test_a_moved_repository_has_all_it_had_and_the_old_folder_stays_gone(
-    name: str, store: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+    name: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = store.with_name(name)
     store.rename(moved)
     monkeypatch.chdir(moved)
     assert "Added 0 stage runs" in convae("sync")
     check_whole(moved)
-    record_more(moved, params)
+    record_more(moved)
     check_whole(moved)
     back = moved.rename(store)
     monkeypatch.chdir(back)
@@ -134,30 +132,28 @@ def test_a_model_loads_before_anything_else_was_done_in_the_moved_repository(
     assert not store.exists()
 
 
-def test_a_copy_never_writes_into_the_original(store: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_never_writes_into_the_original(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = store.with_name("copy")
     subprocess.run(["cp", "-r", store, copy], check=True)
     before = listing(store)
     monkeypatch.chdir(copy)
     assert "Added 0 stage runs" in convae("sync")
     check_whole(copy)
-    record_more(copy, params)
+    record_more(copy)
     assert listing(store) == before
     shutil.rmtree(store)
     check_whole(copy)
     assert not store.exists()
 
 
-def test_a_database_copied_alone_never_writes_into_the_original(
-    store: Path, params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_copied_alone_never_writes_into_the_original(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = store.with_name("copy")
     subprocess.run(["cp", "-r", store, copy], check=True)
     shutil.rmtree(copy / "mlartifacts")
     before = listing(store)
     monkeypatch.chdir(copy)
     open_store(uri(), STAGES)
-    record_more(copy, params)
+    record_more(copy)
     assert listing(store) == before
 
 
@@ -217,14 +213,14 @@ def test_a_row_that_nothing_brings_back_is_known_after_the_repository_moved(
 
 
 def test_a_link_to_the_repository_leads_to_one_and_the_same_folder(
-    store: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+    store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = store.with_name("link")
     link.symlink_to(store)
     monkeypatch.chdir(link)
     monkeypatch.setenv("PWD", str(link))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{link}/mlflow.db")
-    record_more(store, params)
+    record_more(store)
     check_whole(store)
     link.unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
