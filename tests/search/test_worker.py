@@ -64,7 +64,7 @@ def test_three_failures_in_succession_end_a_worker(pipeline):
 
 def test_ctrl_c_ends_the_stage_and_leaves_the_trial_to_be_taken_up(pipeline, tmp_path):
     began, ended = tmp_path / "began", tmp_path / "ended"
-    pipeline(f"trap 'touch {ended}' INT; touch {began}; sleep 100 & wait")
+    pipeline(f"trap 'touch {ended}' INT; touch {began}; sleep 600 & wait")
     with subprocess.Popen(WORKER, stderr=subprocess.PIPE, text=True, start_new_session=True) as worker:
         wait_for(began.exists)
         worker.send_signal(signal.SIGINT)
@@ -73,6 +73,23 @@ def test_ctrl_c_ends_the_stage_and_leaves_the_trial_to_be_taken_up(pipeline, tmp
     assert ended.exists()
     assert states() == ["RUNNING"]
     assert Path(".convae/search/small-0").is_dir()
+
+
+def test_a_trial_is_stopped_where_the_worker_was_started_to_ignore_ctrl_c(pipeline, tmp_path):
+    began, ended = tmp_path / "began", tmp_path / "ended"
+    pipeline(f"trap 'touch {ended}' INT; touch {began}; sleep 600 & wait")
+
+    def watch():
+        if began.exists():
+            raise optuna.TrialPruned
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(optuna.TrialPruned):
+            Trial("trial", base_of_workspace(load_params(), Path("search.yaml")), {}).run(watch)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.exists()
 
 
 def test_what_a_killed_worker_left_goes_on_but_not_where_the_repository_was_moved(pipeline, tmp_path, monkeypatch):

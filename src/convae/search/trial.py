@@ -24,11 +24,13 @@ from convae.tracking.store import store_root
 FOLDER = Path(".convae/search")
 WATCH_SECONDS = 1.0
 LOCAL_CONFIG = Path(".dvc/config.local")
-# Runs DVC so that it and its stage end when the worker is killed.
+# Runs DVC so that it and its stage end when the worker is killed. It restores SIGINT, which prunes a trial: a worker that
+# a script started with `&` ignores that signal, and its children would inherit this.
 DVC = (
     sys.executable,
     "-c",
-    "import sys; from convae.stages.runner import end_group_with_parent; end_group_with_parent(); "
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from convae.stages.runner import end_group_with_parent; end_group_with_parent(); "
     "from dvc.cli import main; sys.exit(main(sys.argv[1:]))",
 )
 
