@@ -108,7 +108,7 @@ class Lookout:
 
 
 def describe(images: np.ndarray) -> np.ndarray:
-    """Descriptors of images `uint8 [N, C, H, W]`: integers `float32 [N, 64]` of length 4000; zeros for a black image.
+    """Descriptors of images `uint8 [N, C, H, W]`: integers `float32 [N, 64]` of length 4000; zeros for a flat image.
 
     Example:
         >>> describe(np.zeros((2, 3, 32, 32), np.uint8)).shape
@@ -119,6 +119,7 @@ def describe(images: np.ndarray) -> np.ndarray:
     across = (grey.reshape(-1, width) @ _cells(width).T).reshape(count, height, CELLS)
     values = (_cells(height).astype(np.float64) @ across).reshape(count, -1)
     values -= values.mean(1, keepdims=True)
+    values[np.ptp(grey, (1, 2)) == 0] = 0  # the cells' rounded weights have different sums, so some contrast remains
     lengths = np.sqrt(np.square(values).sum(1, keepdims=True))
     whole: np.ndarray = np.rint(LENGTH * values / np.where(lengths > 0, lengths, 1))
     return whole.astype(np.float32)
