@@ -24,8 +24,8 @@ from convae.tracking.store import store_root
 FOLDER = Path(".convae/search")
 WATCH_SECONDS = 1.0
 LOCAL_CONFIG = Path(".dvc/config.local")
-# Runs DVC so that it and its stage end when the worker is killed. It restores SIGINT, which prunes a trial: a worker that
-# a script started with `&` ignores that signal, and its children would inherit this.
+# Runs DVC so that it and its stage end when the worker is killed. It restores SIGINT, which prunes a trial: a worker
+# that a script started with `&` ignores that signal, and its children would inherit this.
 DVC = (
     sys.executable,
     "-c",
