@@ -104,7 +104,7 @@ class Trial:
             if not self._is_saved(reference):
                 self._execute(log, *DVC, "repro", watch=watch)
                 self._execute(log, "git", "add", "--all")
-                self._execute(log, *DVC, "exp", "save", "--force", "--name", self.name, "dvc.yaml")
+                self._execute(log, *DVC, "exp", "save", "--force", "--name", self.name)
                 self._execute(log, "git", "push", "--quiet", "origin", reference)
         return git("rev-parse", reference)
 
