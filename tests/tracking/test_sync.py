@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from helpers import ROWS, STAGES, content, kill_with_recorder, recorded
+from helpers import ROWS, STAGES, content, kill_with_recorder, made_once, recorded
 from mlflow import MlflowClient
 
 from convae.history.git import git, places
@@ -19,7 +20,7 @@ from convae.history.lock import Execution, chain, ordered, path_md5, read_lock
 from convae.tracking import sync as module
 from convae.tracking.context import process_tags
 from convae.tracking.records import Records
-from convae.tracking.store import ending, public
+from convae.tracking.store import ending, open_store, public
 
 REPOSITORY = Path(__file__).parents[2]
 # Beside the stage `train`, which learns "weights" from the images, one that tells of metrics and parameters.
@@ -54,11 +55,9 @@ run_stage("report", lambda params, run: Path("reports/report.html").write_text("
 
 
 def dvc(*arguments: str, fails: bool = False, **environment: str) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"PATH": path, "PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
-        env=os.environ | settings | environment,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -82,16 +81,56 @@ def commit(message: str) -> None:
     git("commit", "--quiet", "--message", message)
 
 
-@pytest.fixture
-def pipeline(workspace: Path) -> Path:
-    """The workspace with two stages that DVC can run."""
+def add_stages() -> None:
     with Path("dvc.yaml").open("a") as stream:
         stream.write(REPORT_STAGE)
     Path("train.py").write_text(TRAIN)
     Path("report.py").write_text(REPORT)
     set_epochs(2)
     commit("Two stages")
+
+
+@pytest.fixture
+def pipeline(workspace: Path) -> Path:
+    """The workspace with two stages that DVC can run."""
+    add_stages()
     return workspace
+
+
+@pytest.fixture(scope="session")
+def once(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`once("on")`: a folder in which DVC has run the stages, tracking switched on or off."""
+
+    def run(tracking: str) -> Path:
+        def make(folder: Path) -> None:
+            shutil.copytree(templates / "repository", folder)
+            with chdir(folder):
+                add_stages()
+                dvc("repro", CONVAE_TRACKING=tracking, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
+
+        return made_once(tmp_path_factory, f"tracking-{tracking}", make)
+
+    return run
+
+
+@pytest.fixture
+def computed(workspace: Path, once: Callable[[str], Path]) -> Path:
+    """The workspace in which DVC has run the two stages, untracked."""
+    subprocess.run(["cp", "-a", f"{once('off')}/.", workspace], check=True)
+    return workspace
+
+
+@pytest.fixture
+def tracked(fresh: Path, once: Callable[[str], Path]) -> Path:
+    """The same with its two runs and its row in MLflow."""
+    subprocess.run(["cp", "-a", f"{once('on')}/.", fresh], check=True)
+    open_store(f"sqlite:///{fresh}/mlflow.db", STAGES, ROWS)  # where addresses become those of the copy
+    return fresh
+
+
+@pytest.fixture
+def client(fresh: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{fresh}/mlflow.db")
 
 
 def sync(database: str = "mlflow.db") -> tuple[int, int]:
@@ -103,8 +142,7 @@ def names(client: MlflowClient) -> list[str]:
     return sorted(str(run.info.run_name) for run in recorded(client, ROWS))
 
 
-def test_a_database_rebuilt_is_the_one_that_was(pipeline: Path, client: MlflowClient) -> None:
-    dvc("repro")
+def test_a_database_rebuilt_is_the_one_that_was(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     dvc("exp", "run", "--name", "longer", "--set-param", "train.epochs=4")
     assert sync() == (0, 0)
@@ -112,7 +150,7 @@ def test_a_database_rebuilt_is_the_one_that_was(pipeline: Path, client: MlflowCl
     assert [len(runs) for runs in before.values()] == [4, 2]
 
     assert sync("other.db") == (4, 2)
-    other = MlflowClient(f"sqlite:///{pipeline}/other.db")
+    other = MlflowClient(f"sqlite:///{tracked}/other.db")
     assert {experiment: content(other, experiment) for experiment in (STAGES, ROWS)} == before
     assert {run.data.tags["convae.origin"] for run in recorded(client)} == {"executed"}
     assert {run.data.tags["convae.origin"] for run in recorded(other)} == {"restored"}
@@ -128,9 +166,8 @@ def test_a_database_rebuilt_is_the_one_that_was(pipeline: Path, client: MlflowCl
 
 
 def test_every_commit_branch_and_experiment_is_found_without_a_run_ever_tracked(
-    pipeline: Path, client: MlflowClient
+    computed: Path, client: MlflowClient
 ) -> None:
-    untracked("repro")
     commit("First")
     set_epochs(3)
     untracked("repro")
@@ -190,8 +227,7 @@ def test_parameters_edited_while_a_stage_runs_are_not_recorded_as_its_own(pipeli
     assert Path("params.yaml").read_text() != before
 
 
-def test_a_run_leads_to_its_producers_by_content(pipeline: Path, client: MlflowClient) -> None:
-    dvc("repro")
+def test_a_run_leads_to_its_producers_by_content(tracked: Path, client: MlflowClient) -> None:
     train, report = recorded(client)
     (row,) = recorded(client, ROWS)
     link = f"#/experiments/{train.info.experiment_id}/runs"
@@ -204,8 +240,7 @@ def test_a_run_leads_to_its_producers_by_content(pipeline: Path, client: MlflowC
         assert [item.model_id for item in client.get_run(run.info.run_id).inputs.model_inputs] == [model.model_id]
 
 
-def test_a_stage_whose_results_dvc_had_already_appears_as_restored(pipeline: Path, client: MlflowClient) -> None:
-    untracked("repro")
+def test_a_stage_whose_results_dvc_had_already_appears_as_restored(computed: Path, client: MlflowClient) -> None:
     Path("reports/report.html").unlink()
     dvc("repro", "--force", "--single-item", "report")
     origins = {run.data.tags["dvc.stage"]: run.data.tags["convae.origin"] for run in recorded(client)}
@@ -284,15 +319,14 @@ def write_until(calls: int, write: Callable[[Records], object], database: str) -
     write(records)
 
 
-@pytest.mark.parametrize("write", [write_live, module.sync])
+@pytest.mark.parametrize("write", [write_live, pytest.param(module.sync, marks=pytest.mark.slow)])
 def test_whatever_was_half_written_ends_as_if_nothing_had_happened(
-    pipeline: Path, client: MlflowClient, write: Callable[[Records], object]
+    computed: Path, client: MlflowClient, write: Callable[[Records], object]
 ) -> None:
-    untracked("repro")
     expected = None
     for calls in range(100):
-        database = f"sqlite:///{pipeline}/{calls}.db"
-        shutil.copy(pipeline / "mlflow.db", f"{calls}.db")
+        database = f"sqlite:///{computed}/{calls}.db"
+        shutil.copy(computed / "mlflow.db", f"{calls}.db")
         writer = multiprocessing.get_context("fork").Process(target=write_until, args=(calls, write, database))
         writer.start()
         writer.join()
@@ -322,23 +356,21 @@ BREAK = """\
 """
 
 
-def test_doubles_written_from_two_machines_are_removed(pipeline: Path, client: MlflowClient) -> None:
-    untracked("repro")
+def test_doubles_written_from_two_machines_are_removed(computed: Path, client: MlflowClient) -> None:
     assert sync() == (2, 1)
-    records = Records(f"sqlite:///{pipeline}/mlflow.db", ROWS)
+    records = Records(f"sqlite:///{computed}/mlflow.db", ROWS)
     *_, place = places()
     train, report = ordered(place.executions)
-    records.restore(train, place, pipeline)
-    records.add_row(report, place, pipeline)
+    records.restore(train, place, computed)
+    records.add_row(report, place, computed)
     assert (len(recorded(client)), len(recorded(client, ROWS))) == (3, 2)
     assert sync() == (0, 0)
     assert (len(recorded(client)), len(recorded(client, ROWS))) == (2, 1)
 
 
 def test_an_execution_that_is_repeated_is_a_run_of_its_own_but_no_second_row(
-    pipeline: Path, client: MlflowClient
+    tracked: Path, client: MlflowClient
 ) -> None:
-    dvc("repro")
     dvc("repro", "--force")
     assert len(recorded(client)) == 4
     assert len({run.data.tags["convae.key"] for run in recorded(client)}) == 2
@@ -347,8 +379,7 @@ def test_an_execution_that_is_repeated_is_a_run_of_its_own_but_no_second_row(
     assert len(recorded(client)) == 4
 
 
-def test_what_dvc_keeps_beside_its_experiments_is_none(pipeline: Path, client: MlflowClient) -> None:
-    dvc("repro")
+def test_what_dvc_keeps_beside_its_experiments_is_none(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     dvc("exp", "run", "--name", "longer", "--set-param", "train.epochs=4")
     git("checkout", "--quiet", "--", ".")
@@ -357,8 +388,7 @@ def test_what_dvc_keeps_beside_its_experiments_is_none(pipeline: Path, client: M
     assert sync() == (0, 0)
 
 
-def test_a_row_says_so_when_nothing_brings_it_back_any_more(pipeline: Path, client: MlflowClient) -> None:
-    dvc("repro")
+def test_a_row_says_so_when_nothing_brings_it_back_any_more(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     for epochs in (4, 5):
         dvc("exp", "run", "--force", "--name", "mine", "--set-param", f"train.epochs={epochs}")
@@ -369,8 +399,7 @@ def test_a_row_says_so_when_nothing_brings_it_back_any_more(pipeline: Path, clie
     assert notes["2"].endswith("&& dvc checkout`")
 
 
-def test_numbers_come_from_the_commit_that_has_them(pipeline: Path, client: MlflowClient) -> None:
-    untracked("repro")
+def test_numbers_come_from_the_commit_that_has_them(computed: Path, client: MlflowClient) -> None:
     git("add", "dvc.lock")
     git("commit", "--quiet", "--message", "As DVC proposes")
     commit("And its reports")
@@ -383,9 +412,8 @@ def test_numbers_come_from_the_commit_that_has_them(pipeline: Path, client: Mlfl
 
 
 def test_a_lock_file_that_nobody_can_read_is_left_out(
-    pipeline: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
+    computed: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    untracked("repro")
     commit("Results \u2028 of two lines")
     lock = Path("dvc.lock").read_text()
     Path("dvc.lock").write_text(f"<<<<<<< mine\n{lock}=======\n{lock}>>>>>>> theirs\n")
@@ -407,9 +435,8 @@ CONFLICT = (
 
 
 def test_a_conflict_in_the_lock_file_is_one_line_that_says_what_to_do(
-    pipeline: Path, client: MlflowClient, start_stage: Callable[[str], "subprocess.Popen[str]"]
+    computed: Path, client: MlflowClient, start_stage: Callable[[str], "subprocess.Popen[str]"]
 ) -> None:
-    untracked("repro")
     commit("Results")
     lock = Path("dvc.lock").read_text()
     Path("dvc.lock").write_text(f"<<<<<<< mine\n{lock}=======\n{lock}>>>>>>> theirs\n")
@@ -429,8 +456,7 @@ def test_any_path_can_be_an_input(pipeline: Path, client: MlflowClient) -> None:
     assert sum(name.startswith("input.") for name in run.data.tags) == len(paths)
 
 
-def test_an_experiment_that_was_deleted_in_the_interface_comes_back(pipeline: Path, client: MlflowClient) -> None:
-    dvc("repro")
+def test_an_experiment_that_was_deleted_in_the_interface_comes_back(tracked: Path, client: MlflowClient) -> None:
     found = client.get_experiment_by_name(ROWS)
     assert found is not None
     client.delete_experiment(found.experiment_id)
@@ -448,8 +474,7 @@ def convae(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
-def test_lineage_of_something_copied_elsewhere(pipeline: Path, client: MlflowClient, tmp_path: Path) -> None:
-    dvc("repro")
+def test_lineage_of_something_copied_elsewhere(tracked: Path, client: MlflowClient, tmp_path: Path) -> None:
     commit("Results")
     shutil.copytree("models/autoencoder", tmp_path / "copy")
     done = convae("lineage", str(tmp_path / "copy"))
@@ -477,9 +502,8 @@ def test_lineage_of_something_copied_elsewhere(pipeline: Path, client: MlflowCli
 
 
 def test_lineage_tells_of_the_code_at_hand_where_other_code_gave_the_same_bits(
-    pipeline: Path, client: MlflowClient
+    tracked: Path, client: MlflowClient
 ) -> None:
-    dvc("repro")
     commit("Results")
     definition = Path("dvc.yaml").read_text()
     Path("dvc.yaml").write_text(definition.replace("[data/prepared/train]", "[data/prepared/train, train.py]"))
@@ -495,8 +519,7 @@ def test_lineage_tells_of_the_code_at_hand_where_other_code_gave_the_same_bits(
     assert lines[2][2:] == ["git", "checkout", git("rev-parse", "--short=7", "HEAD"), "&&", "dvc", "checkout"]
 
 
-def test_sync_from_the_command_line(pipeline: Path) -> None:
-    untracked("repro")
+def test_sync_from_the_command_line(computed: Path) -> None:
     done = convae("sync")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "Added 2 stage runs and 1 experiments; existing ones are unchanged.\n"
@@ -512,8 +535,7 @@ def test_sync_from_the_command_line(pipeline: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_hashes_and_keys_are_those_of_dvc(pipeline: Path, client: MlflowClient) -> None:
-    dvc("repro")
+def test_hashes_and_keys_are_those_of_dvc(tracked: Path, client: MlflowClient) -> None:
     executions = read_lock(Path("dvc.lock").read_text())
     assert {run.data.tags["convae.key"] for run in recorded(client)} == {one.key for one in executions.values()}
     train, report = executions["train"], executions["report"]
