@@ -12,17 +12,17 @@ run: $(BIN)/.installed  ## install, run the stages that a change affects, show t
 	$(BIN)/dvc repro
 	@$(BIN)/python -m pipeline.summary
 
-# Threads of two workers on the same cores would wait for each other.
+# With more threads, workers on the same cores would wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
-test: $(BIN)/.installed  ## the test suite but for what is slow: eight minutes on two cores
+test: $(BIN)/.installed  ## run the quick tests: eight minutes on two cores
 	$(PYTEST) -m 'not slow'
 
-test-slow: $(BIN)/.installed  ## its rest: stops, searches, several processes, a team, the ladder, PostgreSQL, a browser
+test-slow: $(BIN)/.installed  ## run the slow tests: stops, searches, processes, a team, the ladder, PostgreSQL, a browser
 	$(PYTEST) -m slow
 
-# Only direct dependencies are the oldest; theirs are the newest that fit. uv asks PyPI, or the index in UV_DEFAULT_INDEX.
-lowest:          ## the quick tests with the oldest versions that pyproject.toml allows, in .venv-lowest
+# Direct dependencies are the oldest, indirect ones the newest that fit. uv asks PyPI, or the index in UV_DEFAULT_INDEX.
+lowest:          ## run the quick tests with the oldest versions that pyproject.toml allows, in .venv-lowest
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/pip install uv
 	.venv-lowest/bin/uv pip compile --resolution lowest-direct --extra test pyproject.toml -o .venv-lowest/requirements.txt
@@ -47,10 +47,10 @@ ladder: $(BIN)/.installed  ## compare every system on DATASET=digits, fashion_mn
 search: $(BIN)/.installed  ## search for the best parameters as search.yaml says; each call is one worker
 	$(BIN)/convae search search.yaml
 
-chaos: $(BIN)/.installed  ## stop the pipeline in every way at random moments, on DATASET=digits (default) or fashion_mnist
+chaos: $(BIN)/.installed  ## stop the pipeline in many ways at random moments, on DATASET=digits (default) or fashion_mnist
 	$(BIN)/python tests/chaos.py --dataset $(or $(DATASET),digits)
 
-benchmark: $(BIN)/.installed  ## compare the speed with the usual way: reports/benchmark.md, an hour on an idle machine
+benchmark: $(BIN)/.installed  ## compare the speed with common practice: reports/benchmark.md, an hour on an idle machine
 	$(BIN)/python -m benchmark.speed
 
 $(BIN)/.installed: requirements.lock pyproject.toml

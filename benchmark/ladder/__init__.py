@@ -1,3 +1,3 @@
-"""The ladder: every system on the same images, splits, readout and classifier. A DVC project of its own."""
+"""The ladder: every system on the same images, splits, readout and classifier. It is a separate DVC project."""
 
 import pipeline  # noqa: F401  puts this checkout's sources first

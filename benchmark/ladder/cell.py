@@ -1,6 +1,6 @@
 """Run one cell of the ladder: train a system with one seed on one data set, then measure it.
 
-A cell works in a folder of its own in .convae/ladder until its row is written. If it is killed, the next attempt
+A cell works in its own folder in .convae/ladder until its row is written. If it is killed, the next attempt
 continues from the last checkpoint, or with the trained encoder.
 """
 
@@ -33,7 +33,7 @@ def run_cell(dataset: str, system: str, seed: int) -> None:
 
     Raises:
         ConvaeError: the images cannot be prepared or the encoder cannot be trained; or the experiment was edited after
-            DVC had compared it.
+            DVC compared it.
     """
     cell = experiment(load_settings(), dataset, system)
     if cell.key != read_json(INPUTS)[dataset].get(system):  # DVC would record the row as that of the old experiment

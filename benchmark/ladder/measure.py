@@ -51,7 +51,7 @@ class Features:
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """Number of features per image, D."""
         return int(self.x["train"].shape[1])
 
     def change(self, function: Callable[[np.ndarray], np.ndarray]) -> "Features":

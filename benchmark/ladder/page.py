@@ -34,7 +34,7 @@ def with_commits(
     """Add the column `commit` to the cells: the commit that measured them.
 
     Args:
-        cells: without that column, as the stages write them; a commit in there would make them differ at every commit.
+        cells: as the stages write them, without that column, which would change their files with every commit.
         known: the rows of the previous reports/ladder.json; a cell that has not changed since keeps its commit.
         commit: for all other cells.
 
@@ -172,7 +172,7 @@ def _seeds_of(points: pd.DataFrame) -> str:
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows with None for what is missing."""
+    """Rows of a table, with None for missing values."""
     records: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")  # type: ignore[assignment]
     return records
 

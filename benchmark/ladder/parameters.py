@@ -34,7 +34,7 @@ NOT_COMPARED: Any = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the cells of one data set and system compute; they differ in the seed alone.
+    """What the cells of one data set and system compute; they differ only in the seed.
 
     Attributes:
         params: the whole experiment, with an arbitrary seed.
@@ -52,14 +52,14 @@ class Experiment:
 
     @property
     def key(self) -> str:
-        """A hash of everything that decides the row."""
-        # Without keys that have their default value, a new key with a default leaves every cell valid.
+        """A hash of everything that determines the row."""
+        # Keys at their default are left out, so that a new key with a default leaves every cell valid.
         params = self.params.model_dump(mode="json", exclude=NOT_COMPARED, exclude_defaults=True)
         return digest([params, self.columns, self.protocol, self.curves, self.versions])
 
     @property
     def images_key(self) -> str:
-        """A hash of everything that decides the images and their splits."""
+        """A hash of everything that determines the images and their splits."""
         return digest([self.params.data.model_dump(mode="json", exclude_defaults=True), self.versions["images"]])
 
 
@@ -92,7 +92,7 @@ def experiment(settings: dict[str, Any], dataset: str, system: str) -> Experimen
     common = _changed(SYSTEMS / "default.yaml", of_dataset).features
     sizes = map_sizes(params)
     maps = [sizes[layer] for layer in params.features.layers]
-    if system in settings["own_readout"]:  # each pixel, however many the images have
+    if system in settings["own_readout"]:  # a cell per pixel
         readout = params.features.model_copy(update={"grid": maps[0]})
     else:
         grid = tuple(min(common.grid[axis], *(size[axis] for size in maps)) for axis in (0, 1))

@@ -1,4 +1,4 @@
-"""Feed batches to no network: the time that an epoch spends on data alone."""
+"""Draw batches without a network: the time that an epoch spends on data alone."""
 
 from collections.abc import Iterator
 from functools import partial

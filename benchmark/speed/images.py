@@ -58,7 +58,7 @@ def some_images(part: str, count: int, side: int = 28) -> ImageSet:
 
 
 def untrained(params: Params, side: int = 28) -> Path:
-    """The folder of an untrained encoder: the one with which training by `params` on images of this size starts."""
+    """The folder of an untrained encoder, from which training with `params` on images of this size starts."""
     from convae.training.train import train_encoder
 
     # One folder per experiment, so that a change of the shipped parameters is not missed.

@@ -59,7 +59,7 @@ def second_epoch(
     validation: ImageSet,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> float:
-    """Train by the pipeline for two epochs, and return the seconds of the second."""
+    """Train for two epochs as the pipeline does, and return the seconds of the second."""
     ends: list[float] = []
 
     def end(row: dict[str, float]) -> None:

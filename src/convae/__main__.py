@@ -1,4 +1,4 @@
-"""`python -m convae` is `convae`."""
+"""Run the command `convae` as `python -m convae`."""
 
 from convae.cli import main
 

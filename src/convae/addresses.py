@@ -14,7 +14,7 @@ def is_address(source: object) -> bool:
         >>> is_address("models:/convae-encoder@champion"), is_address("models/encoder")
         (True, False)
     """
-    # At least two letters before the colon: one letter is a drive of Windows.
+    # At least two letters before the colon: a single letter is a Windows drive.
     return isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+:/", source) is not None
 
 
@@ -25,7 +25,7 @@ def fetched(address: str) -> AbstractContextManager[Path]:
         A folder with what `convae publish` wrote: `encoder/`, and `classifier/` if there is one.
 
     Raises:
-        ConvaeError: `address` is not MLflow's, MLflow is not installed, or it has no such model.
+        ConvaeError: `address` is not an MLflow address, MLflow is not installed, or it has no such model.
     """
     if not address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         raise ConvaeError(f"{address}: neither a folder nor an MLflow address such as models:/...; download it first")

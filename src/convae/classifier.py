@@ -95,7 +95,7 @@ def load_image_classifier(source: str | Path) -> ImageClassifier:
 
 
 def _try(classifier: ImageClassifier) -> None:
-    """Classify an image, so that a mismatch shows on loading and not in use."""
+    """Classify an image, so that a mismatch shows up on loading rather than in use."""
     if not all(isinstance(name, str) for name in classifier.classes):
         raise TypeError("class names must be text")
     encoder = classifier.encoder

@@ -1,4 +1,4 @@
-"""The command `convae …`, for people who inspect results or use an encoder."""
+"""The command `convae`, for people who inspect results or use an encoder."""
 
 import argparse
 import os
@@ -59,9 +59,9 @@ output is checked against the encoder's.
 example:
   convae export --onnx encoder.onnx
 """,
-    "publish": """Adds a version of the models convae-encoder and convae-classifier, unless they are already there. The
-alias champion moves to it if there was no champion, or if it is more accurate with the same training and validation
-images. Two validation images are stored with each model as its input example.
+    "publish": """Adds a version of the models convae-encoder and convae-classifier, unless it already exists. The alias
+champion moves to it if there was no champion, or if it is more accurate with the same training and validation images.
+Two validation images are stored with each model as its input example.
 
 example:
   convae publish && mlflow models serve -m models:/convae-classifier@champion --env-manager local
@@ -79,14 +79,14 @@ example:
   git fetch && convae sync
 """,
     "search": """To add a worker, run the same command again, here or on a machine that uses the same storage. A killed
-worker costs nothing but time: another worker, or this command when restarted, resumes its trial. The trials' output is
-in .convae/search/.
+worker costs nothing but time: another worker, or this command when restarted, resumes its trial. The output of trials
+is in .convae/search/.
 
 example:
   convae search search.yaml
 """,
     "verify": """The pipeline runs in .convae/verify, on the files in git and in data/; nothing else changes. Files that
-differ are compared number by number, and changes of parameters, code, processor and package versions are listed. The
+differ are compared number by number, and changed parameters, code, processor and package versions are listed. The
 exit code is 1 if the results differ by more than the tolerance for rounding.
 
 example:
@@ -102,7 +102,7 @@ example:
 def main() -> None:
     """Parse the command line and run one command.
 
-    A user's mistake ends it with one line and exit code 1, a mistake in the command line with 2, Ctrl-C with 130.
+    The exit code is 1, after a line on stderr, for a user's mistake; 2 for a wrong command line; 130 for Ctrl-C.
     """
     survive_any_encoding()
     parser, names = _parser()
@@ -164,7 +164,7 @@ def _add_picture_commands(commands: Commands) -> None:
 
     classify = _add(commands, "classify", "commands:classify", "predict the class of each picture")
     _add_images(classify)
-    text = "contains encoder/ and classifier/; or a models:/ address (default: %(default)s)"
+    text = "a folder with encoder/ and classifier/, or a models:/ address (default: %(default)s)"
     classify.add_argument("--model", default="models", metavar="FOLDER", help=text)
     classify.add_argument("--json", action="store_true", dest="as_json", help="print a list of objects, not lines")
 
@@ -192,7 +192,7 @@ def _add_encoder_commands(commands: Commands) -> None:
 def _add_mlflow_commands(commands: Commands) -> None:
     text = "add encoder and classifier to MLflow's model registry"
     publish = _add(commands, "publish", "tracking.registry:publish", text)
-    text = "contains encoder/ and classifier/ (default: %(default)s)"
+    text = "a folder with encoder/ and classifier/ (default: %(default)s)"
     publish.add_argument("--model", type=Path, default=Path("models"), metavar="FOLDER", dest="folder", help=text)
 
     ui = _add(commands, "ui", "tracking.ui:open_ui", "sync, then serve MLflow's user interface on this machine only")
@@ -241,7 +241,7 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_original_size(parser: argparse.ArgumentParser) -> None:
-    text = "don't resize; only features of pictures of the training images' size are comparable"
+    text = "don't resize; features are comparable only between pictures of the training images' size"
     parser.add_argument("--original-size", action="store_false", dest="resize", help=text)
 
 

@@ -307,7 +307,7 @@ def print_info(source: str) -> None:
         for name, text in about:
             print(f"  {name:16}{text}")
         if published:
-            card = (published / "README.md").read_text("utf-8")  # by anybody: no control characters
+            card = (published / "README.md").read_text("utf-8")  # from anybody, so escape control characters
             print("", *map(printable, card.splitlines()), sep="\n")
 
 

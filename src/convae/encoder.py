@@ -41,13 +41,13 @@ class Encoder:
     """A frozen encoder: preprocessing, convolutional layers, and optionally a decoder and a readout.
 
     Args:
-        autoencoder: the network, which is set to evaluation mode and takes no gradients from now on.
+        autoencoder: the network; it is put into evaluation mode, and its parameters no longer take gradients.
         readout: turns activation maps into features, or None.
         config: the content of `config.json`. `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
             `sparsity` define the network, `readout` the readout. `decoder` tells whether the decoder was trained;
-            `image_size`, `trained_on` and `initialized_from` on which images and from which weights; `versions` with
-            which libraries. `value_range` tells which values images have, and `pictures` how files become such images:
-            `fit` and `white_level` of `Reading`.
+            `image_size` and `trained_on` describe the training images, `initialized_from` the initial weights, and
+            `versions` the libraries. `value_range` is the range of pixel values, and `pictures` tells how files become
+            such images: `fit` and `white_level` of `Reading`.
         sha256: SHA-256 of the configuration and weights that the encoder was loaded from.
     """
 
@@ -212,7 +212,7 @@ class Encoder:
         for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode():
                 result = function(batch.to(device))
-            yield result  # outside, as the caller may need gradients
+            yield result  # outside inference mode, because the caller may need gradients
 
     def batch_size(self, size: Size) -> int:
         """Number of images, up to 256, whose largest activation maps fit into 8 MiB.
@@ -365,7 +365,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:
 
 
 def _rebuild(config: dict[str, Any], weights: bytes, sha256: str) -> Encoder:
-    """Build the saved encoder, if its description asks for nothing excessive."""
+    """Build the saved encoder, unless its description asks for too much time or memory."""
     readout = Readout(**config["readout"]) if config["readout"] else None
     check_sizes(config)
     with torch.device("meta"):
@@ -377,7 +377,7 @@ def _rebuild(config: dict[str, Any], weights: bytes, sha256: str) -> Encoder:
 
 
 def _try(encoder: Encoder) -> None:
-    """Encode and reconstruct the smallest possible image, so that a mismatch shows on loading and not in use."""
+    """Encode and reconstruct the smallest possible image, so that a mismatch shows up on loading rather than in use."""
     if encoder.readout and max(encoder.readout.mean.ndim, encoder.readout.scale.ndim) > 1:
         raise ValueError("means and scales of features must be vectors")
     reading = encoder.reading()

@@ -354,7 +354,7 @@ class Params(Section):
 
     @classmethod
     def default(cls) -> "Params":
-        """The experiment that `params.yaml` is shipped with."""
+        """The experiment in `params.yaml` as shipped."""
         return load_params(Path(__file__).with_name("default.yaml"))
 
     @property

@@ -39,7 +39,7 @@ class Dataset:
     torchvision_folder: str | None = None
     system_folder: str | None = None
     package: str | None = None
-    # Empty for data sets whose archives were out of reach when this was written; MD5 is then the only check.
+    # Empty for data sets whose archives were unavailable when this was written; MD5 is then the only check.
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property

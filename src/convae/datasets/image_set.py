@@ -106,7 +106,7 @@ def write_image_set(
 def write_sharded_image_set(
     folder: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the address of sharded images, and all that `write_image_set` writes except images.
+    """Write the address of sharded images, and everything that `write_image_set` writes except the images.
 
     Returns:
         The description, see `write_image_set`.

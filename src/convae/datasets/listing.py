@@ -49,7 +49,7 @@ def read_rejected(folder: Path) -> list[Rejected]:
 
 
 def _write(folder: Path, name: str, header: list[str], rows: Iterable[tuple[object, ...]]) -> None:
-    # The same line ends on every system, so that the same files give the same bytes.
+    # The same line endings on every system, so that the same files give the same bytes.
     with (folder / name).open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
 

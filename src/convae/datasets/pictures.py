@@ -102,7 +102,7 @@ def decode(content: bytes, reading: Reading) -> Picture:
     with _one_line_errors():
         try:
             opened = Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS])
-        except UnidentifiedImageError:  # whose message is no use: it holds a memory address
+        except UnidentifiedImageError:  # its own message is useless: a memory address
             tags = _tiff_tags(content)
             _check_tiff(tags)
             if tags:
@@ -175,7 +175,7 @@ def _check_single(image: Image.Image) -> None:
 
 
 def _check_padding(content: bytes, image: Image.Image) -> None:
-    """Reject a BMP whose fourth bytes, meaningless by the format, hold data nevertheless."""
+    """Reject a BMP whose fourth bytes, unused according to the format, hold data nevertheless."""
     fourth = np.frombuffer(content, np.uint8, 4 * image.width * image.height, int.from_bytes(content[10:14], "little"))
     if len(np.unique(fourth[3::4])) > 1:
         raise UnusableError("4 bands, and BMP does not define the fourth; save it as PNG")
@@ -213,7 +213,7 @@ def _check_tiff(tags: Mapping[int, Any]) -> None:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    image.load()  # turns a TIFF already, and removes its orientation
+    image.load()  # already turns a TIFF upright, and removes its orientation
     return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
@@ -304,7 +304,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _finish(flat: Image.Image, turn: Image.Transpose | None, reading: Reading) -> Picture:
     """Convert to the channels and size of `reading`."""
-    # Steps that change nothing are skipped, because Pillow would copy the picture all the same.
+    # Steps that change nothing are skipped, because Pillow would copy the picture anyway.
     if flat.mode != (mode := "L" if reading.channels == 1 else "RGB"):
         flat = flat.convert(mode)
     if turn is not None:

@@ -185,7 +185,7 @@ def _check_folder(
 
 
 def _divide(given: Mapping[str, Part], classes: Sequence[str], data: DataParams, seed: int) -> dict[str, Part]:
-    """Hold the test and validation parts that are not given out of the training images."""
+    """Hold out training images for the test and validation parts that the data set lacks."""
     parts = dict(given)
     for name, size in (("test", data.test_size), ("validation", data.validation_size)):
         if name not in parts:

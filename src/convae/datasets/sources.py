@@ -14,12 +14,12 @@ from convae.errors import ConvaeError
 Files = dict[str, Path]
 """Path of each archive by its name in the catalogue."""
 
-APT_SECONDS = 900  # after which a program of Debian's is stopped
+APT_SECONDS = 900  # limit for each of Debian's programs
 _APT_OPTIONS = [f"-oAcquire::{kind}" for kind in ("http::Timeout=10", "https::Timeout=10", "Retries=1")]
 
 
 def sources(name: str, dataset: Dataset, root: Path, downloads: Path, scratch: Path) -> dict[str, Callable[[], Files]]:
-    """Functions that get the archives of a data set, by the name of their source in messages.
+    """Return functions that get the archives of a data set, keyed by the name of their source for messages.
 
     Each raises ConvaeError or OSError if its source does not have the archives.
 
@@ -97,7 +97,7 @@ def _debian(dataset: Dataset, downloads: Path, scratch: Path) -> Files:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run a program of Debian's.
+    """Run one of Debian's programs.
 
     Raises:
         ConvaeError: it fails, with the last line of its output as the message; or it takes too long.

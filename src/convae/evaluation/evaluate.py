@@ -198,7 +198,7 @@ def _measure(estimator: BaseEstimator, parts: Mapping[str, FeatureSet], metrics:
 
 
 def _headlines(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that the saved classifier is described by, because it travels without `metrics.json`."""
+    """The figures to store with the classifier, which is often used without `metrics.json`."""
     of_test = (*HEADLINE, "accuracy_low", "accuracy_high", "worst_class")
     return {
         "validation": {name: metrics["validation"][name] for name in HEADLINE},

@@ -14,7 +14,7 @@ from convae.evaluation.metrics import DIGITS, reconstruction_mse
 from convae.models.autoencoder import Autoencoder
 
 VALIDATION_IMAGES, TRAINING_IMAGES = 1000, 5000
-# Limits on the activations and feature values that are examined, so that any encoder takes seconds.
+# Limits on the activations and feature values that are examined, so that even a large encoder takes only seconds.
 ACTIVATIONS, FEATURE_VALUES = 1 << 26, 1 << 24
 CHUNK_ACTIVATIONS = 1 << 22  # held at a time: 32 MiB in double precision
 
@@ -60,7 +60,7 @@ def encoder_health(
 
 
 def layers_health(encoder: Encoder, images: np.ndarray) -> list[dict[str, Any]]:
-    """Measure the health of each layer on its activation maps, before winners take all.
+    """Measure the health of each layer on its activation maps, before any winner-take-all.
 
     Args:
         encoder: an encoder with any number of layers.

@@ -3,7 +3,7 @@
 It has the same optimum as `sklearn.linear_model.LogisticRegression`, and gets there faster for three reasons:
 
 - Activations pooled over neighbouring cells are strongly correlated, so L-BFGS needs many steps along directions of
-  small variance. We run it in coordinates whose curvature is about one in every direction, estimated from the
+  small variance. We run it in coordinates with a curvature of about one in every direction, estimated from the
   principal directions of a few thousand images.
 - One pass over the features, which may be memory-mapped, yields both loss and gradient.
 - L-BFGS is torch's. SciPy's has its own threads, which wait for work next to NumPy's and slow them down.
@@ -65,7 +65,7 @@ def fit_path(
 
 
 class _Coordinates:
-    """Coordinates of the weights whose curvature is about one in every direction."""
+    """Coordinates of the weights in which the curvature of the loss is about one in every direction."""
 
     def __init__(self, x: np.ndarray, importance: np.ndarray | None) -> None:
         count = min(len(x), IMAGES, max(1, SAMPLE_VALUES // x.shape[1]))

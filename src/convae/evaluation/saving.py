@@ -80,7 +80,7 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         _check_trees(estimator)
         if isinstance(estimator, SVC):
             _check_support(estimator)
-        # Another scikit-learn may load it and then fail to predict; better here than in the middle of a job.
+        # Another version of scikit-learn may load it and then fail to predict; better here than in the middle of a job.
         if another:
             features = np.zeros((1, estimator.n_features_in_), np.float32)
             class_scores(estimator, features, int(estimator.classes_.max()) + 1)
@@ -95,7 +95,7 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
 
 
 def _another_version(description: dict[str, Any]) -> str:
-    """End of a message that names the scikit-learn that saved a classifier; empty if it is the installed one."""
+    """End of a message that names the scikit-learn version of a saved classifier; empty if it is the installed one."""
     saved, installed = str(description.get("scikit_learn", "of an unknown version")), sklearn.__version__
     if saved == installed:
         return ""

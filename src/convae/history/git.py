@@ -24,7 +24,7 @@ SUBJECT_LENGTH = 40
 
 @dataclass(frozen=True)
 class Place:
-    """A state of the repository: a commit, an experiment of DVC, or the workspace."""
+    """A state of the repository: a commit, a DVC experiment, or the workspace."""
 
     name: str
     executions: Executions

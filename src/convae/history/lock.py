@@ -144,7 +144,7 @@ def load_stage(name: str) -> "PipelineStage":
     """Load a stage of the current folder's dvc.yaml with DVC.
 
     Raises:
-        Exception: any of DVC's errors, if this is no DVC repository or has no such stage.
+        Exception: any of DVC's errors, if this is not a DVC repository or has no such stage.
     """
     from dvc.repo import Repo
 

@@ -65,7 +65,7 @@ def _alone() -> AbstractContextManager[object]:
 def copy_workspace(target: Path, data: list[str]) -> None:
     """Copy this workspace's tracked and untracked files to `target`, and link the folders in `data`.
 
-    The copy has no dvc.lock, and its own empty cache whatever is configured, so that DVC has to compute everything.
+    The copy has no dvc.lock, and an empty cache whatever is configured, so that DVC has to compute everything.
 
     Args:
         target: the folder to write; it is emptied first.

@@ -72,7 +72,7 @@ class Autoencoder(nn.Module):
         )
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw all filters from a normal distribution of deviation 1 / sqrt(fan-in), and set biases to zero."""
+        """Draw all filters from a normal distribution with deviation 1 / sqrt(fan-in), and set biases to zero."""
         for layer, decoder in zip(self.layers, self.decoder, strict=True):
             filters: Tensor = layer.convolution.weight
             nn.init.normal_(filters, std=filters[0].numel() ** -0.5, generator=generator)

@@ -1,7 +1,7 @@
 """How much the `config.json` of a saved encoder may ask for.
 
-Encoders come from anywhere. Before anything of the described size is built, its numbers must be some that `params.yaml`
-allows, and encoding an image must take seconds to minutes, not all of the memory.
+Encoders come from anywhere. Before anything of the described size is built, its numbers must be within the limits of
+`params.yaml`, and encoding an image must take minutes at most, and no more than a limited amount of memory.
 """
 
 import math
@@ -40,7 +40,7 @@ def check_sizes(config: dict[str, Any]) -> None:
 
 
 def check_effort(network: Autoencoder, config: dict[str, Any], weight_bytes: int) -> None:
-    """Refuse a network that is larger than its weights, or that would take too much time or memory for one image.
+    """Refuse a network that is larger than its weight file, or that would take too much time or memory for one image.
 
     Args:
         network: as `config` describes it, on the device `meta`, where it takes no memory.
@@ -74,7 +74,7 @@ def effort(network: Autoencoder, size: Size) -> tuple[int, int, int]:
     """What it takes to encode one image of `size`: multiplications, values in all activation maps and in all patches.
 
     Raises:
-        GeometryError: the image leaves no map to some layer.
+        GeometryError: the image is too small for some layer.
     """
     preprocessing, pixels = network.preprocessing, math.prod(size)
     work, maps, patches = pixels, pixels * preprocessing.channels, 0

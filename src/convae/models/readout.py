@@ -1,4 +1,4 @@
-"""The readout turns activation maps into one feature vector. Gradients train nothing here."""
+"""The readout turns activation maps into one feature vector. Nothing in it is trained by gradients."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -44,7 +44,7 @@ class Base:
     """The starting point of a worker's trials.
 
     Attributes:
-        commit: the code, as a hash of git's.
+        commit: the hash of the commit that holds the code.
         params: the bytes of params.yaml.
         cache: the folder of DVC's cache, which all trials share.
         folders: folders that stages read but git may not track.

@@ -122,13 +122,13 @@ def _check_unedited(name: str, text: str) -> None:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """Recognise it in torch's messages too: torch has its own exception on GPUs, and a plain RuntimeError on CPUs."""
+    """Whether memory ran out. torch raises its own exception for this on GPUs, and a plain RuntimeError on CPUs."""
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
-    """Wait until no other stage runs in this workspace: two stages would destroy each other's outputs.
+    """Wait until no other stage runs in this workspace: two stages would overwrite each other's outputs.
 
     DVC never starts two at once, but if DVC is killed, its stage may live on for a while.
     """

@@ -15,7 +15,7 @@ from convae.history.git import git
 def process_tags() -> dict[str, str]:
     """Return tags for user and process.
 
-    Process id and start time show later whether a run that never ended can still be running: ids alone are reused.
+    Process id and start time show later whether a run that never ended can still be running: ids alone may be reused.
     """
     process = psutil.Process()
     try:

@@ -38,7 +38,7 @@ def main() -> None:
         except Exception as error:  # any at all: nothing may disturb the stage
             print(f"failed: {presentable(error)}", file=signs, flush=True)
             code = 1
-    # Everything is written. The libraries' exit handlers would take a second, or for ever if a connection hangs.
+    # Everything is written. The libraries' exit handlers would take a second, or forever if a connection hangs.
     os._exit(code)
 
 
@@ -54,7 +54,7 @@ def _record(
 ) -> None:
     if uri.startswith(SERVERS):
         check_answer(uri)
-    # MLflow makes do without pandas, and then starts in two thirds of the time; nothing here needs it.
+    # Without pandas, which nothing here needs, MLflow starts in two thirds of the time.
     sys.modules["pandas"] = None  # type: ignore[assignment]
     import_mlflow()
     place = workspace(began)

@@ -49,7 +49,7 @@ def publish(folder: Path) -> None:
     """`convae publish`: register both models unless they are registered, and move the champion if they are better.
 
     Raises:
-        ConvaeError: encoder or classifier are incomplete, no dvc.lock has them, or the store can't be used.
+        ConvaeError: the encoder or classifier is incomplete, no dvc.lock has them, or the store can't be used.
     """
     classifier = load_image_classifier(folder)
     place, execution = find_producer(folder / "classifier")

@@ -80,7 +80,7 @@ class Run:
     def close(self, status: str, problem: str = "") -> None:
         """End the run with MLflow's `status` (FINISHED, FAILED or KILLED) and wait until it is recorded.
 
-        Ctrl-C and SIGTERM end the wait, but no longer the stage: its work is done.
+        Ctrl-C and SIGTERM end the wait, but not the stage: its work is done.
         """
         recorder = self._recorder
         if recorder is None:

@@ -115,7 +115,7 @@ def open_store(uri: str, *experiments: str) -> tuple["MlflowClient", list[str]]:
         if not database.exists():  # SQLite would apply the leftover log of a deleted database to the new one
             for leftover in ("-wal", "-shm"):
                 Path(f"{database}{leftover}").unlink(missing_ok=True)
-        # Fails at once if the file is read-only or no database, where MLflow would retry for 100 s.
+        # Fails at once if the file is read-only or not a database, where MLflow would retry for 100 s.
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
         follow(database, experiments)

@@ -17,11 +17,11 @@ from convae.training.batches import Batch, Batches, random_seed
 from convae.training.objectives import Objective
 
 Row = dict[str, float]
-VALIDATION_EPOCH = 2**31  # longer than any training; its draws corrupt the validation images, the same way each time
+VALIDATION_EPOCH = 2**31  # beyond any real epoch; its draws corrupt the validation images, the same way each time
 
 
 class Loader:
-    """Batches in place of a DataLoader, from the current position of the training.
+    """Batches in place of a DataLoader, from the current position in the training run.
 
     Args:
         batches: the batches of every epoch.
@@ -96,7 +96,7 @@ class TrainingModule(lightning.LightningModule):
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def on_train_start(self) -> None:
-        """Start the clock of checkpoints; stop at once if killed between early stopping and saving the result."""
+        """Start the checkpoint timer; stop at once if killed between early stopping and saving the result."""
         self.trainer.should_stop = self._out_of_patience()
         self.training_batches.move_to(self.device)
         self.validation_batches.move_to(self.device)
@@ -150,7 +150,7 @@ class TrainingModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean loss over the validation images, which checkpoints and early stopping read."""
         total = self.trainer.strategy.reduce(self.validation_loss, reduce_op="sum")
-        # All processes hold the same total. Its maximum has the same bits, a mean of them might not.
+        # All processes hold the same total. The maximum over processes has the same bits; the mean might not.
         self.log(
             "validation_loss", total / self.validation_batches.count, prog_bar=True, reduce_fx="max", sync_dist=True
         )

@@ -55,7 +55,7 @@ from convae.training.state import quiet_lightning
 CHECKPOINTS = Path(".convae/checkpoints")
 BEST, LAST = "best.ckpt", "last.ckpt"
 LIGHTNING = (2, 6)  # the first version that reads its checkpoints without unpickling
-KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training can be resumed
+KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training run can be resumed
 UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # training resumes even if these have changed
 
 
@@ -66,7 +66,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a file next to `path`, then rename it."""
         with new_file(Path(path)) as scratch:
             buffer = io.BytesIO()
-            torch.save(checkpoint, buffer)  # writing to a file, it would hide that the disk is full
+            torch.save(checkpoint, buffer)  # when writing to a file, torch would hide that the disk is full
             scratch.write_bytes(buffer.getbuffer())
 
 
@@ -89,16 +89,16 @@ def train_encoder(
 ) -> tuple[Encoder, list[Row], str]:
     """Fit the preprocessing, then train the autoencoder phase by phase; each keeps its best epoch by validation loss.
 
-    An interrupted training with the same parameters, images and code resumes from its last checkpoint and ends with
-    the same bits.
+    An interrupted run with the same parameters, images and code resumes from its last checkpoint and ends with the same
+    bits.
 
     Args:
         params: the experiment.
         training: images to learn from; only the objective `classify` uses their labels.
         validation: images whose loss chooses the epoch.
         on_epoch: called with a row of the history after each epoch; on resuming, first with the rows so far.
-        checkpoints: folder for checkpoints. A training removes its own when it ends; those of an interrupted one stay
-            until another training starts 30 days later.
+        checkpoints: folder for checkpoints. A training run removes its own when it ends; those of an interrupted run
+            stay until another run starts 30 days later.
         progress: show a progress bar.
         processes: the processes that train together.
 
@@ -167,21 +167,21 @@ def _set_first_weights(network: Autoencoder, params: Params, training: ImageSet)
 
 
 def prune(checkpoints: Path, current: Path) -> None:
-    """Remove the checkpoints of trainings that were interrupted and not resumed within 30 days.
+    """Remove the checkpoints of training runs that were interrupted and not resumed within 30 days.
 
     Args:
-        checkpoints: folder with a folder for each training.
-        current: the folder of the training that starts now; it stays.
+        checkpoints: folder with a folder for each run.
+        current: the folder of the run that starts now; it stays.
     """
     if not checkpoints.exists():
         return
-    # The lock keeps a process from removing an old training that another is about to resume: the other either marks
-    # it as used first, or finds it gone and starts anew.
+    # The lock keeps a process from removing an old run that another is about to resume: the other either marks it as
+    # used first, or finds it gone and starts afresh.
     with FileLock(checkpoints.with_name(f"{checkpoints.name}.lock")):
         if current.exists():
             os.utime(current)
         for folder in filter(Path.is_dir, checkpoints.iterdir()):
-            with suppress(FileNotFoundError):  # its training has just ended
+            with suppress(FileNotFoundError):  # its run has just ended
                 last_used = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
                 if folder != current and last_used < time.time() - KEPT_SECONDS:
                     _discard(folder)
@@ -298,7 +298,7 @@ def _trainer(module: TrainingModule, epochs: int, folder: Path, progress: bool) 
     if not torch.cuda.is_available():  # Lightning sets it, and Adam would look for NVIDIA's library at each step
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     train = module.params
-    # A version counter would keep the file that a killed training left, under the name we read.
+    # With a version counter, the file that a killed run left would keep the name that we read.
     keep = partial(ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
     best, last = keep(Path(BEST).stem, monitor="validation_loss"), keep(Path(LAST).stem)
     try:
