@@ -1,7 +1,7 @@
 """Measure how much time tracking adds to each stage of a small pipeline on the embedded digits.
 
 `python -m benchmark.tracking` clones the last commit into a scratch folder and runs every stage there in turn: with
-tracking off, into SQLite, and against servers that cannot be used. These refuse the connection, answer 403 or 500,
+tracking off, with SQLite, and with servers that cannot be used. These refuse the connection, answer 403 or 500,
 answer after four seconds or byte by byte, or never answer. It prints medians and maxima of wall time in seconds.
 """
 

@@ -67,21 +67,21 @@ ENCODERS: dict[str, tuple[Callable[[], object], str]] = {
     "infinity": (weights(lambda tensors: tensors["readout.mean"].fill(np.inf)), "holds NaN or infinity"),
     "stride of one side": (change([1], "layers", 0, "stride"), "do not belong together"),
     "block of words": (change("all", "sparsity", "block"), "do not belong together"),
-    "block without pixels": (change([0, 0], "sparsity", "block"), "is no number of pixels"),
-    "images beyond memory": (change([10**9, 10**9], "image_size"), "1000000000 is no number of pixels"),
+    "block without pixels": (change([0, 0], "sparsity", "block"), "is not a number of pixels"),
+    "images beyond memory": (change([10**9, 10**9], "image_size"), "1000000000 is not a number of pixels"),
     "images beyond what is encoded": (
         change([2**16, 2**16], "image_size"),
         "would take 2e+11 multiplications and",
     ),
     "layers as words": (change("many", "layers"), "do not belong together"),
-    "filters as words": (change("many", "layers", 0, "filters"), "is no number of pixels"),
+    "filters as words": (change("many", "layers", 0, "filters"), "is not a number of pixels"),
     "channels beyond memory": (change(30_000, "channels"), "there are fewer weights than described"),
-    "no filters": (change(0, "layers", 0, "filters"), "is no number of pixels"),
-    "filters beyond memory": (change(10**15, "layers", 0, "filters"), "is no number of pixels"),
+    "no filters": (change(0, "layers", 0, "filters"), "is not a number of pixels"),
+    "filters beyond memory": (change(10**15, "layers", 0, "filters"), "is not a number of pixels"),
     "kernel of one side": (change([3], "layers", 0, "kernel"), "do not belong together"),
     "unknown activation": (change("__import__", "layers", 0, "activation"), "do not belong together"),
-    "no channels": (change(0, "channels"), "is no number of pixels"),
-    "grid without cells": (change([0, 0], "readout", "grid"), "is no number of pixels"),
+    "no channels": (change(0, "channels"), "is not a number of pixels"),
+    "grid without cells": (change([0, 0], "readout", "grid"), "is not a number of pixels"),
     "layer that is not there": (change([7], "readout", "layers"), "do not belong together"),
 }
 
@@ -120,8 +120,8 @@ BUSY: dict[str, tuple[dict[str, Any], str]] = {
         {"preprocessing": PLAIN | {"local_contrast": {"window": 65535, "floor": 0.1}}, "image_size": [3000, 3000]},
         "an image of 3000×3000 pixels would take 6e+14 multiplications",
     ),
-    "large block": ({"sparsity": {"block": [2**17, 1], "lifetime": None}}, "131072 is no number of pixels"),
-    "true": ({"image_size": [True, True]}, "True is no number of pixels, channels or filters from 1 to 65536"),
+    "large block": ({"sparsity": {"block": [2**17, 1], "lifetime": None}}, "131072 is not a number of pixels"),
+    "true": ({"image_size": [True, True]}, "True is not a number of pixels, channels or filters from 1 to 65536"),
 }  # fmt: skip
 
 

@@ -188,7 +188,7 @@ def forge(folder: Path, **changes) -> None:
         (lambda folder: forge(folder, channels=1), "do not belong together"),
         (lambda folder: forge(folder, image_size=None), "do not belong together"),
         (lambda folder: forge(folder, stacked_on="nothing"), "do not belong together"),
-        (lambda folder: forge(folder, readout=READOUT | {"grid": [0, 0]}), "0 is no number of pixels"),
+        (lambda folder: forge(folder, readout=READOUT | {"grid": [0, 0]}), "0 is not a number of pixels"),
         (lambda folder: forge(folder, readout=READOUT | {"grid": [3, 3]}), "do not belong together"),
         (lambda folder: forge(folder, readout=READOUT | {"layers": [5]}), "do not belong together"),
         (lambda folder: forge(folder, readout=READOUT | {"rectification": "x"}), "do not belong together"),
@@ -346,7 +346,7 @@ def test_what_a_kill_left_of_saving_can_be_written_over(encoder, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_saving_over_somebody_else_s_model_is_refused(encoder, tmp_path, name):
     (tmp_path / name).write_text('{"architectures": ["BertModel"]}')
-    with pytest.raises(ConvaeError, match=f"{name}: exists, and belongs to no encoder; name another folder"):
+    with pytest.raises(ConvaeError, match=f"{name}: exists, and is not part of an encoder; name another folder"):
         encoder.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

@@ -182,7 +182,7 @@ def test_colour_images_of_either_layout():
     [
         (lambda folder: CAEFeatures(folder).fit(np.zeros((2, 3, 8, 8))), r"the shape \[1, 3, 8, 8\]"),
         (lambda folder: CAEFeatures(folder).fit_transform(DIGITS), "values from 0 to 1[56]"),
-        (lambda folder: CAEFeatures(folder).fit(np.zeros((2, 65))), "X has 65 columns, which are no square image"),
+        (lambda folder: CAEFeatures(folder).fit(np.zeros((2, 65))), "X has 65 columns, which are not a square image"),
         (lambda folder: CAEFeatures("nowhere").fit(IMAGES), "nowhere: not an encoder"),
         (
             lambda folder: ConvolutionalAutoencoderFeatures().fit(["a.png"]),

@@ -67,7 +67,7 @@ SERIES = {
 
 
 def rows() -> Iterator[Row]:
-    """Time per arithmetic of the worst task against the smallest; memory for four times as many images."""
+    """Time per operation of the worst task, relative to the smallest; memory for four times as many images."""
     fashion_mnist()
     measured = {}
     for stage, (time, series) in STAGES.items():

@@ -255,16 +255,16 @@ class Encoder:
         Other files in the folder stay; another encoder in it is replaced.
 
         Raises:
-            ConvaeError: files with these names exist that belong to no encoder, or `folder` is a file or an address.
+            ConvaeError: files with these names exist but are not an encoder, or `folder` is a file or an address.
         """
         if is_address(str(folder)) or str(folder).startswith("~"):
-            raise ConvaeError(f"{folder}: name a folder; addresses and ~ are not looked up")
+            raise ConvaeError(f"{folder}: name a folder; addresses and ~ are not supported here")
         folder = Path(folder)
         check_folder(folder)
         config, weights = self.serialize()
         for name in (CONFIG, WEIGHTS):
             if (folder / name).exists() and not _is_encoder(folder):
-                raise ConvaeError(f"{folder / name}: exists, and belongs to no encoder; name another folder")
+                raise ConvaeError(f"{folder / name}: exists, and is not part of an encoder; name another folder")
         write_json(folder / CONFIG, config)  # first: if killed in between, `save` recognises its own file
         with new_file(folder / WEIGHTS) as scratch:
             scratch.write_bytes(weights)

@@ -74,7 +74,7 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 X = X.reshape(len(X), channels or 1, *self._shape(X.shape[1], channels or 1))
             except (TypeError, ValueError):
                 raise ConvaeError(
-                    f"X has {X.shape[1]} columns, which are no images of image_shape = {self.image_shape}"
+                    f"X has {X.shape[1]} columns, which do not fit image_shape = {self.image_shape}"
                 ) from None
         if X.dtype == np.uint8:
             return X
@@ -86,7 +86,7 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             return self.image_shape
         side = math.isqrt(width // channels)
         if channels * side**2 != width:
-            raise ConvaeError(f"X has {width} columns, which are no square image; set image_shape=(height, width)")
+            raise ConvaeError(f"X has {width} columns, which are not a square image; set image_shape=(height, width)")
         return side, side
 
     def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:

@@ -86,7 +86,7 @@ def _check_source(path: Path, params: Params) -> None:
     except ConvaeError as error:
         raise ConvaeError(f"{path}: {error}") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConvaeError(f"{path}: model.initialize_from: {config} describes no encoder ({error})") from None
+        raise ConvaeError(f"{path}: model.initialize_from: {config} does not describe an encoder ({error})") from None
 
 
 def _geometry(params: Params) -> list[LayerGeometry]:

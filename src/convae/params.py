@@ -27,7 +27,7 @@ UNWEIGHTED = ("k_nearest_neighbors", "mlp")  # classifiers without class_weight 
 
 
 def _as_pair(value: Any) -> Any:
-    """Turn one number into a pair of equal sides; accept a list of height and width.
+    """Turn one number into a pair of equal sides, or a list of height and width into a pair.
 
     Example:
         >>> _as_pair(3), _as_pair([3, 5])
@@ -374,7 +374,7 @@ class Params(Section):
         whitening = self.preprocessing.whitening
         if reconstructs and whitening and whitening.kind == "pca":
             raise ValueError(
-                "preprocessing.whitening.kind = pca: principal components of patches are no image to reconstruct; "
+                "preprocessing.whitening.kind = pca: principal components of patches are not an image to reconstruct; "
                 "use zca"
             )
         if self.frozen_layers > len(self.model.layers):

@@ -1,4 +1,4 @@
-"""The first stage: get the images. The same bytes are written whatever source they come from."""
+"""The first stage: get the images. The output is the same, byte for byte, whichever source it comes from."""
 
 import shutil
 import sys

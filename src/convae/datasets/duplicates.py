@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 22
 
 
 def find_duplicates(parts: Mapping[str, ImageSet]) -> dict[str, Any]:
-    """Find images of `test` and `validation` that other parts have too, and images that occur in two classes.
+    """Find images of `test` and `validation` that also occur in other parts, and images that occur in two classes.
 
     Every image is read once.
 

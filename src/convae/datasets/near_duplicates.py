@@ -1,7 +1,7 @@
 """Find images that look nearly like another one: saved again, resized, blurred, brightened or slightly cropped.
 
 The descriptor of an image is its brightness in 8×8 overlapping Gaussian cells, minus their mean and scaled to unit
-length. Images of one kind are close anyway, and digits or trousers very close, so a distance alone says little. An
+length. Images of one kind are close anyway, and digits or trousers very close, so distance alone says little. An
 image is a near-duplicate if its nearest neighbour is much nearer than the fifth nearest; or, since there may be many
 copies, far nearer than about the thirtieth; or nearer than two different pictures ever are.
 

@@ -62,7 +62,7 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise ConvaeError(f"{folder}: not a classifier: {error}") from None
     if format_ != FORMAT:
-        raise ConvaeError(f"{folder}/classifier.json: format {format_!r}; this convae reads format {FORMAT}")
+        raise ConvaeError(f"{folder}/classifier.json: format {format_!r}; this version of convae reads format {FORMAT}")
     if isinstance(description.get("classes"), list) and len(description["classes"]) > MOST_CLASSES:
         raise ConvaeError(f"{folder}/classifier.json: more than {MOST_CLASSES} classes")
     if kind is None:

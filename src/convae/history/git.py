@@ -1,4 +1,4 @@
-"""States of the repository, read with git's own commands."""
+"""States of the repository, read with git commands."""
 
 import io
 import os

@@ -35,7 +35,7 @@ def describe(path: Path, place: Place, execution: Execution, runs: Mapping[str, 
     yield f"{path}  {path_md5(path)}"
     yield f"  kept in       {place.name}"
     if place.command:
-        yield f"  brought back  {place.command}"
+        yield f"  restored by   {place.command}"
     for one in stages:
         yield ""
         yield one.stage

@@ -36,7 +36,7 @@ def check_sizes(config: dict[str, Any]) -> None:
     numbers = [config["channels"], *windows, *(layer["filters"] for layer in layers)]
     for number in [*numbers, *(side for height, width in pairs for side in (height, width))]:
         if type(number) is not int or not 0 < number <= LARGEST:
-            raise ConvaeError(f"{str(number)[:20]} is no number of pixels, channels or filters from 1 to {LARGEST}")
+            raise ConvaeError(f"{str(number)[:20]} is not a number of pixels, channels or filters from 1 to {LARGEST}")
 
 
 def check_effort(network: Autoencoder, config: dict[str, Any], weight_bytes: int) -> None:

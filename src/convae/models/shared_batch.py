@@ -47,7 +47,7 @@ class SharedBatch:
 
     def mean(self, total: Tensor, images: int, values: int = 1) -> Tensor:
         """Mean over the batch, given the `total` over this process's `images` images of `values` values each."""
-        # Times the number of processes, by which DDP divides the sum of gradients.
+        # DDP divides the sum of gradients by the number of processes, so multiply by it here.
         return total * self.processes.count / total.new_full((), values * (self.images or images))
 
     def counted_mean(self, total: Tensor, number: Tensor) -> Tensor:

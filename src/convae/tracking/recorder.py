@@ -1,7 +1,7 @@
 """The process that records a stage in MLflow, so that MLflow's imports and a slow store cost the stage no time.
 
-It reads lines of JSON from stdin. The first says where to record and which stage, the last how the stage ended; if that
-one is missing, the stage was killed. On stdout the recorder tells the stage when it starts and ends hashing outputs,
+It reads lines of JSON from stdin. The first says where to record and which stage, the last how the stage ended; if the
+last is missing, the stage was killed. On stdout the recorder tells the stage when it starts and ends hashing outputs,
 and why recording failed. The stage prints that reason once its progress bars are gone.
 """
 

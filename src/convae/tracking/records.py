@@ -45,7 +45,7 @@ class Input(NamedTuple):
 class Records:
     """The runs of one experiment and its stages in one MLflow store.
 
-    A stage execution is a run in the MLflow experiment `<experiment>-stages`. An experiment in our sense is a *row*: one
+    A stage execution is a run in the MLflow experiment `<experiment>-stages`. An experiment of our own is a *row*: one
     run in `<experiment>` with all parameters and final metrics, so that MLflow can compare experiments line by line.
 
     Methods raise any error of MLflow or its database.

@@ -48,7 +48,7 @@ def set_view(records: Records) -> str:
         Exception: any error of MLflow or its database.
     """
     view = _view(list(every_run(records.client, records.rows)))
-    # The times would order a menu of views, but there is only one.
+    # The times only order a menu of views, and there is just one view.
     saved = {"name": "Best first", "createdAt": 0, "updatedAt": 0, "state": json.dumps(view)}
     records.client.set_experiment_tag(records.rows, f"mlflow.sharedViewState.{NAME}", json.dumps(saved))
     return f"/#/experiments/{records.rows}/runs?viewStateShareKey={NAME}"

@@ -63,7 +63,7 @@ class Objective(nn.Module):
         return (parameter for parameter in self.parameters() if parameter not in frozen)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The learning parameters of the classification head."""
+        """The trainable parameters of the classification head."""
         return iter(())
 
     def start_training(self) -> None:
