@@ -302,6 +302,6 @@ def test_an_encoder_to_start_from_that_is_none_is_refused(repository: Path, tmp_
     (tmp_path / "initial/config.json").write_bytes(content)
     text = (repository / "params.yaml").read_text("utf-8").replace("models/initial ", f"{tmp_path}/initial ")
     (tmp_path / "params.yaml").write_text(text, "utf-8")
-    with pytest.raises(ConvaeError, match="initial/config.json does not describe an encoder") as mistake:
+    with pytest.raises(ConvaeError, match=r"initial/config\.json does not describe an encoder") as mistake:
         load_experiment(tmp_path / "params.yaml")
     assert "\n" not in str(mistake.value)
