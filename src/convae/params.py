@@ -453,7 +453,7 @@ def parse_sections(path: Path, text: str, model: type[File]) -> File:
         yaml.Composer = _Composer
         content = yaml.load(text)
     except Exception as error:  # ruamel.yaml raises nearly anything for values that contradict their tags
-        if "\n<<<<<<< " in f"\n{text}":
+        if is_conflict(text):
             raise ConvaeError(f"{path} contains merge conflict markers; resolve the conflict") from None
         raise ConvaeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -462,6 +462,11 @@ def parse_sections(path: Path, text: str, model: type[File]) -> File:
         return model.model_validate(content)
     except ValidationError as error:
         raise ConvaeError("\n".join(_lines(path, error))) from None
+
+
+def is_conflict(text: str) -> bool:
+    """Whether git has left the markers of a merge conflict in the text of a file."""
+    return "\n<<<<<<< " in f"\n{text}"
 
 
 def _lines(path: Path, error: ValidationError) -> list[str]:

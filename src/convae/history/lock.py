@@ -15,12 +15,12 @@ from ruamel.yaml.error import YAMLError
 
 from convae.errors import ConvaeError
 from convae.names import flatten
-from convae.params import PARAMS_FILE
+from convae.params import PARAMS_FILE, is_conflict
 
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
-LOCK_FILE, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
+LOCK_FILE = Path("dvc.lock")
 UNRECORDED = {"validate"}  # checks the parameters and computes nothing
 REPORTS = "reports/"  # the outputs that git tracks
 MERGE = "choose a side with `git checkout --theirs params.yaml dvc.lock reports` (or --ours), then run `dvc repro`"
@@ -80,7 +80,7 @@ def read_lock(text: str) -> Executions:
         stages = (YAML(typ="safe", pure=True).load(text) or {}).get("stages") or {}
         return {name: _execution(name, entry) for name, entry in stages.items() if name not in UNRECORDED}
     except (YAMLError, AttributeError, KeyError, TypeError):
-        problem = "contains merge conflict markers" if _is_conflict(text) else "can't be read"
+        problem = "contains merge conflict markers" if is_conflict(text) else "can't be read"
         raise ConvaeError(f"{LOCK_FILE} {problem}") from None
 
 
@@ -94,7 +94,7 @@ def lock_here() -> Executions:
     try:
         return read_lock(text)
     except ConvaeError as error:
-        raise ConvaeError(f"{error}; {MERGE if _is_conflict(text) else RESTORE}") from None
+        raise ConvaeError(f"{error}; {MERGE if is_conflict(text) else RESTORE}") from None
 
 
 def ordered(executions: Executions) -> list[Execution]:
@@ -128,16 +128,20 @@ def reports_in(executions: Executions) -> Iterator[Execution]:
 
 def changes(stage: str, before: str, after: str) -> list[str]:
     """Describe the parameters of a stage, as dvc.yaml lists them, that differ between two texts of params.yaml."""
-    load = YAML(typ="safe", pure=True).load
-    entry = (load(PIPELINE.read_text("utf-8")).get("stages") or {}).get(stage) or {}
-    listed = (one.get(str(PARAMS_FILE), ()) if isinstance(one, dict) else [one] for one in entry.get("params", []))
-    keys = [key for keys in listed for key in keys]
-    old, new = flatten(load(before)), flatten(load(after))
-    return [
-        f"{name} was {old.get(name)}, is {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and any(f"{name}.".startswith(f"{key}.") for key in keys)
-    ]
+    definition = load_stage(stage)
+    old, new = _params(definition, before), _params(definition, after)
+    return [f"{name} was {value}, is {now}" for name, value, now in differences(old, new)]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return names whose values differ, sorted, with both values; None stands for a missing one.
+
+    Example:
+        >>> differences({"seed": 0, "epochs": 2}, {"seed": 0, "epochs": 3, "batch": 1})
+        [('batch', None, 1), ('epochs', 2, 3)]
+    """
+    names = sorted(old.keys() | new.keys())
+    return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
 
 
 def load_stage(name: str) -> "PipelineStage":
@@ -162,18 +166,9 @@ def begun(stage: "PipelineStage", text: str | None = None) -> Execution:
     """
     from dvc.stage.utils import split_params_deps
 
-    params, inputs = split_params_deps(stage)
-    values: dict[str, Any] = {}
-    with TemporaryDirectory() as folder:
-        for dependency in params:
-            # DVC reads parameters from a file. A copy of what the stage read is safe from later edits.
-            if text is not None and dependency.def_path == str(PARAMS_FILE):
-                copy = Path(folder) / PARAMS_FILE
-                copy.write_text(text, "utf-8")
-                dependency.fs_path = str(copy)
-            values |= dependency.read_params()
+    _, inputs = split_params_deps(stage)
     hashes = {dependency.def_path: dependency.get_hash().value for dependency in inputs}
-    return Execution(stage.name, flatten(values), dict(sorted(hashes.items())))
+    return Execution(stage.name, _params(stage, text), dict(sorted(hashes.items())))
 
 
 def ended(execution: Execution, stage: "PipelineStage") -> Execution:
@@ -211,8 +206,20 @@ def path_md5(path: Path) -> str:
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
-def _is_conflict(text: str) -> bool:
-    return "\n<<<<<<< " in f"\n{text}"
+def _params(stage: "PipelineStage", text: str | None) -> dict[str, Any]:
+    """Return the values of a stage's parameters in a text of params.yaml, or in the file as it is now."""
+    from dvc.stage.utils import split_params_deps
+
+    values: dict[str, Any] = {}
+    with TemporaryDirectory() as folder:
+        for dependency in split_params_deps(stage)[0]:
+            # DVC reads parameters from a file. A copy of what the stage read is safe from later edits.
+            if text is not None and dependency.def_path == str(PARAMS_FILE):
+                copy = Path(folder) / PARAMS_FILE
+                copy.write_text(text, "utf-8")
+                dependency.fs_path = str(copy)
+            values |= dependency.read_params()
+    return flatten(values)
 
 
 def _producers(executions: Executions, consumer: Execution) -> set[str]:

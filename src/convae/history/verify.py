@@ -4,9 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -15,7 +16,7 @@ from convae.experiment import load_experiment
 from convae.files import read_json
 from convae.history.deviation import largest_deviation, metric_deviations
 from convae.history.git import git
-from convae.history.lock import CODE, LOCK_FILE, Executions, lock_here, path_md5, read_lock
+from convae.history.lock import CODE, LOCK_FILE, Executions, differences, lock_here, path_md5, read_lock
 from convae.names import flatten
 
 SCRATCH = Path(".convae/verify")
@@ -100,12 +101,11 @@ def report(before: Executions, after: Executions, scratch: Path) -> str:
         words, found = (IDENTICAL, IDENTICAL) if old == new else _compare(path, old, scratch)
         verdict = max(verdict, found, key=[IDENTICAL, CLOSE, DIFFERENT].index)
         print(f"{stage:<10} {path:<32} {words}")
-    params = set(_changes(before, after, "params"))
-    for title, lines in (
-        ("parameters", params),
-        ("code", set(_changes(before, after, "inputs"))),
-        ("environment", set(_environment_changes(scratch))),
-    ):
+    pairs = [(before[one.stage], one) for one in after.values() if one.stage in before]
+    params = {line for old, new in pairs for line in _changes(old.params, new.params)}
+    code = {name for old, new in pairs for name, *_ in differences(old.inputs, new.inputs) if name.startswith(CODE)}
+    changed = [f"{name} has changed" for name in code]
+    for title, lines in (("parameters", params), ("code", changed), ("environment", _environment_changes(scratch))):
         for line in sorted(lines):
             print(f"{title}: {line}")
     if verdict == CLOSE and {line.partition(":")[0] for line in params} - LAST_BITS:
@@ -150,11 +150,9 @@ def _compare(path: str, old: str, scratch: Path) -> tuple[str, str]:
     if path == METRICS:
         found = metric_deviations(Path(path), scratch / path)
         name = max(found, key=lambda name: found[name], default="")
-        accuracies = [value for key, value in found.items() if key.endswith(".accuracy")]
-        accuracy = max(accuracies, default=0.0)
-        return f"differs by at most {found[name]:.4g} ({name}), accuracies by {accuracy:.4g}", _judge(
-            accuracy, ACCURACY
-        )
+        accuracy = max((value for key, value in found.items() if key.endswith(".accuracy")), default=0.0)
+        words = f"differs by at most {found[name]:.4g} ({name}), accuracies by {accuracy:.4g}"
+        return words, _judge(accuracy, ACCURACY)
     deviation = largest_deviation(Path(path), scratch / path)
     if deviation is None:
         return "differs", CLOSE  # no numbers to compare: the metrics decide
@@ -165,26 +163,12 @@ def _judge(deviation: float, tolerance: float) -> str:
     return CLOSE if deviation <= tolerance else DIFFERENT
 
 
-def _changes(before: Executions, after: Executions, part: str) -> Iterator[str]:
-    """Yield changes in the parameters or the code of stages."""
-    for one in after.values():
-        if one.stage not in before:
-            continue
-        old, new = getattr(before[one.stage], part), getattr(one, part)
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) == new.get(name):
-                continue
-            if part == "params":
-                yield f"{name}: {old.get(name)} before, {new.get(name)} now"
-            elif name.startswith(CODE):
-                yield f"{name} has changed"
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [f"{name}: {value} before, {now} now" for name, value, now in differences(old, new)]
 
 
-def _environment_changes(scratch: Path) -> Iterator[str]:
+def _environment_changes(scratch: Path) -> list[str]:
     if not ENVIRONMENT.exists():
-        yield f"unknown, because there is no {ENVIRONMENT}"
-        return
-    old, new = flatten(read_json(ENVIRONMENT)), flatten(read_json(scratch / ENVIRONMENT))
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            yield f"{name.removeprefix('packages.')}: {old.get(name)} before, {new.get(name)} now"
+        return [f"unknown, because there is no {ENVIRONMENT}"]
+    old, new = (flatten(read_json(path)) for path in (ENVIRONMENT, scratch / ENVIRONMENT))
+    return [line.removeprefix("packages.") for line in _changes(old, new)]

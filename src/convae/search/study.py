@@ -13,6 +13,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from convae.errors import ConvaeError
+from convae.history.lock import differences
 from convae.names import flatten
 from convae.params import Params
 from convae.search.settings import SearchSettings, Values
@@ -49,13 +50,11 @@ def open_study(path: Path, settings: SearchSettings, params: Params) -> optuna.S
         )
         if VARIED not in study.user_attrs:
             study.set_user_attr(VARIED, varied)
-    before, now = flatten(study.user_attrs[VARIED]), flatten(varied)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise ConvaeError(
-                f"{path}: study {settings.study} began with {key} = {before.get(key)}, now {now.get(key)}: old "
-                "and new trials can't be compared; choose another study name"
-            )
+    for key, before, now in differences(flatten(study.user_attrs[VARIED]), flatten(varied)):
+        raise ConvaeError(
+            f"{path}: study {settings.study} began with {key} = {before}, now {now}: old and new trials can't be "
+            "compared; choose another study name"
+        )
     return study
 
 
