@@ -121,20 +121,15 @@ def main() -> None:
         # Python flushes stdout once more at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ConvaeError, ModuleNotFoundError, OSError, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt):
-            print("convae: interrupted", file=sys.stderr)
-            sys.exit(130)
-        sys.exit(f"convae: {_line(error)}")
-
-
-def _line(error: Exception) -> str:
-    """Return the message that the user sees for an error."""
-    if isinstance(error, ModuleNotFoundError):  # the pipeline's packages are an optional extra
-        return f"{error}; install convae[pipeline]"
-    if isinstance(error, OSError) and error.filename:  # an output that can't be written
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+    except KeyboardInterrupt:
+        print("convae: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ModuleNotFoundError as error:  # the pipeline's packages are an optional extra
+        sys.exit(f"convae: {error}; install convae[pipeline]")
+    except ConvaeError as error:
+        sys.exit(f"convae: {error}")
+    except OSError as error:  # most often an output that can't be written
+        sys.exit(f"convae: {error.filename}: {error.strerror}" if error.filename else f"convae: {error}")
 
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
@@ -156,11 +151,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
 def _add_picture_commands(commands: Commands) -> None:
     features = _add(commands, "features", "commands:write_features", "compute the features of pictures")
-    _add_images(features)
-    _add_encoder(features)
-    _add_original_size(features)
-    _add_output(features, "FILE", ".parquet or .npy")
-    _add_force(features)
+    _add_files(features, "FILE", ".parquet or .npy")
 
     classify = _add(commands, "classify", "commands:classify", "predict the class of each picture")
     _add_images(classify)
@@ -170,11 +161,7 @@ def _add_picture_commands(commands: Commands) -> None:
 
     text = "show the encoder's input next to its reconstruction"
     reconstruct = _add(commands, "reconstruct", "commands:reconstruct", text)
-    _add_images(reconstruct)
-    _add_encoder(reconstruct)
-    _add_original_size(reconstruct)
-    _add_output(reconstruct, "FOLDER", "where to write the PNG files")
-    _add_force(reconstruct)
+    _add_files(reconstruct, "FOLDER", "where to write the PNG files")
 
 
 def _add_encoder_commands(commands: Commands) -> None:
@@ -227,6 +214,16 @@ def _add(commands: Commands, name: str, command: str, text: str) -> argparse.Arg
     return parser
 
 
+def _add_files(parser: argparse.ArgumentParser, metavar: str, written: str) -> None:
+    """Add the arguments of a command that turns pictures into files."""
+    _add_images(parser)
+    _add_encoder(parser)
+    text = "don't resize; features are comparable only between pictures of the training images' size"
+    parser.add_argument("--original-size", action="store_false", dest="resize", help=text)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=written)
+    _add_force(parser)
+
+
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, patterns, or - (see below)")
 
@@ -238,15 +235,6 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a folder, or an address such as models:/convae-encoder@champion (default: %(default)s)",
     )
-
-
-def _add_original_size(parser: argparse.ArgumentParser) -> None:
-    text = "don't resize; features are comparable only between pictures of the training images' size"
-    parser.add_argument("--original-size", action="store_false", dest="resize", help=text)
-
-
-def _add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:

@@ -297,13 +297,7 @@ class ClassifierParams(Section):
     """The scikit-learn classifier trained on the features, and its settings to try on the validation images."""
 
     kind: Literal[
-        "logistic_regression",
-        "linear_svm",
-        "ridge",
-        "k_nearest_neighbors",
-        "rbf_svm",
-        "mlp",
-        "gradient_boosting",
+        "logistic_regression", "linear_svm", "ridge", "k_nearest_neighbors", "rbf_svm", "mlp", "gradient_boosting"
     ]
     class_weight: Literal["balanced"] | None = None
     select_by: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
@@ -414,16 +408,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         ConvaeError: one line per mistake, with the key, the value found and what is allowed.
     """
-    return load_sections(path, Params)
-
-
-def load_sections(path: Path, model: type[File]) -> File:
-    """Read a YAML file and validate it as `model`.
-
-    Raises:
-        ConvaeError: one line per mistake, with the key, the value found and what is allowed.
-    """
-    return parse_sections(path, read_text(path), model)
+    return parse_sections(path, read_text(path), Params)
 
 
 def read_text(path: Path) -> str:

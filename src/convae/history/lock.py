@@ -53,17 +53,18 @@ class Execution:
     @cached_property
     def key(self) -> str:
         """Hash of the whole execution. It is the same whether the stage was observed or read from dvc.lock."""
-        return _hash([self.stage, self.params, self.inputs, self.outputs])
+        return content_hash([self.stage, self.params, self.inputs, self.outputs])[:32]
 
     @cached_property
     def attempt_key(self) -> str:
         """Hash of what determines an execution, the same for all attempts, so that a stopped run can be resumed."""
-        return _hash([self.stage, self.params, self.inputs])
+        return content_hash([self.stage, self.params, self.inputs])[:32]
 
     @cached_property
     def experiment_key(self) -> str:
         """Hash of parameters and inputs without code. For a report, it identifies the experiment."""
-        return _hash([self.params, {path: md5 for path, md5 in self.inputs.items() if not path.startswith(CODE)}])
+        inputs = {path: md5 for path, md5 in self.inputs.items() if not path.startswith(CODE)}
+        return content_hash([self.params, inputs])[:32]
 
 
 Executions = Mapping[str, Execution]
@@ -190,6 +191,11 @@ def written(params: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def content_hash(content: Any) -> str:
+    """Return the SHA-256 of content as JSON, which does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def path_md5(path: Path) -> str:
     """Return the MD5 of a file or folder as DVC computes it, following links; empty if nothing is there.
 
@@ -235,7 +241,3 @@ def _execution(name: str, entry: dict[str, Any]) -> Execution:
         for part in ("deps", "outs")
     )
     return Execution(name, flatten(params), inputs, outputs)
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
-from convae.params import PARAMS_FILE, Place, Positive, Section, load_sections
+from convae.params import PARAMS_FILE, Place, Positive, Section, parse_sections, read_text
 
 # Keys that change the definition of the loss, so that losses of two trials can't be compared.
 MEANING_OF_LOSS = ("data.", "preprocessing.", "objective.", "model.stacked_on.", "train.order.")
@@ -91,7 +91,7 @@ def load_search(path: Path) -> SearchSettings:
         ConvaeError: one line per mistake.
     """
     params = PARAMS_FILE.read_bytes()
-    settings = load_sections(path, SearchSettings)
+    settings = parse_sections(path, read_text(path), SearchSettings)
     for key, values in settings.space.items():
         if settings.pruning and f"{key}.".startswith(MEANING_OF_LOSS):
             raise ConvaeError(

@@ -4,6 +4,7 @@ import getpass
 import os
 import platform
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,16 +19,11 @@ def process_tags() -> dict[str, str]:
     Process id and start time show later whether a run that never ended can still be running: ids alone may be reused.
     """
     process = psutil.Process()
-    try:
-        user = {"mlflow.user": getpass.getuser()}
-    except (KeyError, OSError):  # this user id has no name, as in many containers
-        user = {}
-    return {
-        **user,
-        "process.host": this_host(),
-        "process.pid": str(process.pid),
-        "process.started": f"{process.create_time():.2f}",
-    }
+    started = f"{process.create_time():.2f}"
+    tags = {"process.host": this_host(), "process.pid": str(process.pid), "process.started": started}
+    with suppress(KeyError, OSError):  # this user id has no name, as in many containers
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
 
 
 def this_host() -> str:
@@ -39,12 +35,9 @@ def this_host() -> str:
 def context_tags() -> dict[str, str]:
     """Return tags for the code, package versions and DVC experiment."""
     name = os.environ.get("DVC_EXP_NAME")
-    return {**({"dvc.experiment": name} if name else {}), **_versions(), **_git()}
-
-
-def _versions() -> dict[str, str]:
+    experiment = {"dvc.experiment": name} if name else {}
     found = {"python": platform.python_version(), **versions((*PACKAGES, "convae", "dvc", "mlflow"))}
-    return {f"version.{name}": number for name, number in found.items() if number}
+    return experiment | {f"version.{name}": number for name, number in found.items() if number} | _git()
 
 
 def _git() -> dict[str, str]:

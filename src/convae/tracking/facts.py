@@ -42,12 +42,7 @@ def _read(path: Path) -> Iterator[Fact]:
     elif path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
-                if "epoch" in row:
-                    yield from _epoch(row)
-
-
-def _epoch(row: dict[str, str]) -> Iterator[Fact]:
-    step = int(row.pop("epoch"))
-    for name, text in row.items():
-        if text and isfinite(float(text)):
-            yield Fact(name, float(text), step)
+                epoch = row.pop("epoch", None)
+                if epoch is not None:
+                    values = {name: float(text) for name, text in row.items() if text}
+                    yield from (Fact(name, value, int(epoch)) for name, value in values.items() if isfinite(value))

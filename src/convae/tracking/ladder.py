@@ -1,12 +1,11 @@
 """The cells of the ladder as rows in MLflow."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convae.files import read_json
+from convae.history.lock import content_hash
 from convae.params import TrackingParams
 from convae.tracking.records import KEY
 from convae.tracking.store import WARNING, every_run, one_at_a_time, open_store, presentable, store_root, store_uri
@@ -51,8 +50,7 @@ def record(uri: str, experiment: str, cells: Sequence[Mapping[str, Any]]) -> int
 
 def _key(cell: Mapping[str, Any]) -> str:
     """A hash of the row without its commit: the same numbers measured again are not another row."""
-    cell = {name: value for name, value in cell.items() if name != "commit"}
-    return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()
+    return content_hash({name: value for name, value in cell.items() if name != "commit"})
 
 
 def _add(client: "MlflowClient", experiment: str, cell: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from convae.history.git import Place, now, workspace
 from convae.history.lock import Execution, begun, chain, ended, load_stage, reports_in
 from convae.tracking.context import context_tags
-from convae.tracking.records import KEY, Records
+from convae.tracking.records import Records
 from convae.tracking.store import SERVERS, check_answer, import_mlflow, one_at_a_time, presentable
 
 SAMPLING_SECONDS = 5  # between samples of system metrics
@@ -103,14 +103,14 @@ def _add_missing(records: Records, execution: Execution, place: Place) -> None:
     """Record the executions that this stage builds on if they are missing, because DVC restored their results."""
     with one_at_a_time():
         for producer in chain(place.executions, execution):
-            if records.find(records.stages, KEY, producer.key) is None:
+            if records.find(records.stages, producer.key) is None:
                 records.restore(producer, place, Path())
 
 
 def _add_row(records: Records, execution: Execution, place: Place) -> None:
     with one_at_a_time():
         for report in reports_in({execution.stage: execution}):
-            if records.find(records.rows, KEY, report.experiment_key) is None:
+            if records.find(records.rows, report.experiment_key) is None:
                 records.add_row(report, place, Path())
 
 

@@ -54,14 +54,13 @@ class Records:
     def __init__(self, uri: str, experiment: str) -> None:
         """Open the store; create its experiments `<experiment>` and `<experiment>-stages` if they are missing."""
         self.client, (self.rows, self.stages) = open_store(uri, experiment, f"{experiment}-stages")
-        self.producer = cache(self._producer)
+        self.producer = cache(lambda path, md5: self.find(self.stages, md5, tag_name("output", path)))
 
     def begin(self, execution: Execution, place: Place, tags: Mapping[str, str], origin: str = EXECUTED) -> str:
         """Start the run of a stage with everything known before its end; return the run's id.
 
         If an earlier attempt was stopped, its run is resumed.
         """
-        experiment = f" {place.name}" if place.command.startswith("dvc exp") else ""
         dataset = _dataset(execution, place)
         about = {
             ORIGIN: origin,
@@ -69,17 +68,17 @@ class Records:
             "dvc.stage": execution.stage,
             COMMAND: place.command,
             NOTE: self.note(execution, place),
+            **hash_tags("input", execution.inputs),
+            **tags,
         }
-        about |= {**hash_tags("input", execution.inputs), **tags}
-        stopped = self._stopped(execution) if origin == EXECUTED else None
-        if stopped:
-            self.client.update_run(stopped, "RUNNING")
-            self.log(stopped, tags=about)
-        run_id = stopped or str(
-            self.client.create_run(
-                self.stages, place.time, about, f"{execution.stage} {dataset}{experiment}"
-            ).info.run_id
-        )
+        run_id = self._stopped(execution) if origin == EXECUTED else None
+        if run_id:
+            self.client.update_run(run_id, "RUNNING")
+            self.log(run_id, tags=about)
+        else:
+            experiment = f" {place.name}" if place.command.startswith("dvc exp") else ""
+            run = self.client.create_run(self.stages, place.time, about, f"{execution.stage} {dataset}{experiment}")
+            run_id = str(run.info.run_id)
         self.log(run_id, params=written(execution.params))
         self._log_datasets(run_id, _datasets(execution.inputs, dataset))
         return run_id
@@ -87,9 +86,8 @@ class Records:
     def epochs(self, run_id: str) -> set[tuple[str, int, float]]:
         """Return the name, step and value of every metric that a run already has, except system metrics."""
         names = [name for name in self.client.get_run(run_id).data.metrics if not name.startswith("system/")]
-        return {
-            (name, entry.step, entry.value) for name in names for entry in self.client.get_metric_history(run_id, name)
-        }
+        history = self.client.get_metric_history
+        return {(name, entry.step, entry.value) for name in names for entry in history(run_id, name)}
 
     def complete(self, run_id: str, execution: Execution, place: Place, folder: Path) -> None:
         """Record the results of an execution: hashes, numbers, figures and models.
@@ -129,8 +127,8 @@ class Records:
     def describe_row(self, run_id: str, report: Execution, place: Place) -> None:
         """Name a row, and note its origin and how to restore it."""
         stages = [*chain(place.executions, report), report]
-        links = {one.stage: link(one.stage, self.find(self.stages, KEY, one.key)) for one in stages}
-        shown = link("report", self.find(self.stages, KEY, report.key), "/artifacts/report.html")
+        links = {one.stage: link(one.stage, self.find(self.stages, one.key)) for one in stages}
+        shown = link("report", self.find(self.stages, report.key), "/artifacts/report.html")
         note = f"**{shown}**\n\nStages: {', '.join(links.values())}\n\n{way_back(place.command)}"
         name = row_name(report, place)
         self.log(run_id, tags={"mlflow.runName": name, COMMAND: place.command, NOTE: note})
@@ -159,11 +157,10 @@ class Records:
         table = "\n".join(lines) if len(lines) > 2 else ""
         return "\n\n".join(filter(None, [way_back(place.command), links and f"From {links}", table]))
 
-    def find(self, experiment: str, tag: str, value: str) -> "Recorded | None":
+    def find(self, experiment: str, value: str, tag: str = KEY) -> "Recorded | None":
         """Return the oldest run whose tag has this value, or None."""
-        runs = self.client.search_runs(
-            [experiment], f"tags.`{tag}` = '{value}'", order_by=["start_time"], max_results=1
-        )
+        tagged = f"tags.`{tag}` = '{value}'"
+        runs = self.client.search_runs([experiment], tagged, order_by=["start_time"], max_results=1)
         return runs[0] if runs else None
 
     def close_vanished(self) -> None:
@@ -212,15 +209,9 @@ class Records:
             self.client.log_batch(run_id, **batch, synchronous=True)
 
     def _stopped(self, execution: Execution) -> str | None:
-        runs = self.client.search_runs(
-            [self.stages],
-            f"tags.`{ATTEMPT}` = '{execution.attempt_key}' and attributes.status = 'KILLED'",
-            max_results=1,
-        )
+        killed = f"tags.`{ATTEMPT}` = '{execution.attempt_key}' and attributes.status = 'KILLED'"
+        runs = self.client.search_runs([self.stages], killed, max_results=1)
         return str(runs[0].info.run_id) if runs else None
-
-    def _producer(self, path: str, md5: str) -> "Recorded | None":
-        return self.find(self.stages, tag_name("output", path), md5)
 
     def _log_datasets(self, run_id: str, datasets: Sequence[Input]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -240,15 +231,12 @@ class Records:
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
         made = []
+        params = written(execution.params)
         for path, md5 in execution.outputs.items():
             if path.startswith(MODELS):
-                model = self.client.create_logged_model(
-                    self.stages,
-                    name=PurePosixPath(path).name,
-                    source_run_id=run_id,
-                    tags={"path": path, "md5": md5, MLFLOW_MODEL_IS_EXTERNAL: "true"},
-                    params=written(execution.params),
-                )
+                tags = {"path": path, "md5": md5, MLFLOW_MODEL_IS_EXTERNAL: "true"}
+                name = PurePosixPath(path).name
+                model = self.client.create_logged_model(self.stages, name, run_id, tags, params)
                 self.client.finalize_logged_model(model.model_id, "READY")
                 made.append(str(model.model_id))
         if made:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from hashlib import sha256
 from importlib.metadata import requires, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +16,11 @@ from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
 from convae.history.git import Place
 from convae.history.lineage import find_producer
+from convae.history.lock import content_hash
 from convae.models.geometry import show
 from convae.params import load_params
 from convae.tracking.fetch import MODEL
-from convae.tracking.records import KEY, Records
+from convae.tracking.records import Records
 from convae.tracking.store import known_store, one_at_a_time, store_errors
 from convae.tracking.sync import sync
 from convae.tracking.wording import code
@@ -58,12 +58,11 @@ def publish(folder: Path) -> None:
         raise ConvaeError(f"{VALIDATION}: not the validation images of {folder}, from which the input example is taken")
     example = validation.images[:EXAMPLES]
     tracking = load_params().tracking
-    uri = known_store(tracking)
     with store_errors():
-        records = Records(uri, tracking.experiment)
-        if records.find(records.stages, KEY, execution.key) is None:
+        records = Records(known_store(tracking), tracking.experiment)
+        if records.find(records.stages, execution.key) is None:
             sync(records)  # before the lock below, which sync takes too
-        run = records.find(records.stages, KEY, execution.key)
+        run = records.find(records.stages, execution.key)
         assert run is not None, "sync adds every execution"
         card = _card(classifier, place)
         versions = {}
@@ -125,14 +124,10 @@ def _tags(classifier: ImageClassifier, parts: tuple[str, ...]) -> dict[str, str]
     about = classifier.description
     hashes = {"encoder": classifier.encoder.sha256, "classifier": about["sha256"]}
     return {
-        CONTENT: _hash([hashes[part] for part in parts]),
+        CONTENT: content_hash([hashes[part] for part in parts]),
         ACCURACY: str(about["validation"]["accuracy"]),
-        IMAGES: _hash(about["images"]),
+        IMAGES: content_hash(about["images"]),
     }
-
-
-def _hash(content: Any) -> str:
-    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _register(

@@ -156,11 +156,8 @@ def start_run(stage: str, params: Params, text: str | None = None) -> Iterator[R
             with _on_sigterm(signal.SIG_IGN):  # a second signal must not keep the run from being closed
                 run.close("KILLED")
             raise
-        except ConvaeError as error:
-            run.close("FAILED", str(error))
-            raise
         except BaseException as error:
-            run.close("FAILED", f"{type(error).__name__}: {error}")
+            run.close("FAILED", str(error) if isinstance(error, ConvaeError) else f"{type(error).__name__}: {error}")
             raise
         run.close("FINISHED")
 

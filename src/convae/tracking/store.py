@@ -6,7 +6,7 @@ import re
 import sqlite3
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,13 +154,11 @@ def every_run(client: "MlflowClient", experiment: str, condition: str = "") -> I
             return
 
 
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> AbstractContextManager[object]:
     """Lock the records of this repository, so that two processes don't add the same missing runs."""
     folder = store_root() / ".convae"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "records.lock"):
-        yield
+    return FileLock(folder / "records.lock")
 
 
 @contextmanager
@@ -226,8 +224,6 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
     found = client.get_experiment_by_name(name)
-    if found is not None and found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
     if found is None:
         # Without a location, MLflow would store artifacts below the current folder. A server decides for itself.
         is_database = uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
@@ -239,4 +235,6 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
             found = client.get_experiment_by_name(name)  # another process may have created it in the meantime
             if found is None:
                 raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)

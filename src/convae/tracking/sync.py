@@ -62,7 +62,7 @@ def _bring(records: Records, table: Table, kept: Mapping[str, Homes]) -> int:
     added = 0
     for key, homes in tqdm(kept.items(), "Recording", leave=False, disable=None):
         with one_at_a_time():  # for one run at a time, so that stages can record theirs in between
-            run = table.known.get(key) or records.find(table.experiment, KEY, key)
+            run = table.known.get(key) or records.find(table.experiment, key)
             if run is None:
                 execution, place = _whole(homes)
                 with place.folder() as folder:

@@ -10,7 +10,7 @@ from convae.history.lineage import describe, find_producer
 from convae.history.lock import Execution, chain
 from convae.params import load_params
 from convae.tracking.ladder import ladder_cells, record
-from convae.tracking.records import KEY, Records
+from convae.tracking.records import Records
 from convae.tracking.store import SERVERS, known_store, public, store_errors
 from convae.tracking.sync import sync
 from convae.tracking.view import set_view
@@ -83,7 +83,7 @@ def _find_runs(executions: list[Execution]) -> dict[str, str]:
     with store_errors():
         records = Records(uri, tracking.experiment)
         for one in executions:
-            run = records.find(records.stages, KEY, one.key)
+            run = records.find(records.stages, one.key)
             if run is not None:
                 page = f"#/experiments/{records.stages}/runs/{run.info.run_id}"
                 runs[one.key] = f"{public(uri)}/{page}" if uri.startswith(SERVERS) else str(run.info.run_id)

@@ -54,18 +54,12 @@ def set_view(records: Records) -> str:
     return f"/#/experiments/{records.rows}/runs?viewStateShareKey={NAME}"
 
 
-def _varying(rows: "Sequence[Recorded]") -> list[str]:
-    """Return the names of parameters that differ between rows."""
-    names = dict.fromkeys(name for row in rows for name in row.data.params)
-    return [name for name in names if len({row.data.params.get(name) for row in rows}) > 1]
-
-
 def _view(rows: "Sequence[Recorded]") -> dict[str, Any]:
     has_labels = any(ACCURACIES[0] in row.data.metrics for row in rows)
     shown = ACCURACIES if has_labels else ERRORS
-    columns = [f"metrics.`{name}`" for name in shown] + [
-        f"params.`{name}`" for name in _varying(rows)[:MOST_PARAMETERS]
-    ]
+    names = dict.fromkeys(name for row in rows for name in row.data.params)
+    varying = [name for name in names if len({row.data.params.get(name) for row in rows}) > 1]
+    columns = [f"metrics.`{name}`" for name in shown] + [f"params.`{name}`" for name in varying[:MOST_PARAMETERS]]
     return {
         "orderByKey": columns[0],
         "orderByAsc": not has_labels,
