@@ -60,11 +60,8 @@ def _found(sought: np.ndarray, others: np.ndarray) -> dict[int, int]:
 
 def _copies(images: np.ndarray, alter: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     pictures = [Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in images]
-    return (
-        np.stack([np.asarray(alter(picture)) for picture in pictures])
-        .reshape(len(images), *images.shape[2:], images.shape[1])
-        .transpose(0, 3, 1, 2)
-    )
+    copies = np.stack([np.asarray(alter(picture)) for picture in pictures])
+    return copies.reshape(len(images), *images.shape[2:], images.shape[1]).transpose(0, 3, 1, 2)
 
 
 def main() -> None:

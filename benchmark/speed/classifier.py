@@ -57,7 +57,6 @@ def quality(fit: Fit) -> tuple[float, int]:
 
 def limit(passes: int) -> float:
     """The two matrix products of each iteration alone: features by weights, and residuals by features."""
-    torch.set_num_threads(THREADS)
     x = torch.from_numpy(_features("train")[0])
     weights = torch.zeros(10, x.shape[1])
 

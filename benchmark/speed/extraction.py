@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmark.speed.images import SCRATCH, default_params, fashion_mnist, untrained
-from benchmark.speed.measuring import THREADS, Row, alternate, at_least, in_new_process, timed
+from benchmark.speed.measuring import THREADS, Row, at_least, in_new_process, rates, timed
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
 from convae.features.extract import extract_features
@@ -23,8 +23,7 @@ def rows() -> Iterator[Row]:
     """Images per second."""
     fashion_mnist()
     in_new_process(check)
-    seconds = alternate({kind.__name__: kind for kind in (ours, usual, limit)}, 5)
-    rate = {kind: IMAGES / value for kind, value in seconds.items()}
+    rate = rates(IMAGES, (ours, usual, limit), 5)
     ratio = rate["ours"] / rate["limit"]
     yield at_least("extraction with readout, to disk, images/s, to the forward passes", 0.9, ratio, **rate)
 
@@ -56,7 +55,6 @@ def usual() -> float:
 
     from benchmark.speed.usual import loader
 
-    torch.set_num_threads(THREADS)
     encoder, readout = _model()
     network, scaler = encoder.autoencoder, StandardScaler()
 
@@ -77,7 +75,6 @@ def usual() -> float:
 def limit() -> float:
     """Pass batches through network and readout, and discard the result."""
     keep_freed_memory()
-    torch.set_num_threads(THREADS)
     encoder, readout = _model()
     network, batch_size = encoder.autoencoder, encoder.batch_size((28, 28))
     images = [torch.from_numpy(ImageSet.load(fashion_mnist() / part).images) for part in PARTS]

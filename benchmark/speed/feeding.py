@@ -1,12 +1,11 @@
 """Draw batches without a network: the time that an epoch spends on data alone."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
 
-from benchmark.speed.measuring import THREADS, Row, alternate, at_least, timed
+from benchmark.speed.measuring import Row, at_least, rates, timed
 from convae.models.preprocessing import Preprocessing
 from convae.stages.runner import keep_freed_memory
 from convae.training.batches import ImageBatches
@@ -19,16 +18,13 @@ SHAPES = {"28×28": (1, 28, 28), "32×32×3": (3, 32, 32)}
 def rows() -> Iterator[Row]:
     """Shuffled images per second, as `float32` in [0, 1]."""
     for name, shape in SHAPES.items():
-        seconds = alternate({kind.__name__: partial(kind, shape) for kind in (ours, usual, limit)}, 5)
-        rate = {kind: COUNT / value for kind, value in seconds.items()}
-        ratio = rate["ours"] / rate["usual"]
-        yield at_least(f"feeding {name}, images/s, to the usual", 100, ratio, **rate)
+        rate = rates(COUNT, (ours, usual, limit), 5, shape)
+        yield at_least(f"feeding {name}, images/s, to the usual", 100, rate["ours"] / rate["usual"], **rate)
 
 
 def ours(shape: tuple[int, int, int]) -> float:
     """The batches of training, scaled to [0, 1] by the network's preprocessing."""
     keep_freed_memory()
-    torch.set_num_threads(THREADS)
     images, preprocessing = _images(shape), Preprocessing(shape[0])
 
     def epoch() -> None:
@@ -54,7 +50,6 @@ def usual(shape: tuple[int, int, int]) -> float:
 def limit(shape: tuple[int, int, int]) -> float:
     """Rows of an array, scaled to [0, 1]."""
     keep_freed_memory()
-    torch.set_num_threads(THREADS)
     images = torch.from_numpy(_images(shape))
 
     def epoch() -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmark.speed.images import photos
-from benchmark.speed.measuring import Row, alternate, at_least, timed
+from benchmark.speed.measuring import Row, at_least, rates, timed
 from convae.datasets.decoding import decode_files
 from convae.datasets.image_folder import list_images
 from convae.datasets.reading import Reading
@@ -22,8 +22,7 @@ COUNT = 10_000
 def rows() -> Iterator[Row]:
     """Images per second. The limit is one core's rate times the number of cores."""
     photos()
-    contestants = {kind.__name__: kind for kind in (ours, image_folder, decode_jpeg, one_core)}
-    rate = {kind: COUNT / seconds for kind, seconds in alternate(contestants, 3).items()}
+    rate = rates(COUNT, (ours, image_folder, decode_jpeg, one_core), 3)
     limit = rate["one_core"] * (os.cpu_count() or 1)
     ours_, name = rate["ours"], "image folder, JPEG files/s"
     yield at_least(f"{name}, to one core's times cores", 0.9, ours_ / limit, ours_, rate["image_folder"], limit)

@@ -12,15 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from benchmark.speed.images import (
-    SCRATCH,
-    changed,
-    default_params,
-    fashion_mnist,
-    some_images,
-    untrained,
-    with_filters,
-)
+from benchmark.speed.images import SCRATCH, default_params, fashion_mnist, some_images, untrained, with_filters
 from benchmark.speed.measuring import REPOSITORY, THREADS, Row, alternate, at_most, in_new_process, timed
 from benchmark.speed.memory import peak_memory
 from benchmark.speed.training import second_epoch
@@ -43,20 +35,11 @@ class Task(NamedTuple):
     side: int = 28
     filters: int = 64
 
-    @property
-    def pixels(self) -> int:
-        """Pixels of all images together."""
-        return self.images * self.side**2
-
     def arithmetic(self, stage: str) -> int:
         """Pixels for `prepare`; multiplications and additions in all windows for the other stages."""
         # Contrast normalisation takes two means over 9×9 windows; whitening and each filter take one product over 7×7.
-        return self.pixels * (1 if stage == "prepare" else 2 * 9**2 + 7**2 + self.filters * 7**2)
-
-    @property
-    def params(self) -> Params:
-        """The shipped experiment with this number of filters."""
-        return with_filters(self.filters)
+        per_pixel = 1 if stage == "prepare" else 2 * 9**2 + 7**2 + self.filters * 7**2
+        return self.images * self.side**2 * per_pixel
 
 
 SERIES = {
@@ -89,24 +72,27 @@ def rows() -> Iterator[Row]:
 
 def prepare_time(task: Task) -> float:
     """Seconds that `download` and `prepare` take for a folder of PNG files."""
-    return timed(_prepare, task, _pictures(task))
+    data = _of_pictures(task).data
+    with TemporaryDirectory(dir=SCRATCH) as folder:
+        raw, prepared = Path(folder) / "raw", Path(folder) / "prepared"
+        return timed(download, data, raw, Path(folder)) + timed(prepare, data, 0, raw, prepared)
 
 
 def train_time(task: Task) -> float:
     """Seconds of one epoch of the stage `train`."""
     keep_freed_memory()
+    training, validation = some_images("train", task.images, task.side), some_images("validation", 1000, task.side)
     with limit_threads(THREADS):
-        training, validation = (
-            some_images(part, count, task.side) for part, count in (("train", task.images), ("validation", 1000))
-        )
-        return second_epoch(task.params, training, validation)
+        return second_epoch(with_filters(task.filters), training, validation)
 
 
 def features_time(task: Task) -> float:
     """Seconds of the stage `features`."""
     keep_freed_memory()
-    prepared, encoder = _prepared(task), untrained(task.params, task.side)
-    return timed(_extract, task.params, encoder, prepared)
+    params = with_filters(task.filters)
+    encoder, prepared = untrained(params, task.side), _prepared(task)
+    with TemporaryDirectory(dir=SCRATCH) as folder, limit_threads(THREADS):
+        return timed(extract_features, params, encoder, prepared, Path(folder) / "features")
 
 
 def _memory(stage: str, task: Task) -> float:
@@ -114,10 +100,10 @@ def _memory(stage: str, task: Task) -> float:
     with TemporaryDirectory(dir=SCRATCH) as folder:
         workspace = Path(folder)
         if stage == "prepare":
-            params = _of_pictures(task, _pictures(task))
+            params = _of_pictures(task)
             download(params.data, workspace / "data/raw/image_folder", workspace)
         else:
-            params = task.params
+            params = with_filters(task.filters)
             for name, target in {"data/prepared": _prepared(task), "models/autoencoder": untrained(params)}.items():
                 (workspace / name).parent.mkdir()
                 (workspace / name).symlink_to(target)
@@ -134,21 +120,10 @@ STAGES: dict[str, tuple[Callable[[Task], float], list[str]]] = {
 }
 
 
-def _prepare(task: Task, root: Path) -> None:
-    params = _of_pictures(task, root)
-    with TemporaryDirectory(dir=SCRATCH) as folder:
-        download(params.data, Path(folder) / "raw", Path(folder))
-        prepare(params.data, 0, Path(folder) / "raw", Path(folder) / "prepared")
-
-
-def _of_pictures(task: Task, root: Path) -> Params:
-    data = {"dataset": "image_folder", "root": str(root), "image_size": task.side, "color": "grey"}
-    return changed(default_params(), data=data)
-
-
-def _extract(params: Params, trained: Path, prepared: Path) -> None:
-    with TemporaryDirectory(dir=SCRATCH) as folder, limit_threads(THREADS):
-        extract_features(params, trained, prepared, Path(folder) / "features")
+def _of_pictures(task: Task) -> Params:
+    """The shipped experiment on a folder of PNG files."""
+    root = str(_pictures(task))
+    return default_params(data={"dataset": "image_folder", "root": root, "image_size": task.side, "color": "grey"})
 
 
 def _pictures(task: Task) -> Path:

@@ -34,8 +34,8 @@ def changed(params: Params, **sections: dict[str, object]) -> Params:
 
 def with_filters(count: int) -> Params:
     """The experiment of systems/default.yaml with `count` filters in its layer."""
-    (layer,) = default_params().model_dump(mode="json")["model"]["layers"]
-    return changed(default_params(), model={"layers": [layer | {"filters": count}]})
+    (layer,) = default_params().model.layers
+    return default_params(model={"layers": [layer.model_dump(mode="json") | {"filters": count}]})
 
 
 def fashion_mnist() -> Path:

@@ -1,20 +1,21 @@
 """Time contestants side by side, and turn the result into rows of the table."""
 
-import multiprocessing
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from typing import Any
+
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 THREADS = 2  # the same for all contestants
@@ -62,6 +63,12 @@ def alternate(contestants: Mapping[str, Callable[[], float]], repetitions: int) 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def rates(count: int, kinds: Iterable[Callable[..., float]], repetitions: int, *arguments: Any) -> dict[str, float]:
+    """Call each function in turn with the same arguments, and return how many of `count` images it does per second."""
+    contestants = {kind.__name__: partial(kind, *arguments) for kind in kinds}
+    return {name: count / seconds for name, seconds in alternate(contestants, repetitions).items()}
+
+
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call `function` in a new process and return its result."""
     with _new_process() as pool:
@@ -70,14 +77,13 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _new_process() -> ProcessPoolExecutor:
     """A pool of one spawned process, which inherits no state from this one."""
-    return ProcessPoolExecutor(
-        1, get_context("spawn"), initializer=_set_start_method, initargs=(multiprocessing.get_start_method(),)
-    )
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_set_up, initargs=(get_start_method(),))
 
 
-def _set_start_method(name: str) -> None:
+def _set_up(start_method: str) -> None:
     # A spawned process would make its DataLoaders spawn their workers too, which is slower than in an ordinary script.
-    multiprocessing.set_start_method(name, force=True)
+    set_start_method(start_method, force=True)
+    torch.set_num_threads(THREADS)
 
 
 def clone(folder: Path) -> None:
@@ -107,6 +113,5 @@ def command(words: Sequence[str | Path], folder: Path = REPOSITORY, **environmen
     # Without the caller's tracking server, and with the programs of this interpreter's environment first.
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
-    return timed(
-        partial(subprocess.run, words, cwd=folder, env=variables | environment, capture_output=True, check=True)
-    )
+    variables |= environment
+    return timed(partial(subprocess.run, words, cwd=folder, env=variables, capture_output=True, check=True))

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from benchmark.speed.images import changed, default_params, fashion_mnist, some_images, untrained
-from benchmark.speed.measuring import REPOSITORY, THREADS, Row, alternate, at_least, clone, in_new_process
+from benchmark.speed.measuring import REPOSITORY, THREADS, Row, at_least, clone, in_new_process, rates
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
 from convae.params import Params, load_params
@@ -30,8 +29,7 @@ def rows() -> Iterator[Row]:
     """Training images per second."""
     fashion_mnist()
     for system in ("seed_cae", "default"):
-        contestants = {kind.__name__: partial(kind, system, IMAGES) for kind in (ours, usual, limit)}
-        rate = {kind: IMAGES / seconds for kind, seconds in alternate(contestants, REPETITIONS).items()}
+        rate = rates(IMAGES, (ours, usual, limit), REPETITIONS, system, IMAGES)
         difference = in_new_process(largest_difference, system, IMAGES)
         # The ratio to the bare loop means something only if both learn the same filters.
         assert difference < SAME, f"{system}: the bare loop's filters differ by {difference}"
@@ -74,7 +72,6 @@ def usual(system: str, count: int) -> float:
     """A Lightning module that computes every activation, and a DataLoader over Pillow images."""
     from benchmark.speed import usual as way
 
-    torch.set_num_threads(THREADS)
     params = _params(system)
     layer, rate = params.model.layers[0], params.train.learning_rate
     if system == "seed_cae":
@@ -88,13 +85,11 @@ def usual(system: str, count: int) -> float:
 def limit(system: str, count: int) -> float:
     """The same arithmetic in a bare loop."""
     keep_freed_memory()
-    torch.set_num_threads(THREADS)
     return _bare_loop(_params(system), count)[0]
 
 
 def largest_difference(system: str, count: int) -> float:
     """Difference between the filters of the stage and of the bare loop, as a fraction of the largest weight."""
-    torch.set_num_threads(THREADS)
     params = _params(system)
     filters = torch.from_numpy(_train(params, *_images(count), lambda row: None).filters)
     return float((_bare_loop(params, count)[1] - filters).abs().max() / filters.abs().max())

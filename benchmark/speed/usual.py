@@ -45,6 +45,7 @@ class Reconstruction(lightning.LightningModule):
         """Store the network, which maps images to images."""
         super().__init__()
         self.network, self.learning_rate = network, learning_rate
+        self.ends: list[float] = []
 
     def loss(self, images: Tensor) -> Tensor:
         """Mean squared error."""
@@ -59,6 +60,10 @@ class Reconstruction(lightning.LightningModule):
     def validation_step(self, batch: Any, index: int) -> None:
         """Log the loss."""
         self.log("validation_loss", self.loss(batch[0]))
+
+    def on_train_epoch_end(self) -> None:
+        """Record the time; Lightning calls this after validation."""
+        self.ends.append(time.perf_counter())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
@@ -76,24 +81,12 @@ class WinnerTakeAll(Reconstruction):
         return F.mse_loss(network.reconstruct_layer(0, preprocessed, maps), preprocessed)
 
 
-class EpochTimes(lightning.Callback):
-    """Record the time at which each epoch, validation included, ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Record the time; Lightning calls this after validation."""
-        self.ends.append(time.perf_counter())
-
-
-def train(module: lightning.LightningModule, images: np.ndarray, validation: np.ndarray, batch_size: int) -> float:
+def train(module: Reconstruction, images: np.ndarray, validation: np.ndarray, batch_size: int) -> float:
     """Train for two epochs, and return the seconds of the second."""
-    times = EpochTimes()
     with TemporaryDirectory() as folder:
-        trainer = lightning.Trainer(max_epochs=2, callbacks=[times], default_root_dir=folder)
+        trainer = lightning.Trainer(max_epochs=2, default_root_dir=folder)
         trainer.fit(module, loader(images, batch_size, True), loader(validation, batch_size, False))
-    return times.ends[1] - times.ends[0]
+    return module.ends[1] - module.ends[0]
 
 
 def seed_cae(filters: int, learning_rate: float) -> Reconstruction:
