@@ -28,26 +28,16 @@ def learning_curves_figure(history: pd.DataFrame) -> Figure:
         for column, name, colour in (("train_loss", "training", GREY), ("validation_loss", "validation", BLUE)):
             label = None if phase else name
             axes.plot(rows["epoch"], rows[column], marker=marker, markersize=4, color=colour, label=label)
-        best = rows["validation_loss"].to_numpy().argmin()
+        best = rows.iloc[rows["validation_loss"].to_numpy().argmin()]
         label = None if phase else "epoch kept"
-        axes.plot(
-            rows["epoch"].iloc[best],
-            rows["validation_loss"].iloc[best],
-            "o",
-            ms=10,
-            mfc="none",
-            mec=ORANGE,
-            label=label,
-        )
+        axes.plot(best["epoch"], best["validation_loss"], "o", ms=10, mfc="none", mec=ORANGE, label=label)
         if phase:
             axes.axvline(rows["epoch"].min() - 0.5, color=GREY, linewidth=0.8, linestyle=":")
     losses = history[["train_loss", "validation_loss"]].to_numpy()
     if losses.min() > 0 and losses.max() > 10 * losses.min():
         axes.set_yscale("log")
-    axes.set_xlim(-0.5, history["epoch"].max() + 0.5)
+    axes.set(xlim=(-0.5, history["epoch"].max() + 0.5), xlabel="epoch", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss")
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend()
@@ -69,17 +59,14 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(fractions, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     positions = range(len(classes))
-    axes.set_yticks(positions, map(short, classes), fontsize=size)
-    axes.xaxis.tick_top()
-    axes.set_xticks(positions)
-    label_columns(axes, classes, slanted=few and max(map(len, classes)) > 3)
-    axes.tick_params(length=0, labelsize=size)
+    axes.set_yticks(positions, map(short, classes))
+    label_columns(axes, positions, classes, slanted=few and max(map(len, classes)) > 3)
+    axes.tick_params(labelsize=size)
     if not few:
         axes.tick_params(axis="x", labelrotation=90)
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("prediction", labelpad=8)
     axes.set_ylabel("truth", labelpad=8)
-    axes.spines[:].set_visible(False)
     for row, column in np.argwhere(counts > 0) if few else ():
         colour = "white" if fractions[row, column] > 0.3 else "#52606d"
         axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=7.5)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -33,6 +34,7 @@ STYLE = {
 }
 TILE_PIXELS, GAP = 96, 9  # least side of a picture in a grid, and the space between two
 LONGEST_NAME = 22
+SLANTED: dict[str, Any] = {"rotation": 40, "horizontalalignment": "left", "rotation_mode": "anchor"}
 
 
 @contextmanager
@@ -93,10 +95,7 @@ def signed_to_rgb(values: np.ndarray) -> np.ndarray:
 
 
 def tile(
-    rows: Sequence[np.ndarray],
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-    inches: float = 0.8,
+    rows: Sequence[np.ndarray], row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), inches: float = 0.8
 ) -> Figure:
     """Pictures in a grid, with sharp pixels.
 
@@ -118,17 +117,15 @@ def tile(
     figure = Figure(figsize=(inches * canvas.shape[1] / step_x, inches * canvas.shape[0] / step_x))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(canvas, interpolation="nearest")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
     axes.set_yticks([i * step_y + (step_y - GAP) / 2 for i in range(len(row_labels))], map(short, row_labels))
-    axes.xaxis.tick_top()
-    axes.set_xticks([j * step_x + (step_x - GAP) / 2 for j in range(len(column_labels))])
-    label_columns(axes, column_labels, slanted=max(map(len, column_labels), default=0) > 9)
+    centres = [j * step_x + (step_x - GAP) / 2 for j in range(len(column_labels))]
+    label_columns(axes, centres, column_labels, slanted=max(map(len, column_labels), default=0) > 9)
     return figure
 
 
-def label_columns(axes: Axes, names: Sequence[str], slanted: bool) -> None:
-    """Write names above the columns of a picture."""
-    labels = axes.set_xticklabels(list(map(short, names)))
-    for label in labels if slanted else ():
-        label.set(rotation=40, horizontalalignment="left", rotation_mode="anchor")
+def label_columns(axes: Axes, centres: Sequence[float], names: Sequence[str], slanted: bool) -> None:
+    """Write names above the columns of a picture, and remove its frame and tick marks."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.xaxis.tick_top()
+    axes.set_xticks(centres, map(short, names), **(SLANTED if slanted else {}))

@@ -40,13 +40,7 @@ LEFT_OUT = (
 
 
 def write_report(
-    params: Params,
-    encoder: Encoder,
-    prepared: Path,
-    *,
-    classifier: Path,
-    predictions: Path,
-    reports: Path,
+    params: Params, encoder: Encoder, prepared: Path, *, classifier: Path, predictions: Path, reports: Path
 ) -> None:
     """Draw the figures and write the report.
 
@@ -60,10 +54,7 @@ def write_report(
             written to it.
     """
     with style(), new_folder(reports / "figures") as scratch:
-        pictures = [
-            *_encoder_pictures(encoder, prepared, reports),
-            *_test_pictures(prepared, predictions),
-        ]
+        pictures = _encoder_pictures(encoder, prepared, reports) + _test_pictures(prepared, predictions)
         for picture in pictures:
             save_figure(picture.figure, scratch / f"{picture.name}.png")
     # The page embeds the files' bytes, so it shows exactly what lies in figures/.
@@ -160,26 +151,16 @@ def _layer_pictures(encoder: Encoder, images: np.ndarray, names: list[str]) -> l
     filters = encoder.filters
     shown = f"The first {MOST_FILTERS} of {len(filters)}" if len(filters) > MOST_FILTERS else f"All {len(filters)}"
     colours = "mid-grey is zero" if filters.shape[1] == 3 else "white is zero, blue positive, red negative"
-    pictures = [
-        Picture(
-            "filters",
-            filters_figure(filters),
-            "Filters",
-            f"{shown} filters of the first layer, each scaled by its own largest weight; {colours}.",
-        )
-    ]
+    caption = f"{shown} filters of the first layer, each scaled by its own largest weight; {colours}."
+    pictures = [Picture("filters", filters_figure(filters), "Filters", caption)]
+    caption = (
+        "What some of the filters answer to validation images, one image a row. White is zero, blue positive, red "
+        "negative; each column has its own scale."
+    )
     figures = activation_figures(encoder, images, names)
     for layer, figure in enumerate(figures, start=1):
-        several = len(figures) > 1
-        pictures.append(
-            Picture(
-                f"activation_maps_{layer}" if several else "activation_maps",
-                figure,
-                f"Activation maps, layer {layer}" if several else "Activation maps",
-                "What some of the filters answer to validation images, one image a row. White is zero, blue "
-                "positive, red negative; each column has its own scale.",
-            )
-        )
+        name, title = (f"_{layer}", f", layer {layer}") if len(figures) > 1 else ("", "")
+        pictures.append(Picture(f"activation_maps{name}", figure, f"Activation maps{title}", caption))
     return pictures
 
 
@@ -189,18 +170,14 @@ def _test_pictures(prepared: Path, predictions: Path) -> list[Picture]:
     if "prediction" not in rows:
         return []
     test = ImageSet.load(prepared / "test")
-    counts = pd.crosstab(rows["truth"], rows["prediction"]).reindex(
-        index=test.classes, columns=test.classes, fill_value=0
+    counts = pd.crosstab(rows["truth"], rows["prediction"])
+    counts = counts.reindex(index=test.classes, columns=test.classes, fill_value=0)
+    caption = (
+        "Test images: a row for each true class, a column for each prediction. The larger a part of its row, the "
+        "darker the field (by the square root, so that small parts are seen)."
     )
-    pictures = [
-        Picture(
-            "confusion_matrix",
-            confusion_figure(counts.to_numpy(), test.classes),
-            "Confusion matrix",
-            "Test images: a row for each true class, a column for each prediction. The larger a part of its "
-            "row, the darker the field (by the square root, so that small parts are seen).",
-        )
-    ]
+    figure = confusion_figure(counts.to_numpy(), test.classes)
+    pictures = [Picture("confusion_matrix", figure, "Confusion matrix", caption)]
     mistakes = mistakes_figure(test.images, rows)
     if mistakes is not None:
         certainty = "its probability" if "confidence" in rows else "by how much its score exceeds the second"
@@ -211,14 +188,13 @@ def _test_pictures(prepared: Path, predictions: Path) -> list[Picture]:
 
 def _parameters(params: Params) -> dict[str, dict[str, Any]]:
     """Parameters by section and dotted name; of the classifiers, only the chosen one."""
-    others = {f"classifier.{name}." for name in type(params.classifier).model_fields} - {
-        f"classifier.{params.classifier.kind}."
-    }
+    chosen = f"classifier.{params.classifier.kind}."
+    others = {f"classifier.{name}." for name in type(params.classifier).model_fields} - {chosen}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in flatten(params.model_dump(mode="json")).items():
         if name.startswith((*LEFT_OUT, *others)):
             continue
-        section, _, key = name.replace(f"classifier.{params.classifier.kind}.", "classifier.").partition(".")
+        section, _, key = name.replace(chosen, "classifier.").partition(".")
         shown = "none" if value is None else str(value).lower() if isinstance(value, bool) else value
         if isinstance(value, list):
             shown = ", ".join(map(str, value))
