@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter, methodcaller
 
 import numpy as np
 import torch
@@ -85,14 +86,9 @@ class ImageBatches(Batches):
         for index in range(first, len(self)):
             start, share = index * self.batch_size, self.processes.share_of(self.size(index))
             rows = slice(start + share.start, start + share.stop)
-            if order is None:
-                yield self.images[rows], None if self.labels is None else self.labels[rows]
-            else:  # index_select is four times as fast as indexing by a tensor
-                chosen = order[rows]
-                yield (
-                    self.images.index_select(0, chosen),
-                    None if self.labels is None else self.labels.index_select(0, chosen),
-                )
+            # index_select is four times as fast as indexing by a tensor.
+            take = itemgetter(rows) if order is None else methodcaller("index_select", 0, order[rows])
+            yield take(self.images), None if self.labels is None else take(self.labels)
 
     def move_to(self, device: torch.device) -> None:  # noqa: D102
         if device.type != "cuda" or self.images.device == device:

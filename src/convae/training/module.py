@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from convae.errors import ConvaeError
@@ -150,10 +152,9 @@ class TrainingModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean loss over the validation images, which checkpoints and early stopping read."""
         total = self.trainer.strategy.reduce(self.validation_loss, reduce_op="sum")
-        # All processes hold the same total. The maximum over processes has the same bits; the mean might not.
-        self.log(
-            "validation_loss", total / self.validation_batches.count, prog_bar=True, reduce_fx="max", sync_dist=True
-        )
+        mean = total / self.validation_batches.count
+        # All processes hold the same mean. The maximum over processes has the same bits; a mean of them might not.
+        self.log("validation_loss", mean, prog_bar=True, reduce_fx="max", sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Add a row to the history.
@@ -214,13 +215,8 @@ class TrainingModule(lightning.LightningModule):
             decaying, others = ([one for one in learned if (one.ndim > 1) == filters] for filters in (True, False))
             groups.append({"params": decaying, "lr": group_rate, "weight_decay": params.weight_decay})
             groups.append({"params": others, "lr": group_rate, "weight_decay": 0.0})
-        optimizer: torch.optim.Optimizer
-        if params.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
-        elif params.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=rate)
-        else:
-            optimizer = torch.optim.Adam(groups, lr=rate)
+        kinds: dict[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": partial(SGD, momentum=0.9)}
+        optimizer = kinds[params.optimizer](groups, lr=rate)
         if params.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)

@@ -16,6 +16,7 @@ from convae.models.geometry import Size, layer_sizes
 from convae.models.shared_batch import BatchNorm1d
 from convae.training.batches import Batch, augment
 
+Augmentation = dict[str, Any] | None
 HEAD_GRID = 7  # rows and columns of cells over which `Classification` averages the maps
 
 
@@ -30,11 +31,7 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        corruption: Corruption | None,
-        augmentation: dict[str, Any] | None,
-        frozen: int = 0,
+        self, autoencoder: Autoencoder, corruption: Corruption | None, augmentation: Augmentation, frozen: int = 0
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
@@ -86,32 +83,22 @@ class Reconstruction(Objective):
 
 
 class LayerReconstruction(Objective):
-    """One layer learns to reconstruct its input from the layers below, which stay as they are.
+    """The first layer that is not frozen learns to reconstruct its input; all other layers stay as they are.
 
     Masci et al. (2011), "Stacked convolutional auto-encoders for hierarchical feature extraction", section 2.5.
     """
 
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        corruption: Corruption | None,
-        augmentation: dict[str, Any] | None,
-        index: int,
-    ) -> None:
-        super().__init__(autoencoder, corruption, augmentation)
-        self.index = index
-
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean squared error of the layer's input; where the corruption masks pixels, over these only."""
         with torch.no_grad():
-            incoming = self.autoencoder.input_of(self.index, preprocessed)
+            incoming = self.autoencoder.input_of(self.frozen, preprocessed)
         corrupted, counted = self._corrupt(incoming)
-        reconstruction = self.autoencoder.reconstruct_layer(self.index, corrupted)
+        reconstruction = self.autoencoder.reconstruct_layer(self.frozen, corrupted)
         return reconstruction_error(reconstruction, incoming, counted, self.batch)
 
     def trained(self) -> Iterator[nn.Parameter]:
         """The parameters of the layer and its decoder; tied filters are one parameter."""
-        both = nn.ModuleList([self.autoencoder.layers[self.index], self.autoencoder.decoder[self.index]])
+        both = nn.ModuleList([self.autoencoder.layers[self.frozen], self.autoencoder.decoder[self.frozen]])
         return both.parameters()
 
     def start_training(self) -> None:
@@ -119,7 +106,7 @@ class LayerReconstruction(Objective):
         self.train()
         self.autoencoder.eval()
         for own in (self.autoencoder.layers, self.autoencoder.sparsity):
-            own[self.index].train()
+            own[self.frozen].train()
 
 
 class SimultaneousReconstruction(Objective):
@@ -160,13 +147,7 @@ class Classification(Objective):
     """
 
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        augmentation: dict[str, Any] | None,
-        size: Size,
-        classes: int,
-        seed: int,
-        frozen: int = 0,
+        self, autoencoder: Autoencoder, augmentation: Augmentation, size: Size, classes: int, seed: int, frozen: int = 0
     ) -> None:
         super().__init__(autoencoder, None, augmentation, frozen)
         _, (height, width) = layer_sizes(size, autoencoder.geometry, autoencoder.stacked_on)[-1]

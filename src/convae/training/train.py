@@ -117,16 +117,15 @@ def train_encoder(
     start = load_encoder(source) if (source / CONFIG).exists() else None
     network = build_autoencoder(config, processes)
     _set_first_weights(network, params, training)
+    freeze = f"train.freeze = {params.train.freeze}"
     if start:
         take_over(network, config, start, params.objective.kind)
         config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
     elif params.frozen_layers and not params.objective.pretraining:
-        raise ConvaeError(
-            f"train.freeze = {params.train.freeze}: {source} holds no encoder whose filters could be frozen"
-        )
+        raise ConvaeError(f"{freeze}: {source} holds no encoder whose filters could be frozen")
     phases = _phases(params, network, training)
     if not phases and params.objective.kind != "none":
-        raise ConvaeError(f"train.freeze = {params.train.freeze}: no layer is left to learn")
+        raise ConvaeError(f"{freeze}: no layer is left to learn")
     folder = checkpoints / training_key(params, training, validation, start)
     if phases and not processes.rank:
         prune(checkpoints, folder)
@@ -202,8 +201,8 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
     of_images = augmentation if objective.kind == "reconstruct" else None  # pretraining for `classify` has none
     epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
     if epochs and train.order.startswith("greedy"):
-        for index in range(frozen, len(network.layers)):
-            phases.append((LayerReconstruction(network, corruption, of_images, index), epochs))
+        layers = range(frozen, len(network.layers))
+        phases += [(LayerReconstruction(network, corruption, of_images, index), epochs) for index in layers]
     if epochs and train.order.endswith("end_to_end"):
         phases.append((Reconstruction(network, corruption, of_images, frozen), epochs))
     if epochs and train.order == "simultaneous":
