@@ -163,9 +163,8 @@ def _check_size(kind: str, train: np.ndarray) -> None:
         return
     size = f"{train.nbytes / 1e9:.3g} GB of training features"
     if kind != "logistic_regression":
-        raise ConvaeError(
-            f"classifier.kind = {kind}: needs {size} in memory; logistic_regression reads them from disk in pieces"
-        )
+        advice = "logistic_regression reads them from disk in pieces"
+        raise ConvaeError(f"classifier.kind = {kind}: needs {size} in memory; {advice}")
     print(f"{size}: {kind} reads them from disk in pieces", file=sys.stderr, flush=True)
 
 

@@ -17,6 +17,11 @@ LACKING = {
     "validation": "These classes hardly affect the choice of settings; a larger data.validation_size helps",
     "test": "The accuracy says next to nothing about these classes; a larger data.test_size helps",
 }
+FEWER_BITS = "If their files use fewer bits than they could, data.white_level (4095 for 12 bits in 16) stretches them."
+MOSTLY = {
+    "dead": "a smaller train.learning_rate or a larger objective.sparsity.lifetime may keep them alive",
+    "duplicates": "fewer filters, or winners that compete (objective.sparsity), would do",
+}
 EXAMPLES = "data/prepared/description.json has examples, by their rows."
 
 
@@ -99,8 +104,7 @@ def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
                 f"or brightened: {found['images']} of {found['looked_at']}. If they are copies, scores are too "
                 f"high. {EXAMPLES}"
             )
-    twice = description["two_classes"]["images"]
-    if twice:
+    if twice := description["two_classes"]["images"]:
         yield (
             f"Images that occur in two or more classes, pixel for pixel: {twice} of {sum(of.values())}. Some of their "
             f"labels are wrong. {EXAMPLES}"
@@ -109,16 +113,14 @@ def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_pixels(description: Mapping[str, Any]) -> Iterator[str]:
     """Pictures that reading omitted, cropped or darkened."""
-    rejected = description["rejected"]
-    if rejected:
+    if rejected := description["rejected"]:
         first = f"{rejected[0]['path']} ({rejected[0]['reason']})"
         yield f"Files that were skipped: {len(rejected)}, such as {first}. data/prepared/description.json lists them."
     if description["dim"]:
         total = sum(about["images"] for about in description["parts"].values())
         yield (
             "Pictures of more than 8 bits per channel that are nowhere brighter than a quarter of white: "
-            f"{description['dim']} of {total}. If their files "
-            "use fewer bits than they could, data.white_level (4095 for 12 bits in 16) stretches them."
+            f"{description['dim']} of {total}. {FEWER_BITS}"
         )
     if description["cropped"] > MOST_CROPPED:
         yield (
@@ -127,10 +129,7 @@ def _of_pixels(description: Mapping[str, Any]) -> Iterator[str]:
         )
     darkest, brightest = description["parts"]["train"]["levels"]
     if brightest - darkest <= FEW_LEVELS:
-        yield (
-            f"The training images use only the levels {darkest} to {brightest} of 0 to 255. If their files use fewer "
-            "bits than they could, data.white_level (4095 for 12 bits in 16) stretches them."
-        )
+        yield (f"The training images use only the levels {darkest} to {brightest} of 0 to 255. {FEWER_BITS}")
 
 
 def _named(names: Sequence[str]) -> str:
@@ -141,10 +140,7 @@ def _named(names: Sequence[str]) -> str:
 
 def _of_encoder(health: Mapping[str, Any]) -> Iterator[str]:
     for number, layer in enumerate(health["filters"], 1):
-        for kind, advice in (
-            ("dead", "a smaller train.learning_rate or a larger objective.sparsity.lifetime may keep them alive"),
-            ("duplicates", "fewer filters, or winners that compete (objective.sparsity), would do"),
-        ):
+        for kind, advice in MOSTLY.items():
             if layer[kind] > layer["filters"] / 2:
                 yield f"Layer {number}: {layer[kind]} of {layer['filters']} filters are {kind}; {advice}."
     if health["effective_rank"] < LEAST_RANK:

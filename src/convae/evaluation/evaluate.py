@@ -41,8 +41,9 @@ class FeatureSet:
         return self.image_set.labels
 
 
-Tables = tuple[pd.DataFrame, pd.DataFrame]  # per class, predictions
 HEADLINE = ("accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall")
+# The figures that the saved classifier is described by, because it travels without `metrics.json`.
+HEADLINES = {"validation": HEADLINE, "test": (*HEADLINE, "accuracy_low", "accuracy_high", "worst_class")}
 
 
 def evaluate(
@@ -82,19 +83,26 @@ def evaluate(
     }
     if _labelled(parts, prepared):
         estimator, description = _choose(params, encoder, parts["train"], parts["validation"])
-        tables = _measure(estimator, parts, metrics)
+        per_class, rows = _measure(estimator, parts, metrics)
         metrics["classifier"] = {"kind": description["kind"], **description["settings"]}
-        description |= _headlines(metrics)
+        description |= {part: {name: metrics[part][name] for name in names} for part, names in HEADLINES.items()}
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
-        tables = _empty_tables(len(parts["test"].image_set))
-    _measure_reconstructions(encoder, parts, metrics)
+        # DVC expects both files even without labels.
+        per_class = pd.DataFrame(columns=["class", "precision", "recall", "f1", "support"])
+        rows = pd.DataFrame({"index": np.arange(len(parts["test"].image_set))})
+    for part in ("test", "validation"):
+        if (error := reconstruction_mse(encoder, parts[part].image_set.images)) is not None:
+            metrics[part]["reconstruction_mse"] = error
     training, validation = parts["train"], parts["validation"]
     metrics["health"] = encoder_health(
         encoder, training.image_set.sample(), validation.image_set.images, validation.features, params.seed
     )
     save_classifier(classifier, estimator, description)
-    _write(tables, predictions, reports)
+    with new_file(reports / "per_class.csv") as scratch:
+        per_class.to_csv(scratch, index=False, lineterminator="\n")
+    with new_file(predictions) as scratch:
+        rows.to_parquet(scratch, engine="pyarrow", index=False)
     write_json(reports / "metrics.json", metrics)
     return metrics
 
@@ -171,8 +179,13 @@ def _choose(
     return estimator, description
 
 
-def _measure(estimator: BaseEstimator, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> Tables:
-    """Fill in the metrics of validation and test images. No other code predicts test images."""
+def _measure(
+    estimator: BaseEstimator, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Fill in the metrics of validation and test images, and return the table of classes and that of predictions.
+
+    No other code predicts test images.
+    """
     test = parts["test"]
     classes = test.image_set.classes
     probabilities = has_probabilities(estimator)
@@ -195,36 +208,3 @@ def _measure(estimator: BaseEstimator, parts: Mapping[str, FeatureSet], metrics:
         "never_found": occurring["class"][occurring["recall"] == 0].tolist(),
     }
     return per_class, predictions_table(test.labels, scores["test"], probabilities, classes)
-
-
-def _headlines(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures to store with the classifier, which is often used without `metrics.json`."""
-    of_test = (*HEADLINE, "accuracy_low", "accuracy_high", "worst_class")
-    return {
-        "validation": {name: metrics["validation"][name] for name in HEADLINE},
-        "test": {name: metrics["test"][name] for name in of_test},
-    }
-
-
-def _measure_reconstructions(encoder: Encoder, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> None:
-    """Fill in the reconstruction errors, if the encoder has a decoder."""
-    for part in ("test", "validation"):
-        error = reconstruction_mse(encoder, parts[part].image_set.images)
-        if error is not None:
-            metrics[part]["reconstruction_mse"] = error
-
-
-def _empty_tables(images: int) -> Tables:
-    """Tables for images without labels: DVC expects both files even then."""
-    return (
-        pd.DataFrame(columns=["class", "precision", "recall", "f1", "support"]),
-        pd.DataFrame({"index": np.arange(images)}),
-    )
-
-
-def _write(tables: Tables, predictions: Path, reports: Path) -> None:
-    per_class, rows = tables
-    with new_file(reports / "per_class.csv") as scratch:
-        per_class.to_csv(scratch, index=False, lineterminator="\n")
-    with new_file(predictions) as scratch:
-        rows.to_parquet(scratch, engine="pyarrow", index=False)

@@ -83,7 +83,7 @@ def layers_health(encoder: Encoder, images: np.ndarray) -> list[dict[str, Any]]:
     if not len(encoder.autoencoder.layers):
         return []
     layers = [_Activations() for _ in encoder.autoencoder.layers]
-    for batch in _batches(images, CHUNK_ACTIVATIONS // _activations(encoder, images)):
+    for batch in _batches(images, max(1, CHUNK_ACTIVATIONS // _activations(encoder, images))):
         for layer, maps in zip(layers, encoder.activation_maps(batch), strict=True):
             layer.add(maps)
     return [layer.health() for layer in layers]
@@ -128,13 +128,12 @@ class _Activations:
         correlations = covariance[np.ix_(alive, alive)] / np.outer(deviations[alive], deviations[alive])
         duplicates = np.triu(np.abs(correlations) > DUPLICATE, k=1).any(axis=0)
         energy = self.interior[0] / self.interior[1] if self.interior[1] else 0.0
-        border = math.sqrt(self.ring[0] / self.ring[1] / energy) if energy else None
         return {
             "filters": len(alive),
             "dead": int((~alive).sum()),
             "duplicates": int(duplicates.sum()),
             "hoyer_sparsity": round(self.sparsity / self.images, DIGITS) if self.images else None,
-            "border_ratio": None if border is None else round(border, DIGITS),
+            "border_ratio": round(math.sqrt(self.ring[0] / self.ring[1] / energy), DIGITS) if energy else None,
         }
 
 
@@ -231,7 +230,6 @@ def _activations(encoder: Encoder, images: np.ndarray) -> int:
 
 
 def _batches(images: np.ndarray, size: int = BATCH) -> Iterator[np.ndarray]:
-    size = max(1, size)
     return (images[start : start + size] for start in range(0, len(images), size))
 
 

@@ -9,15 +9,18 @@ It has the same optimum as `sklearn.linear_model.LogisticRegression`, and gets t
 - L-BFGS is torch's. SciPy's has its own threads, which wait for work next to NumPy's and slow them down.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.extmath import randomized_svd
 
 from convae.files import row_chunks
+
+Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray, np.ndarray]]  # of weights and bias; gradients
 
 ITERATIONS = 200
 TOLERANCE = 6e-4  # largest component of the gradient, in scaled coordinates
@@ -52,16 +55,20 @@ def fit_path(
         [(0.1, [0, 0, 1, 1], True), (1.0, [0, 0, 1, 1], True)]
     """
     classes, target = np.unique(y, return_inverse=True)
-    importance = None
-    if class_weight:
-        importance = compute_class_weight(class_weight, classes=classes, y=y).astype(np.float32)[target]
+    importance = compute_sample_weight(class_weight, y).astype(np.float32) if class_weight else None
     coordinates = _Coordinates(x, importance)
     weights, bias = np.zeros((len(classes), x.shape[1]), np.float32), np.zeros(len(classes), np.float32)
+    loss_of = partial(_loss, x, target, importance)
     for c in inverse_penalties:
         # Our two rows are w/2 and -w/2, whose squares add up to |w|²/2: twice the penalty makes up for it.
         penalty = (2 if len(classes) == 2 else 1) / (c * len(x))
-        weights, bias, iterations, converged = _minimize(x, target, importance, penalty, coordinates, weights, bias)
-        yield _estimator(c, class_weight, classes, weights, bias, iterations), converged
+        weights, bias, iterations, converged = _minimize(loss_of, penalty, coordinates, weights, bias)
+        estimator = LogisticRegression(C=c, class_weight=class_weight, max_iter=ITERATIONS)
+        estimator.classes_, estimator.coef_, estimator.intercept_ = classes, weights, bias
+        if len(classes) == 2:
+            estimator.coef_, estimator.intercept_ = weights[1:] - weights[:1], bias[1:] - bias[:1]
+        estimator.n_features_in_, estimator.n_iter_ = x.shape[1], np.array([iterations], np.int32)
+        yield estimator, converged
 
 
 class _Coordinates:
@@ -95,13 +102,7 @@ class _Coordinates:
 
 
 def _minimize(
-    x: np.ndarray,
-    target: np.ndarray,
-    importance: np.ndarray | None,
-    penalty: float,
-    coordinates: _Coordinates,
-    weights: np.ndarray,
-    bias: np.ndarray,
+    loss_of: Loss, penalty: float, coordinates: _Coordinates, weights: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int, bool]:
     """Minimise from `weights` and `bias`; return the optimum, the number of iterations, and whether it converged."""
     scaled = torch.from_numpy(coordinates.scale(weights, penalty, 0.5))
@@ -120,7 +121,7 @@ def _minimize(
 
     def closure() -> float:
         tried, tried_bias = plain()
-        loss, weights_gradient, bias_gradient = _loss(x, target, importance, tried, tried_bias)
+        loss, weights_gradient, bias_gradient = loss_of(tried, tried_bias)
         weights_gradient += np.float32(penalty) * tried
         scaled.grad = torch.from_numpy(coordinates.scale(weights_gradient, penalty, -0.5))
         scaled_bias.grad = torch.from_numpy(bias_gradient / np.float32(CURVATURE**0.5))
@@ -154,14 +155,3 @@ def _loss(
         weights_gradient += residuals.T @ x[rows]
         bias_gradient += residuals.sum(0)
     return loss / len(x), weights_gradient / np.float32(len(x)), bias_gradient / np.float32(len(x))
-
-
-def _estimator(
-    c: float, class_weight: str | None, classes: np.ndarray, weights: np.ndarray, bias: np.ndarray, iterations: int
-) -> LogisticRegression:
-    estimator = LogisticRegression(C=c, class_weight=class_weight, max_iter=ITERATIONS)
-    if len(classes) == 2:
-        weights, bias = weights[1:] - weights[:1], bias[1:] - bias[:1]
-    estimator.classes_, estimator.coef_, estimator.intercept_ = classes, weights, bias
-    estimator.n_features_in_, estimator.n_iter_ = weights.shape[1], np.array([iterations], np.int32)
-    return estimator

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
@@ -123,18 +123,14 @@ def _check_archive(content: bytes) -> None:
             raise ValueError("it would unpack to more than its size")
         for name in sizes.keys() - {"schema.json"}:
             with archive.open(name) as stream:
-                _check_array(stream, sizes[name])
+                if npy.read_magic(stream) != (1, 0):
+                    raise ValueError("an array is not in NumPy's format 1.0")
+                shape, _, dtype = npy.read_array_header_1_0(stream)
+                if math.prod(shape) * dtype.itemsize != sizes[name] - stream.tell():
+                    raise ValueError("an array does not have the size in its header")
         schema = json.loads(archive.read("schema.json"))
     if sum(sizes.get(text, 0) for text in _texts(schema)) > MOST_TIMES_READ * len(content):
         raise ValueError("its arrays are read again and again")
-
-
-def _check_array(stream: IO[bytes], size: int) -> None:
-    if npy.read_magic(stream) != (1, 0):
-        raise ValueError("an array is not in NumPy's format 1.0")
-    shape, _, dtype = npy.read_array_header_1_0(stream)
-    if math.prod(shape) * dtype.itemsize != size - stream.tell():
-        raise ValueError("an array does not have the size in its header")
 
 
 def _texts(node: Any) -> Iterator[str]:
@@ -157,11 +153,10 @@ def _canonical(content: bytes) -> bytes:
         arrays = {name: archive.read(name) for name in archive.namelist()}
     schema = json.loads(arrays.pop("schema.json"))
     names = {name: hashlib.sha256(data).hexdigest() + Path(name).suffix for name, data in arrays.items()}
-    renamed = {names[name]: data for name, data in arrays.items()}
     buffer = io.BytesIO()
     with ZipFile(buffer, "w") as archive:
-        for name in sorted(renamed):
-            archive.writestr(ZipInfo(name), renamed[name])
+        for name, data in sorted({names[name]: data for name, data in arrays.items()}.items()):
+            archive.writestr(ZipInfo(name), data)
         archive.writestr(ZipInfo("schema.json"), json.dumps(_without_identities(schema, names), indent=1))
     return buffer.getvalue()
 
@@ -201,8 +196,8 @@ def _check_trees(estimator: BaseEstimator) -> None:
     """Reject trees that point outside themselves: scikit-learn would read past the end of their memory."""
     for trees in getattr(estimator, "_predictors", []):
         for tree in trees:
-            inner = tree.nodes[tree.nodes["is_leaf"] == 0]
             own = np.flatnonzero(tree.nodes["is_leaf"] == 0)
+            inner = tree.nodes[own]
             # Children come after their parent, so that no walk through the tree can go round in a circle.
             for child in (inner["left"], inner["right"]):
                 if (child <= own).any() or (child >= len(tree.nodes)).any():
