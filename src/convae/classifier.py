@@ -83,9 +83,7 @@ def load_image_classifier(source: str | Path) -> ImageClassifier:
     encoder = load_encoder(folder / "encoder")
     estimator, description = load_classifier(folder / "classifier")
     if description.get("encoder") != encoder.sha256:
-        raise ConvaeError(
-            f"{folder}: classifier/ was fitted on the features of another encoder than the one in encoder/"
-        )
+        raise ConvaeError(f"{folder}: classifier/ was fitted on the features of another encoder than that in encoder/")
     classifier = ImageClassifier(encoder, estimator, description)
     try:
         _try(classifier)
@@ -100,9 +98,7 @@ def _try(classifier: ImageClassifier) -> None:
         raise TypeError("class names must be text")
     encoder = classifier.encoder
     # The smallest image that the encoder accepts keeps even a forged model from taking long.
-    features = encoder.features(
-        np.zeros((1, encoder.config["channels"], *encoder.minimum_size), np.uint8), resize=False
-    )
-    scores = class_scores(classifier.estimator, features, len(classifier.classes))
+    image = np.zeros((1, encoder.config["channels"], *encoder.minimum_size), np.uint8)
+    scores = class_scores(classifier.estimator, encoder.features(image, resize=False), len(classifier.classes))
     if np.isnan(scores).any():
         raise ValueError("a score is not a number")

@@ -70,12 +70,12 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             X = check_array(X, ensure_2d=False, allow_nd=True, estimator=self)
         else:
             X = validate_data(self, X, reset=reset)
+            columns = X.shape[1]
             try:
-                X = X.reshape(len(X), channels or 1, *self._shape(X.shape[1], channels or 1))
+                X = X.reshape(len(X), channels or 1, *self._shape(columns, channels or 1))
             except (TypeError, ValueError):
-                raise ConvaeError(
-                    f"X has {X.shape[1]} columns, which do not fit image_shape = {self.image_shape}"
-                ) from None
+                shape = f"image_shape = {self.image_shape}"
+                raise ConvaeError(f"X has {columns} columns, which do not fit {shape}") from None
         if X.dtype == np.uint8:
             return X
         return self._scaled(X, reset).astype(np.float32)
@@ -226,15 +226,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         parts = images[order[tenth:]], images[order[:tenth] if tenth else order]
         training, validation = (ImageSet(part, None, (), array_sha256(part)) for part in parts)
         with TemporaryDirectory() as scratch:
-            params = self._experiment(seed, scratch)
-            encoder, _, _ = train_encoder(
-                params,
-                training,
-                validation,
-                lambda row: None,
-                checkpoints=Path(scratch) / "checkpoints",
-                progress=self.verbose,
-            )
+            params, checkpoints = self._experiment(seed, scratch), Path(scratch) / "checkpoints"
+            encoder, _, _ = train_encoder(params, training, validation, lambda row: None, checkpoints, self.verbose)
         encoder.config["readout"] = params.features.model_dump(mode="json")
         encoder.readout = Readout(**encoder.config["readout"])
         fit_readout(encoder.readout, encoder.features(images))
