@@ -18,7 +18,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadsco
 test: $(BIN)/.installed  ## run the quick tests: eight minutes on two cores
 	$(PYTEST) -m 'not slow'
 
-test-slow: $(BIN)/.installed  ## run the slow tests: stops, searches, processes, a team, the ladder, PostgreSQL, a browser
+test-slow: $(BIN)/.installed  ## run the slow tests: interruptions, searches, several processes, a team, the ladder, PostgreSQL, a browser
 	$(PYTEST) -m slow
 
 # Direct dependencies are the oldest, indirect ones the newest that fit. uv asks PyPI, or the index in UV_DEFAULT_INDEX.
