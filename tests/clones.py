@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-REPOSITORY = Path(__file__).parents[1]
+from helpers import REPOSITORY
+
 SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "train.threads=1")
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import REPOSITORY
 from saved_models import ending, save_models
 from sklearn.datasets import load_digits
 
 from convae.datasets.image_set import ImageSet, write_image_set
 from convae.params import Params, load_params
 
-REPOSITORY = Path(__file__).parents[1]
 # The longest files go first, or one worker would end with them while the others have nothing left to do. The second
 # needs no finished pipeline, and gives the first time to make it.
 LONGEST = (

@@ -19,17 +19,18 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 from filelock import FileLock
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a test that needs only REPOSITORY does not wait for MLflow
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
     from playwright.sync_api import Browser
 
+REPOSITORY = Path(__file__).parents[1]
 STAGES = "convae-stages"
 ROWS = "convae"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing")
-POSTGRES = Path(__file__).parent / "postgres.sh"
+POSTGRES = REPOSITORY / "tests/postgres.sh"
 NO_POSTGRES = subprocess.run([POSTGRES, "find"], capture_output=True, check=False).returncode != 0
 
 
@@ -54,13 +55,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
         time.sleep(0.1)
 
 
-def recorded(client: MlflowClient, experiment: str = STAGES) -> list[Run]:
+def recorded(client: "MlflowClient", experiment: str = STAGES) -> "list[Run]":
     """The runs of an experiment, oldest first; none before there is one."""
     found = client.get_experiment_by_name(experiment)
     return list(client.search_runs([found.experiment_id], order_by=["start_time"])) if found else []
 
 
-def content(client: MlflowClient, experiment: str) -> list[tuple[object, ...]]:
+def content(client: "MlflowClient", experiment: str) -> list[tuple[object, ...]]:
     """All that can be rebuilt of an experiment's runs, in an order of its own."""
     return sorted(
         (
@@ -86,7 +87,7 @@ def content(client: MlflowClient, experiment: str) -> list[tuple[object, ...]]:
     )
 
 
-def kill_with_recorder(stage: "subprocess.Popen[str]", client: MlflowClient) -> None:
+def kill_with_recorder(stage: "subprocess.Popen[str]", client: "MlflowClient") -> None:
     """Kill a stage that has recorded a number, and its recorder before that: nobody closes the run."""
     wait_for(lambda: any(run.data.metrics for run in recorded(client)))
     (recorder,) = psutil.Process(stage.pid).children()
@@ -188,7 +189,7 @@ socket.getaddrinfo = lambda host, *more, **others: ask("127.0.0.1" if host == {n
 """
     (folder / "resolver").mkdir()
     (folder / "resolver/sitecustomize.py").write_text(source)
-    return f"{folder / 'resolver'}{os.pathsep}{Path(__file__).parents[1] / 'src'}"
+    return f"{folder / 'resolver'}{os.pathsep}{REPOSITORY / 'src'}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from helpers import made_once
+from helpers import REPOSITORY, made_once
 from mlflow import MlflowClient
 
 from convae.history.git import now
@@ -21,7 +21,6 @@ from convae.tracking.context import context_tags, process_tags
 from convae.tracking.records import Records
 from convae.tracking.store import open_store
 
-REPOSITORY = Path(__file__).parents[1]
 PIPELINE = """\
 stages:
   train:

@@ -2,11 +2,11 @@
 
 import doctest
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = REPOSITORY / "src"
 # Modules without an example are not imported: Lightning and MLflow take seconds.
 MODULES = sorted(
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")

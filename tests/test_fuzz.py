@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fuzzing import CHANGES, EDITS, Edit, changed, damaged, fuzz, one_line
+from helpers import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -36,8 +37,6 @@ from convae.errors import ConvaeError
 from convae.evaluation.saving import load_classifier
 from convae.experiment import load_experiment
 from convae.files import content_sha256
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)

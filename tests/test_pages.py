@@ -6,13 +6,14 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from helpers import REPOSITORY
+from ruamel.yaml import YAML
 
 from convae.cli import main
 from convae.files import read_json
 from convae.names import flatten
 from convae.params import load_params
 
-REPOSITORY = Path(__file__).parents[1]
 NAMES = ("README.md", "CONTRIBUTING.md", "data/local/README.md", "models/initial/README.md")
 PAGES = [REPOSITORY / name for name in NAMES] + sorted((REPOSITORY / "docs").glob("*.md"))
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -79,6 +80,45 @@ def test_the_accuracy_is_that_of_the_committed_results() -> None:
         "{:.2f} % of Fashion-MNIST's test images correctly (95 % interval {:.2f} to {:.2f};".format(*figures) in WORDS
     )
     assert f"(4, {metrics['features']['dimension']})" in README
+
+
+def test_the_concern_is_that_of_the_committed_results() -> None:
+    report = (REPOSITORY / "reports/report.html").read_text("utf-8")
+    (similar,) = re.findall(r"Test images that look like a copy of [^:]*: (\d+) of 10000\.", report)
+    assert f"{similar} of the 10 000 test images look like copies of other images" in WORDS
+
+
+def test_speeds_are_those_of_the_committed_benchmark() -> None:
+    rows = {row["name"]: row for row in read_json(REPOSITORY / "reports/benchmark.json")}
+
+    def speedup(name: str) -> float:
+        return float(rows[name]["ours"] / rows[name]["usual"])
+
+    for training in ("seed_cae", "default"):
+        assert 4.5 <= speedup(f"training {training}, images/s, to the usual") < 5
+    assert 2.5 <= speedup("extraction with readout, to disk, images/s, to the forward passes") < 3
+    assert speedup("image folder, JPEG files/s, to one core's times cores") == pytest.approx(1.1, abs=0.05)
+    assert 3 <= 1 / speedup("logistic regression, seconds, of the usual") < 3.5
+    assert "training is almost five times as fast as plain Lightning with a DataLoader" in WORDS
+    assert "feature extraction almost three times" in WORDS
+    speed = " ".join((REPOSITORY / "docs/reproducibility.md").read_text("utf-8").split())
+    assert "Training is almost five times as fast as in plain Lightning with a DataLoader" in speed
+    assert "Features are computed almost three times as fast" in speed
+    assert "fitted three times as fast as by scikit-learn's own solver" in speed
+    assert "JPEG files are decoded a tenth faster" in speed
+
+
+def test_the_diagram_shows_the_stages() -> None:
+    (diagram,) = re.findall(r"^```mermaid\nflowchart LR\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
+    assert re.split(r" -- \w+ --> | --> ", diagram.strip()) == list(stages)
+
+
+def test_the_table_lists_the_systems() -> None:
+    section = README.split("## Systems")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    systems = {path.stem for path in (REPOSITORY / "systems").glob("*.yaml")}
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == systems
 
 
 def test_the_ladder_is_told_as_it_is() -> None:

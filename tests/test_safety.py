@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
 from convae.datasets.catalogue import CATALOGUE
 from convae.datasets.readers import read
 from convae.errors import ConvaeError
 
-REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("src", "pipeline", "benchmark") for path in (REPOSITORY / folder).rglob("*.py"))
 # What would run code that a file holds. torchvision's readers unpickle CIFAR; see `convae.datasets.readers`.
 FORBIDDEN = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pandas.read_pickle"}

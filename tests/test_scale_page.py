@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from helpers import REPOSITORY
 
 from convae.files import save_array
 from convae.params import load_params
 
-REPOSITORY = Path(__file__).parents[1]
 PAGE = (REPOSITORY / "docs/scale.md").read_text("utf-8")
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import REPOSITORY
 from PIL import Image
 from test_commands import models  # noqa: F401, a fixture
-
-REPOSITORY = Path(__file__).parents[1]
 
 # Refuses to import what none of the wheel's own requirements brings.
 GUARD = """\

@@ -3,19 +3,18 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from clones import Clone
-from helpers import NO_POSTGRES, ROWS, STAGES, mlflow_server, postgres, recorded, s3_server, with_name
+from helpers import NO_POSTGRES, REPOSITORY, ROWS, STAGES, mlflow_server, postgres, recorded, s3_server, with_name
 from mlflow import MlflowClient
 
 from convae import load_encoder
 from convae.history.lock import read_lock
 
 NAME = "mlflow.example.org"
-DOCUMENT = Path(__file__).parents[2] / "docs/team.md"
+DOCUMENT = REPOSITORY / "docs/team.md"
 pytestmark = pytest.mark.slow
 
 

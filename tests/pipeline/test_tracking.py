@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -13,6 +12,7 @@ import pytest
 from clones import Clone
 from helpers import (
     NO_POSTGRES,
+    REPOSITORY,
     ROWS,
     STAGES,
     chromium,
@@ -27,7 +27,7 @@ from helpers import (
 from mlflow import MlflowClient
 
 ORDER = ["download", "prepare", "train", "features", "evaluate", "report"]
-SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
+SCREENSHOTS = REPOSITORY / "build/screenshots"
 CPU_LOAD = "system/cpu_utilization_percentage"
 EXPERIMENTS = {
     "ridge": ["classifier.kind=ridge"],

@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 STAGE = """\
 import os
 from convae.stages.runner import run_stage

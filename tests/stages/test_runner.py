@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from filelock import FileLock
-from helpers import free_port, recorded, wait_for
+from helpers import REPOSITORY, free_port, recorded, wait_for
 from mlflow import MlflowClient
 from threadpoolctl import threadpool_info
 
@@ -18,7 +18,6 @@ from convae.stages.runner import run_stage
 from convae.tracking.runs import Run
 
 StartStage = Callable[[str], "subprocess.Popen[str]"]
-REPOSITORY = Path(__file__).parents[2]
 
 
 SLEEPY = "print('begun', flush=True)\ntime.sleep(600)"

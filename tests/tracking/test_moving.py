@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from helpers import ROWS, STAGES, recorded
+from helpers import REPOSITORY, ROWS, STAGES, recorded
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from recorded import record
@@ -23,8 +23,6 @@ from convae.tracking.registry import CLASSIFIER, CONTENT, ENCODER, _register
 from convae.tracking.store import known_store, open_store
 from convae.tracking.sync import sync
 from convae.tracking.wording import GONE
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def publish(client: MlflowClient, name: str, run_id: str, words: str) -> None:

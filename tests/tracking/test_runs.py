@@ -32,7 +32,6 @@ from convae.tracking import runs
 from convae.tracking.runs import start_run
 from convae.tracking.store import store_uri
 
-REPOSITORY = Path(__file__).parents[2]
 StartStage = Callable[[str], "subprocess.Popen[str]"]
 
 

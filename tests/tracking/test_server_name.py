@@ -11,10 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from helpers import mlflow_server, recorded, with_name
+from helpers import REPOSITORY, mlflow_server, recorded, with_name
 from mlflow import MlflowClient
 
-REPOSITORY = Path(__file__).parents[2]
 NAME = "mlflow.example.org"
 STAGE = "from convae.stages.runner import run_stage\nrun_stage('train', lambda params, run: None)"
 COMMAND = "import sys; from convae.cli import main; sys.argv[0] = 'convae'; sys.exit(main())"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from helpers import ROWS, STAGES, content, kill_with_recorder, made_once, recorded
+from helpers import REPOSITORY, ROWS, STAGES, content, kill_with_recorder, made_once, recorded
 from mlflow import MlflowClient
 
 from convae.history.git import git, places
@@ -22,7 +22,6 @@ from convae.tracking.context import process_tags
 from convae.tracking.records import Records
 from convae.tracking.store import ending, open_store, public
 
-REPOSITORY = Path(__file__).parents[2]
 # Beside the stage `train`, which learns "weights" from the images, one that tells of metrics and parameters.
 REPORT_STAGE = """\
   report:
