@@ -13,7 +13,7 @@ from benchmark.ladder.parameters import CELLS, current_commit
 from benchmark.ladder.statistics import FEW_LABELS, Comparison, cells_table, compare, rows_of
 from convae.files import read_json, write_json
 from convae.reporting.drawing import save_figure, style
-from convae.reporting.page import Picture, embed, percent, signed, write_page
+from convae.reporting.page import Exhibit, embed, percent, signed, write_page
 
 TEMPLATE = Path(__file__).with_name("ladder.html")
 ROWS = Path("reports/ladder.json")
@@ -93,7 +93,7 @@ def _section(comparison: Comparison, identifier: str) -> dict[str, Any]:
             for system, line in by_labels.groupby("system")
         },
         "charts": [
-            (Picture(f"{identifier}-{name}", figure, title, caption), *_drawn(figure))
+            (Exhibit(f"{identifier}-{name}", figure, title, caption), *_drawn(figure))
             for name, figure, title, caption in _charts(comparison, differences)
         ],
     }

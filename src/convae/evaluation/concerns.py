@@ -11,7 +11,7 @@ FEW = 5  # images of a class: with fewer, its recall moves in steps of more than
 NAMED = 3  # classes named in a sentence
 MOST_CROPPED = 1 / 3  # of a picture's area
 FEW_LEVELS = 64  # a quarter of all grey levels, as from 14 bits stored in 16
-PARTS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
+PART_NAMES = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 LACKING = {
     "train": "The classifier cannot learn a class from so few images; add more",
     "validation": "These classes hardly affect the choice of settings; a larger data.validation_size helps",
@@ -83,7 +83,7 @@ def _of_classes(description: Mapping[str, Any]) -> Iterator[str]:
         for names, number in ((lacking, "No"), (few, f"Fewer than {FEW}")):
             if names:
                 which = f"{_named(names)} ({len(names)} of {len(counts)} classes)"
-                yield f"{number} {PARTS[part]} image{'s' if names is few else ''} of {which}. {what}."
+                yield f"{number} {PART_NAMES[part]} image{'s' if names is few else ''} of {which}. {what}."
 
 
 def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
@@ -91,17 +91,17 @@ def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
     of = {part: about["images"] for part, about in description["parts"].items()}
     for part, found in description["duplicates"].items():
         if found["images"]:
-            where = ", ".join(f"{count} in {PARTS[name]}" for name, count in found["parts"].items() if count)
+            where = ", ".join(f"{count} in {PART_NAMES[name]}" for name, count in found["parts"].items() if count)
             yield (
-                f"{PARTS[part].capitalize()} images that another part has too, pixel for pixel: "
+                f"{PART_NAMES[part].capitalize()} images that another part has too, pixel for pixel: "
                 f"{found['images']} of {of[part]} ({where}). Scores are too high: remove the copies from one of the "
                 f"parts. {EXAMPLES}"
             )
     for part, found in description["near_duplicates"].items():
         if found["images"]:
             yield (
-                f"{PARTS[part].capitalize()} images that look like a copy of one in another part, re-saved, resized "
-                f"or brightened: {found['images']} of {found['looked_at']}. If they are copies, scores are too "
+                f"{PART_NAMES[part].capitalize()} images that look like a copy of one in another part, re-saved, "
+                f"resized or brightened: {found['images']} of {found['looked_at']}. If they are copies, scores are too "
                 f"high. {EXAMPLES}"
             )
     if twice := description["two_classes"]["images"]:

@@ -31,10 +31,11 @@ LAST_BITS = {"train.threads"}  # parameters that change only rounding
 
 
 def verify() -> None:
-    """Rerun, compare and print; exit with code 1 if the results differ by more than the tolerance.
+    """Rerun, compare and print.
 
     Raises:
-        ConvaeError: there is nothing to compare with, the pipeline fails, or another verification is running here.
+        ConvaeError: the results differ by more than the tolerance, there is nothing to compare with, the pipeline
+            fails, or another verification is running here.
     """
     params = load_experiment()
     if not LOCK_FILE.exists() or not git("ls-files", str(LOCK_FILE)):
@@ -48,10 +49,10 @@ def verify() -> None:
         verdict = report(before, after, SCRATCH)
         if verdict == IDENTICAL:
             shutil.rmtree(SCRATCH)
-        else:
+        elif verdict == CLOSE:
             print(f"the rerun's files are in {SCRATCH}")
     if verdict == DIFFERENT:
-        sys.exit(1)
+        raise ConvaeError(f"the rerun ended with different results; its files are in {SCRATCH}")
 
 
 def _alone() -> AbstractContextManager[object]:

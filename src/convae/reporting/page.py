@@ -14,7 +14,7 @@ TEMPLATES = Path(__file__).parent
 NOTHING = "–"
 
 
-class Picture(NamedTuple):
+class Exhibit(NamedTuple):
     """A figure, its file name without `.png`, its title on the page, and its caption."""
 
     name: str

@@ -23,7 +23,7 @@ from convae.reporting.figures import (
     filters_figure,
     reconstructions_figure,
 )
-from convae.reporting.page import Picture, embed, write_page
+from convae.reporting.page import Exhibit, embed, write_page
 
 TEMPLATE = Path(__file__).with_name("report.html")
 # Parameters that do not affect the results, such as folders, devices and addresses: the report is the same for all.
@@ -126,7 +126,7 @@ def _first_layer(encoder: Encoder) -> dict[str, Any] | None:
     }
 
 
-def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[Picture]:
+def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[Exhibit]:
     """Pictures of the encoder: its filters, and its output for validation images."""
     validation = ImageSet.load(prepared / "validation")
     images, names = example_images(validation)
@@ -137,22 +137,22 @@ def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[P
             "Validation images as they are, after preprocessing, and as the decoder gives them back. It is "
             "the preprocessed image that is reconstructed; where there is no preprocessing, it has no row."
         )
-    pictures.append(Picture("reconstructions", reconstructions_figure(encoder, images, names), "Images", caption))
+    pictures.append(Exhibit("reconstructions", reconstructions_figure(encoder, images, names), "Images", caption))
     history = pd.read_csv(reports / "training.csv")
     if len(history):
         caption = "Loss on training and validation images after each epoch; the encoder is that of the marked one."
         if history["phase"].any():
             caption += " Dotted lines part the phases, each of which goes on from the marked epoch of the one before."
-        pictures.append(Picture("learning_curves", learning_curves_figure(history), "Learning curves", caption))
+        pictures.append(Exhibit("learning_curves", learning_curves_figure(history), "Learning curves", caption))
     return pictures
 
 
-def _layer_pictures(encoder: Encoder, images: np.ndarray, names: list[str]) -> list[Picture]:
+def _layer_pictures(encoder: Encoder, images: np.ndarray, names: list[str]) -> list[Exhibit]:
     filters = encoder.filters
     shown = f"The first {MOST_FILTERS} of {len(filters)}" if len(filters) > MOST_FILTERS else f"All {len(filters)}"
     colours = "mid-grey is zero" if filters.shape[1] == 3 else "white is zero, blue positive, red negative"
     caption = f"{shown} filters of the first layer, each scaled by its own largest weight; {colours}."
-    pictures = [Picture("filters", filters_figure(filters), "Filters", caption)]
+    pictures = [Exhibit("filters", filters_figure(filters), "Filters", caption)]
     caption = (
         "What some of the filters answer to validation images, one image a row. White is zero, blue positive, red "
         "negative; each column has its own scale."
@@ -160,11 +160,11 @@ def _layer_pictures(encoder: Encoder, images: np.ndarray, names: list[str]) -> l
     figures = activation_figures(encoder, images, names)
     for layer, figure in enumerate(figures, start=1):
         name, title = (f"_{layer}", f", layer {layer}") if len(figures) > 1 else ("", "")
-        pictures.append(Picture(f"activation_maps{name}", figure, f"Activation maps{title}", caption))
+        pictures.append(Exhibit(f"activation_maps{name}", figure, f"Activation maps{title}", caption))
     return pictures
 
 
-def _test_pictures(prepared: Path, predictions: Path) -> list[Picture]:
+def _test_pictures(prepared: Path, predictions: Path) -> list[Exhibit]:
     """Pictures of the classifier's predictions; empty if there were no labels."""
     rows = pd.read_parquet(predictions)
     if "prediction" not in rows:
@@ -177,12 +177,12 @@ def _test_pictures(prepared: Path, predictions: Path) -> list[Picture]:
         "darker the field (by the square root, so that small parts are seen)."
     )
     figure = confusion_figure(counts.to_numpy(), test.classes)
-    pictures = [Picture("confusion_matrix", figure, "Confusion matrix", caption)]
+    pictures = [Exhibit("confusion_matrix", figure, "Confusion matrix", caption)]
     mistakes = mistakes_figure(test.images, rows)
     if mistakes is not None:
         certainty = "its probability" if "confidence" in rows else "by how much its score exceeds the second"
         caption = f"Above each test image the wrong prediction and {certainty}, below it the true class."
-        pictures.append(Picture("mistakes", mistakes, "The most confident mistakes", caption))
+        pictures.append(Exhibit("mistakes", mistakes, "The most confident mistakes", caption))
     return pictures
 
 

@@ -49,10 +49,7 @@ def search(path: Path) -> None:
         warnings.simplefilter("ignore", ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         worker = Worker(path)
-        try:
-            worker.run()
-        except KeyboardInterrupt:
-            sys.exit(130)
+        worker.run()
     print(worker.verdict())
 
 
@@ -142,11 +139,10 @@ class Worker:
         return value
 
     def _watch(self, trial: optuna.Trial, name: str) -> None:
-        """Watch a running trial: prune it, or exit if it is no longer this worker's."""
+        """Watch a running trial: prune it, or leave it if it is no longer this worker's."""
         if self._study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING:
-            sys.exit(
-                f"convae: {name} had no heartbeat for {GRACE_SECONDS} s and was left to other workers; start again"
-            )
+            lost = f"{name} had no heartbeat for {GRACE_SECONDS} s and was left to other workers; start again"
+            raise LeftError(ConvaeError(lost))
         losses: dict[int, float] = {}
         if self._settings.pruning:
             with suppress(ConvaeError), store_errors():  # a trial whose losses can't be read is not pruned

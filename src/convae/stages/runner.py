@@ -28,6 +28,10 @@ NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS} 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
+class LostPeerError(SystemExit):
+    """A peer is gone. An exit, not an error: the run is recorded as KILLED, and the next attempt resumes it."""
+
+
 def run_stage(name: str, body: Callable[..., None], parallel: bool = False) -> None:
     """Run `body(params, run)` with the parameters in params.yaml and a run in MLflow.
 
@@ -64,6 +68,8 @@ def run_stage(name: str, body: Callable[..., None], parallel: bool = False) -> N
             raise
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"{name}: {error.strerror}{where}; fix that and run `dvc repro` again to resume")
+    except LostPeerError:
+        raise
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns Ctrl-C into exit code 1 and SIGTERM sometimes into 0, which DVC would take for success.
         interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
@@ -95,8 +101,7 @@ def _run(name: str, body: Callable[..., None], params: Params, text: str, rank: 
             if not processes.is_loss_of_another(error):
                 raise
             print(f"{name}: another process is gone; run the stage again to resume", file=sys.stderr)
-            # An exit, not an error: the run is recorded as KILLED, and the next attempt resumes it.
-            raise SystemExit(1) from None
+            raise LostPeerError(1) from None
         finally:
             run.log_metrics({"duration_seconds": time.monotonic() - start})
 
