@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from convae.params import DataParams
@@ -49,6 +50,7 @@ class Dataset:
 
 
 _DIGITS = tuple("0123456789")
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _CIFAR100 = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
 castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
@@ -59,23 +61,11 @@ shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pep
 television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
+_like_mnist = partial(Dataset, "idx", (1, 28, 28), images={"train": 60_000, "test": 10_000})
+
 CATALOGUE: Mapping[str, Dataset] = {
-    "fashion_mnist": Dataset(
-        reader="idx",
-        shape=(1, 28, 28),
-        classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-        images={"train": 60_000, "test": 10_000},
+    "fashion_mnist": _like_mnist(
+        classes=_CLOTHES,
         archives={
             "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
             "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
@@ -99,11 +89,8 @@ CATALOGUE: Mapping[str, Dataset] = {
             "test_labels": "ae0afadfdcca7255b6c3143fb81841cba2fd58668dae7fd71cb83aa3c406b824",
         },
     ),
-    "mnist": Dataset(
-        reader="idx",
-        shape=(1, 28, 28),
+    "mnist": _like_mnist(
         classes=_DIGITS,
-        images={"train": 60_000, "test": 10_000},
         archives={
             "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
             "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
@@ -119,11 +106,8 @@ CATALOGUE: Mapping[str, Dataset] = {
         mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
         torchvision_folder="MNIST/raw",
     ),
-    "kmnist": Dataset(
-        reader="idx",
-        shape=(1, 28, 28),
+    "kmnist": _like_mnist(
         classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-        images={"train": 60_000, "test": 10_000},
         archives={
             "train-images-idx3-ubyte.gz": "bdb82020997e1d708af4cf47b453dcf7",
             "train-labels-idx1-ubyte.gz": "e144d726b3acfaa3e44228e80efcd344",

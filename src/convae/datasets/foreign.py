@@ -1,5 +1,6 @@
 """Recognise pictures, other kinds of file and operating systems' litter by name and first bytes."""
 
+import re
 import struct
 
 HEAD_BYTES = 4096  # bytes at the start of a file that `what_it_is` needs
@@ -15,73 +16,55 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = tuple(_SIGNATURES)
 FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
-_LITTER = {
-    ".ds_store",
-    "thumbs.db",
-    "ehthumbs.db",
-    "ehthumbs_vista.db",
-    "desktop.ini",
-    "picasa.ini",
-    "icon\r",
-    "__macosx",
-    "@eadir",
-    "#recycle",
-    "@recycle",
-    "@__thumb",
-    "$recycle.bin",
-    "system volume information",
-    "lost+found",
-}
+_WINDOWS = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "system volume information"}
+_MACOS = {".ds_store", "icon\r", "__macosx"}
+_PROGRAMS = {"picasa.ini", "@eadir", "#recycle", "@recycle", "@__thumb", "lost+found"}  # Picasa, file servers, Unix
+_LITTER = _WINDOWS | _MACOS | _PROGRAMS
 
 _TO_PNG = "save it as PNG"
+_IMAGES_TO_PNG = "save its images as PNG"
 _RAW = ("a camera's raw file", "develop it to PNG or TIFF")
 _UNPACK = "unpack it"
 _NO_PICTURE = "remove it from the folder"
 
-_KINDS: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes there, kind, remedy; first match wins
-    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
-    (0, b"GIF8", "a GIF", _TO_PNG),
-    (0, b"%PDF", "a PDF", _TO_PNG),
-    (0, b"%!PS", "PostScript", _TO_PNG),
-    (0, b"8BPS", "a Photoshop file", _TO_PNG),
-    (0, b"gimp xcf", "a GIMP file", _TO_PNG),
-    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000", _TO_PNG),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000", _TO_PNG),
-    (0, b"\0\0\0\x0cJXL ", "a JPEG XL", _TO_PNG),
-    (0, b"\xff\x0a", "a JPEG XL", _TO_PNG),
-    (0, b"II\xbc\1", "a JPEG XR", _TO_PNG),
-    (0, b"\0\0\1\0", "a Windows icon", _TO_PNG),
-    (0, b"DDS ", "a DDS texture", _TO_PNG),
-    (0, b"v/1\1", "an OpenEXR image", _TO_PNG),
-    (0, b"#?RADIANCE", "a Radiance HDR image", _TO_PNG),
-    (0, b"SIMPLE  =", "a FITS image", _TO_PNG),
-    *((0, b"P%d%c" % (kind, gap), "a PNM image", _TO_PNG) for kind in range(1, 8) for gap in b" \n\r\t"),
-    (128, b"DICM", "a DICOM image", _TO_PNG),
-    (344, b"n+1\0", "a NIfTI image", _TO_PNG),
-    (0, b"II*\0\x10\0\0\0CR", *_RAW),
-    *((0, head, *_RAW) for head in (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILM", b"\0MRM", b"FOVb")),
-    (4, b"ftypcrx", *_RAW),
-    *((4, b"ftyp" + brand, "an AVIF", _TO_PNG) for brand in (b"avif", b"avis")),
-    *((4, b"ftyp" + brand, "an HEIC photo", _TO_PNG) for brand in (b"hei", b"hev", b"mif1", b"mif2", b"msf1")),
-    (4, b"ftyp", "a video", "save its frames as PNG"),
-    (8, b"AVI ", "a video", "save its frames as PNG"),
-    (0, b"\x1aE\xdf\xa3", "a video", "save its frames as PNG"),
-    (0, b"\x93NUMPY", "a NumPy array", "save its images as PNG"),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", "save its images as PNG"),
-    (0, b"MATLAB 5.0", "a MATLAB file", "save its images as PNG"),
-    (0, b"PAR1", "a Parquet file", "save its images as PNG"),
-    (0, b"SQLite format 3\0", "an SQLite database", _NO_PICTURE),
-    (0, b"PK\3\4", "a zip archive", _UNPACK),
-    (0, b"PK\5\6", "an empty zip archive", _NO_PICTURE),
-    (0, b"\x1f\x8b", "a gzip archive", _UNPACK),
-    (0, b"BZh", "a bzip2 archive", _UNPACK),
-    (0, b"\xfd7zXZ\0", "an xz archive", _UNPACK),
-    (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
-    (0, b"Rar!", "a RAR archive", _UNPACK),
-    (257, b"ustar", "a tar archive", _UNPACK),
-    (0, b"\0\5\x16\7", "a macOS resource fork", _NO_PICTURE),
-    (0, b"\xd0\xcf\x11\xe0", "a Microsoft Office or thumbnail file", _NO_PICTURE),
+_KINDS = (  # kind, remedy, pattern of the first bytes; the first match wins
+    ("a Git LFS pointer, not the file itself", "run `git lfs pull`", rb"version https://git-lfs"),
+    ("a GIF", _TO_PNG, rb"GIF8"),
+    ("a PDF", _TO_PNG, rb"%PDF"),
+    ("PostScript", _TO_PNG, rb"%!PS"),
+    ("a Photoshop file", _TO_PNG, rb"8BPS"),
+    ("a GIMP file", _TO_PNG, rb"gimp xcf"),
+    ("a JPEG 2000", _TO_PNG, rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    ("a JPEG XL", _TO_PNG, rb"\0\0\0\x0cJXL |\xff\x0a"),
+    ("a JPEG XR", _TO_PNG, rb"II\xbc\x01"),
+    ("a Windows icon", _TO_PNG, rb"\0\0\x01\0"),
+    ("a DDS texture", _TO_PNG, rb"DDS "),
+    ("an OpenEXR image", _TO_PNG, rb"v/1\x01"),
+    ("a Radiance HDR image", _TO_PNG, rb"#\?RADIANCE"),
+    ("a FITS image", _TO_PNG, rb"SIMPLE  ="),
+    ("a PNM image", _TO_PNG, rb"P[1-7][ \n\r\t]"),
+    ("a DICOM image", _TO_PNG, rb".{128}DICM"),
+    ("a NIfTI image", _TO_PNG, rb".{344}n\+1\0"),
+    (*_RAW, rb"II\*\0\x10\0\0\0CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILM|\0MRM|FOVb|.{4}ftypcrx"),
+    ("an AVIF", _TO_PNG, rb".{4}ftypavi[fs]"),
+    ("an HEIC photo", _TO_PNG, rb".{4}ftyp(hei|hev|mif1|mif2|msf1)"),
+    ("a video", "save its frames as PNG", rb".{4}ftyp|.{8}AVI |\x1aE\xdf\xa3"),
+    ("a NumPy array", _IMAGES_TO_PNG, rb"\x93NUMPY"),
+    ("an HDF5 file", _IMAGES_TO_PNG, rb"\x89HDF\r\n\x1a\n"),
+    ("a MATLAB file", _IMAGES_TO_PNG, rb"MATLAB 5\.0"),
+    ("a Parquet file", _IMAGES_TO_PNG, rb"PAR1"),
+    ("an SQLite database", _NO_PICTURE, rb"SQLite format 3\0"),
+    ("a zip archive", _UNPACK, rb"PK\x03\x04"),
+    ("an empty zip archive", _NO_PICTURE, rb"PK\x05\x06"),
+    ("a gzip archive", _UNPACK, rb"\x1f\x8b"),
+    ("a bzip2 archive", _UNPACK, rb"BZh"),
+    ("an xz archive", _UNPACK, rb"\xfd7zXZ\0"),
+    ("a Zstandard archive", _UNPACK, rb"\x28\xb5\x2f\xfd"),
+    ("a 7-Zip archive", _UNPACK, rb"7z\xbc\xaf\x27\x1c"),
+    ("a RAR archive", _UNPACK, rb"Rar!"),
+    ("a tar archive", _UNPACK, rb".{257}ustar"),
+    ("a macOS resource fork", _NO_PICTURE, rb"\0\x05\x16\x07"),
+    ("a Microsoft Office or thumbnail file", _NO_PICTURE, rb"\xd0\xcf\x11\xe0"),
 )
 
 
@@ -119,8 +102,8 @@ def what_it_is(head: bytes) -> str:
     head = head[:HEAD_BYTES]
     if is_picture(head) and not head.startswith((b"II", b"MM")):  # TIFFs may still be raw files
         return ""
-    for start, signature, kind, remedy in _KINDS:
-        if head.startswith(signature, start):
+    for kind, remedy, pattern in _KINDS:
+        if re.match(pattern, head, re.DOTALL):
             return f"{kind}; {remedy}"
     if _begins_with_preview(head):
         return "; ".join(_RAW)
@@ -141,11 +124,9 @@ def _begins_with_preview(head: bytes) -> bool:
     if order is None or len(head) < 8:
         return False
     (start,) = struct.unpack_from(f"{order}I", head, 4)
-    values = {}
-    for place in range(start + 2, len(head) - 11, 12):
-        if (place - start - 2) // 12 >= struct.unpack_from(f"{order}H", head, start)[0]:
-            break
-        tag, _, _, value = struct.unpack_from(f"{order}HHII", head, place)
-        values[tag] = value
+    (count,) = struct.unpack(f"{order}H", head[start : start + 2].ljust(2, b"\0"))
+    entries = head[start + 2 :][: 12 * count]
+    whole = entries[: len(entries) // 12 * 12]
+    values = {tag: value for tag, _, _, value in struct.iter_unpack(f"{order}HHII", whole)}
     new_subfile_type, sub_ifds, dng_version = 254, 330, 50706
     return dng_version in values or (sub_ifds in values and values.get(new_subfile_type, 0) % 2 == 1)

@@ -32,15 +32,9 @@ CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, PALETTE: 1, 5: 4, 6: 3}
 TRANSPARENCY = ((1,), (2,))  # values of ExtraSamples that mean one alpha channel
 NUMBERS = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
 
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# For the EXIF orientations from 2 on; 1 is upright.
+TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate(TURNS, start=2)}
 
 
 class UnusableError(Exception):
@@ -214,14 +208,18 @@ def _check_tiff(tags: Mapping[int, Any]) -> None:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     image.load()  # already turns a TIFF upright, and removes its orientation
-    return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return TURN_OF.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _raw_mode(image: Image.Image) -> str:
     """Pillow's name for the layout of numbers in the file; empty once they are decoded."""
     tiles: Any = getattr(image, "tile", None)
-    arguments = tiles[0].args if tiles else ""
-    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+    return str(_arguments(tiles[0])[0]) if tiles else ""
+
+
+def _arguments(tile: Any) -> tuple[Any, ...]:
+    """What Pillow passes to its decoder, beginning with the raw mode."""
+    return tile.args if isinstance(tile.args, tuple) else (tile.args,)
 
 
 def _has_deep_colours(image: Image.Image) -> bool:
@@ -259,10 +257,7 @@ def _decoded_as(content: bytes, raw_mode: str) -> np.ndarray:
     """Decode to `uint8 [H, W, C]` with another of Pillow's names for the layout of the numbers."""
     with Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS]) as image:
         tiles: Any = image.tile
-        image.tile = [
-            tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
-            for tile in tiles
-        ]
+        image.tile = [tile._replace(args=(raw_mode, *_arguments(tile)[1:])) for tile in tiles]
         return np.array(image)
 
 
@@ -273,12 +268,11 @@ def _flat(image: Image.Image, white_level: int | None) -> Image.Image:
         numbers = "integers" if image.mode == "I" else "floating-point numbers"
         raise UnusableError(f"{numbers} of 32 bits; 8 or 16 bits per channel are allowed")
     if image.mode.startswith("I;16"):
-        bits = max(getattr(image, "tag_v2", {}).get(BITS, (16,)))
+        tags = getattr(image, "tag_v2", {})
         levels = np.asarray(image)
-        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
-            pixels = 255 - _scaled(levels, bits, white_level)
-        else:
-            pixels = _scaled(levels, bits, white_level)
+        pixels = _scaled(levels, max(tags.get(BITS, (16,))), white_level)
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            pixels = 255 - pixels
         return Image.fromarray(np.where(levels == clear, 255, pixels).astype(np.uint8))
     if image.has_transparency_data:
         if (raw_mode := _raw_mode(image)) in ("L;2", "L;4"):  # Pillow scales the pixels to 8 bits, but not this value
@@ -320,9 +314,7 @@ def _finish(flat: Image.Image, turn: Image.Transpose | None, reading: Reading) -
             flat = flat.resize((width, height), Image.Resampling.BILINEAR)
         else:
             inner = max(1, round(width * min(ratio, 1))), max(1, round(height / max(ratio, 1)))
-            black = Image.new(mode, (width, height))
-            black.paste(
-                flat.resize(inner, Image.Resampling.BILINEAR), ((width - inner[0]) // 2, (height - inner[1]) // 2)
-            )
-            flat = black
+            scaled = flat.resize(inner, Image.Resampling.BILINEAR)
+            flat = Image.new(mode, (width, height))
+            flat.paste(scaled, ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return Picture(np.asarray(flat).reshape(flat.height, flat.width, reading.channels).transpose(2, 0, 1), cropped)
