@@ -11,7 +11,7 @@ from convae.datasets.catalogue import CATALOGUE, Dataset
 from convae.datasets.image_folder import list_images
 from convae.datasets.listing import write_listing
 from convae.datasets.readers import read
-from convae.datasets.sources import Files, sources
+from convae.datasets.sources import sources
 from convae.errors import ConvaeError
 from convae.files import array_sha256, new_array, new_folder, row_chunks
 from convae.params import DataParams
@@ -51,7 +51,10 @@ def _from_first_source(data: DataParams, dataset: Dataset, downloads: Path, fold
     failures = []
     for source, find in sources(name, dataset, root, downloads, scratch).items():
         try:
-            _write_arrays(dataset, find(), scratch, folder, data.trust)
+            for split, images, labels in read(dataset, find(), scratch, data.trust):
+                _write_array(folder, f"{split}_images", images, dataset.sha256)
+                if labels is not None:
+                    _write_array(folder, f"{split}_labels", labels, dataset.sha256)
         except (ConvaeError, OSError) as error:
             failures.append(f"{source}: {error}")
             print(failures[-1], file=sys.stderr, flush=True)
@@ -62,19 +65,8 @@ def _from_first_source(data: DataParams, dataset: Dataset, downloads: Path, fold
     if dataset.package:
         remedies.append(f"apt-get install {dataset.package}")
     remedies.append("set data.dataset to digits, which needs no download")
-    lines = [
-        f"data.dataset = {name}: no source has it",
-        *failures,
-        f"Possible remedies: {'; or '.join(remedies)}",
-    ]
+    lines = [f"data.dataset = {name}: no source has it", *failures, f"Possible remedies: {'; or '.join(remedies)}"]
     raise ConvaeError("\n  ".join(lines))
-
-
-def _write_arrays(dataset: Dataset, files: Files, scratch: Path, folder: Path, trust: bool) -> None:
-    for split, images, labels in read(dataset, files, scratch, trust):
-        _write_array(folder, f"{split}_images", images, dataset.sha256)
-        if labels is not None:
-            _write_array(folder, f"{split}_labels", labels, dataset.sha256)
 
 
 def _write_array(folder: Path, name: str, array: np.ndarray, sha256: Mapping[str, str]) -> None:

@@ -47,18 +47,17 @@ def find_duplicates(parts: Mapping[str, ImageSet]) -> dict[str, Any]:
         if own:
             lookouts[name] = own
     exact = {name: _in_other_parts(name, hashes) for name in EVALUATED}
+    rows_of = {name: {row for row, _, _ in pairs} for name, pairs in exact.items()}
     return {
         "duplicates": {
             name: {
-                "images": len({row for row, _, _ in pairs}),
+                "images": len(rows_of[name]),
                 "parts": {other: sum(part == other for _, part, _ in pairs) for other in _after(name)},
                 "examples": [list(pair) for pair in pairs[:EXAMPLES]],
             }
             for name, pairs in exact.items()
         },
-        "near_duplicates": {
-            name: _near(lookout, {row for row, _, _ in exact[name]}) for name, lookout in lookouts.items()
-        },
+        "near_duplicates": {name: _near(lookout, rows_of[name]) for name, lookout in lookouts.items()},
         "two_classes": _in_two_classes({name: one for name, one in parts.items() if one.labels is not None}, hashes),
     }
 

@@ -75,10 +75,8 @@ def _transfer(url: str, part: Path, most_bytes: int) -> None:
         if not (response.status == 206 and _first_byte(response) == start):
             start = 0
         total = None if response.length is None else start + response.length
-        with (
-            part.open("ab" if start else "wb") as stream,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem) as progress,
-        ):
+        progress = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem)
+        with part.open("ab" if start else "wb") as stream, progress:
             size = max(start, total or 0)
             while size <= most_bytes and (piece := response.read(_PIECE)):
                 stream.write(piece)

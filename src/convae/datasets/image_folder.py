@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,8 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
             files.append(_image_file(root, place, path))
         except UnusableError as error:
             rejected.append((place, Rejected(printable(path), str(error))))
-    _check_layout(root, places, files, rejected)
+    if mistake := next(_layout_mistakes(places, files, rejected), ""):
+        raise ConvaeError(f"data.root = {root}: {mistake}")
     return files, [file for _, file in rejected]
 
 
@@ -95,20 +96,16 @@ def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
         for entry in entries:
             if not _is_folder(entry):
                 if has_classes and entry.is_symlink() and not Path(entry).exists():
-                    raise ConvaeError(
-                        f"{printable(entry.path)}: a link that leads nowhere, among class folders; fix or remove it"
-                    )
+                    raise _misplaced(entry, "a link that leads nowhere, among class folders; fix or remove it")
                 candidates.append(((part, ""), _relative(root, entry)))
                 continue
             if not _is_clean(entry.name):
-                raise ConvaeError(f"{printable(entry.path)}: class names must be UTF-8 without control characters")
+                raise _misplaced(entry, "class names must be UTF-8 without control characters")
             places.append((part, entry.name))
             for inner in _entries(Path(entry.path)):
                 if _is_folder(inner):
-                    raise ConvaeError(
-                        f"{printable(inner.path)}: a folder inside a class folder; move its pictures up into the "
-                        f"class folder, or move it elsewhere; {LAYOUT}"
-                    )
+                    remedy = "move its pictures up into the class folder, or move it elsewhere"
+                    raise _misplaced(inner, f"a folder inside a class folder; {remedy}; {LAYOUT}")
                 candidates.append(((part, entry.name), _relative(root, inner)))
     return candidates, places
 
@@ -122,11 +119,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     if entry.is_dir(follow_symlinks=False):
         return True
     if entry.is_symlink() and Path(entry).is_dir():  # entry.is_dir() would raise for links in a circle
-        raise ConvaeError(
-            f"{printable(entry.path)}: links to folders are not followed; put the real folder in its place, "
-            "or remove the link"
-        )
+        remedy = "put the real folder in its place, or remove the link"
+        raise _misplaced(entry, f"links to folders are not followed; {remedy}")
     return False
+
+
+def _misplaced(entry: os.DirEntry[str], mistake: str) -> ConvaeError:
+    return ConvaeError(f"{printable(entry.path)}: {mistake}")
 
 
 def _relative(root: Path, entry: os.DirEntry[str]) -> str:
@@ -136,7 +135,7 @@ def _relative(root: Path, entry: os.DirEntry[str]) -> str:
 def _part_folders(root: Path) -> dict[str, Path]:
     for entry in _entries(root):
         if entry.name in PARTS and not entry.is_dir():
-            raise ConvaeError(f"{entry.path}: not a folder, although its name is reserved for one; {LAYOUT}")
+            raise _misplaced(entry, f"not a folder, although its name is reserved for one; {LAYOUT}")
     folders = {part: root / part for part in PARTS if (root / part).is_dir()}
     for folder in folders.values():
         if folder.is_symlink():
@@ -144,7 +143,7 @@ def _part_folders(root: Path) -> dict[str, Path]:
     if "train" in folders:
         for entry in _entries(root):
             if entry.is_dir() and entry.name not in PARTS:
-                raise ConvaeError(f"{printable(entry.path)}: only validation/ and test/ are allowed next to train/")
+                raise _misplaced(entry, "only validation/ and test/ are allowed next to train/")
     return {"train": root} | folders
 
 
@@ -195,32 +194,30 @@ def _image_sha256(file: Path, size: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_layout(
-    root: Path, places: Sequence[Place], files: Sequence[ImageFile], rejected: Sequence[tuple[Place, Rejected]]
-) -> None:
+def _layout_mistakes(
+    places: Sequence[Place], files: Sequence[ImageFile], rejected: Sequence[tuple[Place, Rejected]]
+) -> Iterator[str]:
+    """Yield what keeps the layout from being usable."""
     labels: dict[str, set[str]] = {part: set() for part, _ in places}
     for file in files:
         labels[file.part].add(file.label)
     for part, label in places:
         if not labels[part]:
             why = _unreadable(rejected, part) or f"; {LAYOUT}"
-            raise ConvaeError(f"data.root = {root}: no image in the {part} part{why}")
+            yield f"no image in the {part} part{why}"
         if label and label not in labels[part]:
-            why = _unreadable(rejected, part, label)
-            raise ConvaeError(f"data.root = {root}: class folder '{label}' of the {part} part has no image in it{why}")
+            yield f"class folder '{label}' of the {part} part has no image in it{_unreadable(rejected, part, label)}"
         if "" in labels[part] and len(labels[part]) > 1:
-            raise ConvaeError(f"data.root = {root}: the {part} part has images both inside and outside class folders")
+            yield f"the {part} part has images both inside and outside class folders"
     for part, found in labels.items():
         unknown = sorted(found - labels["train"])
         if unknown:
             what = f"class '{unknown[0]}'" if unknown[0] else "images without class folders"
             known = ", ".join(sorted(labels["train"] - {""})) or "no class folders"
-            raise ConvaeError(f"data.root = {root}: the {part} part has {what}, but the training part has {known}")
+            yield f"the {part} part has {what}, but the training part has {known}"
     if len(labels["train"] - {""}) == 1:
         only = next(iter(labels["train"]))
-        raise ConvaeError(
-            f"data.root = {root}: '{only}' is the only class; at least two are needed, or no class folders at all"
-        )
+        yield f"'{only}' is the only class; at least two are needed, or no class folders at all"
 
 
 def _unreadable(rejected: Sequence[tuple[Place, Rejected]], *place: str) -> str:

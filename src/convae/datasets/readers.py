@@ -128,9 +128,8 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 def _check_idx_header(path: Path, header: bytes, shape: tuple[int, ...], instead: str) -> None:
     magic = _idx_header(shape)[:4]
     if header[:4] != magic:
-        raise ConvaeError(
-            f"{path.name}: begins with 0x{header[:4].hex()}, expected 0x{magic.hex()} for this IDX file" + instead
-        )
+        expected = f"0x{magic.hex()} for this IDX file{instead}"
+        raise ConvaeError(f"{path.name}: begins with 0x{header[:4].hex()}, expected {expected}")
     if header != _idx_header(shape):
         sizes = struct.unpack(f">{len(header[4:]) // 4}I", header[4 : len(header) // 4 * 4])
         raise ConvaeError(f"{path.name}: the IDX header says {sizes}, expected {shape}")
@@ -149,26 +148,22 @@ def _check_labels(split: str, labels: np.ndarray, count: int, classes: int) -> N
 
 def _decode(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool) -> Iterator[Split]:
     try:
-        yield from _splits(dataset, files, scratch, trust)
+        match dataset.reader:
+            case "idx":
+                yield from _idx(dataset, files, trust)
+            case "cifar10" | "cifar100":
+                yield from _cifar(dataset, files, scratch)
+            case "svhn":
+                yield from _svhn(dataset, files)
+            case "stl10":
+                yield from _stl10(dataset, files, scratch)
+            case "digits":
+                yield from _digits()
     except (ConvaeError, OSError, MemoryError):
         raise
     except Exception as error:  # torchvision and SciPy raise nearly anything on unexpected content
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConvaeError(f"{', '.join(files)}: not a valid {dataset.reader} archive ({reason})") from None
-
-
-def _splits(dataset: Dataset, files: Mapping[str, Path], scratch: Path, trust: bool) -> Iterator[Split]:
-    match dataset.reader:
-        case "idx":
-            return _idx(dataset, files, trust)
-        case "cifar10" | "cifar100":
-            return _cifar(dataset, files, scratch)
-        case "svhn":
-            return _svhn(dataset, files)
-        case "stl10":
-            return _stl10(dataset, files, scratch)
-        case "digits":
-            return _digits()
 
 
 def _idx(dataset: Dataset, files: Mapping[str, Path], trust: bool) -> Iterator[Split]:
@@ -201,7 +196,7 @@ def _svhn(dataset: Dataset, files: Mapping[str, Path]) -> Iterator[Split]:
 
     for name, path in files.items():
         split = name.partition("_")[0]
-        height, width, channels = (*dataset.shape[1:], dataset.shape[0])
+        channels, height, width = dataset.shape
         expected = {"X": (height, width, channels, dataset.images[split]), "y": (dataset.images[split], 1)}
         # Only the headers: nothing of an unexpected size is allocated.
         found = {variable: shape for variable, shape, _ in whosmat(path)}

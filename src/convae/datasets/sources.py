@@ -104,13 +104,7 @@ def _run(command: list[str], folder: Path) -> None:
     """
     try:
         done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=APT_SECONDS,
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=APT_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise ConvaeError(f"{command[0]} did not finish within {APT_SECONDS} s") from None
