@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convae.datasets.shards import ShardedImages, open_shards
+from convae.datasets.shards import Shape, ShardedImages, open_shards
 from convae.errors import ConvaeError
 from convae.files import array_sha256, new_array, read_json, row_chunks, save_array, write_json
 
@@ -47,38 +47,34 @@ class ImageSet:
         """
         try:
             description = read_json(folder / "description.json")
-            # Mode "c", copy on write: torch warns about read-only memory, and writes must not reach the disk.
             if (folder / SHARDS_FILE).exists():
-                images = _open_shards(folder)
+                shards = read_json(folder / SHARDS_FILE)
+                index = np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False)
+                images = open_shards(shards["address"], index, shards["sha256_of_pieces"])
             else:
+                # Mode "c", copy on write: torch warns about read-only memory, and writes must not reach the disk.
                 images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
             labels_file = folder / "labels.npy"
             labels = np.load(labels_file, allow_pickle=False) if labels_file.exists() else None
             shape, classes, sha256 = (description[key] for key in ("shape", "classes", "sha256"))
-            fits = list(images.shape) == shape and (labels is None or labels.shape == images.shape[:1])
-            found = cls(images, labels, tuple(classes), sha256)
+            if list(images.shape) != shape or (labels is not None and labels.shape != images.shape[:1]):
+                raise ConvaeError(f"{folder}: images, labels and description differ in size; rerun `dvc repro prepare`")
+            return cls(images, labels, tuple(classes), sha256)
         except ConvaeError:
             raise
         except Exception as error:  # a damaged header can make NumPy raise nearly anything
             reason = " ".join(str(error).split())
             raise ConvaeError(f"{folder}: not a readable image set ({reason}); rerun `dvc repro prepare`") from None
-        if not fits:
-            raise ConvaeError(f"{folder}: images, labels and description differ in size; rerun `dvc repro prepare`")
-        return found
 
 
 def write_image_set(
-    folder: Path,
-    shape: tuple[int, int, int, int],
-    chunks: Iterable[np.ndarray],
-    labels: np.ndarray | None,
-    classes: Sequence[str],
+    folder: Path, shape: Shape, chunks: Iterable[np.ndarray], labels: np.ndarray | None, classes: Sequence[str]
 ) -> dict[str, Any]:
     """Write an image set chunk by chunk, so that memory does not grow with N.
 
     Args:
         folder: where to write.
-        shape: shape of all images together.
+        shape: shape `(N, C, H, W)` of all images together.
         chunks: images `uint8 [n, C, H, W]`.
         labels: `int64 [N]`, or None.
         classes: names of the labels.
@@ -96,11 +92,7 @@ def write_image_set(
         start += len(chunk)
     assert start == len(images), f"{start} images came, {len(images)} were announced"
     images.flush()
-    if labels is not None:
-        save_array(folder / "labels.npy", labels.astype(np.int64))
-    description = describe(images, labels, classes)
-    write_json(folder / "description.json", description)
-    return description
+    return _write_rest(folder, images, labels, classes)
 
 
 def write_sharded_image_set(
@@ -115,17 +107,16 @@ def write_sharded_image_set(
     assert isinstance(images, ShardedImages)
     write_json(folder / SHARDS_FILE, {"address": images.address, "sha256_of_pieces": images.hashes})
     save_array(folder / "index.npy", images.index)
+    return _write_rest(folder, images, labels, classes)
+
+
+def _write_rest(folder: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:
+    """Write the labels, if there are any, and write and return the description."""
     if labels is not None:
         save_array(folder / "labels.npy", labels.astype(np.int64))
     description = describe(images, labels, classes)
     write_json(folder / "description.json", description)
     return description
-
-
-def _open_shards(folder: Path) -> np.ndarray:
-    shards = read_json(folder / SHARDS_FILE)
-    index = np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False)
-    return open_shards(shards["address"], index, shards["sha256_of_pieces"])
 
 
 def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:

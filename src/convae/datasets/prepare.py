@@ -27,6 +27,9 @@ from convae.processes import ALONE, Processes
 COPIED_BYTES = 1 << 22  # images per chunk; two chunks are in memory at a time
 SHARDED = ("train", "unlabelled")  # the parts that `data.shards` moves elsewhere
 
+Given = tuple[dict[str, Part], tuple[str, ...], list[Rejected], np.ndarray]
+"""The parts, the classes, the rejected files, and what each picture may have lost, see `decode_files`."""
+
 
 def prepare(data: DataParams, seed: int, raw: Path, output: Path, processes: Processes = ALONE) -> None:
     """Write the image sets `train`, `validation`, `test` and `unlabelled` (possibly empty) into `output`.
@@ -48,12 +51,10 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path, processes: Pro
         ConvaeError: the images can't be divided as the parameters ask, or too many files are unreadable.
     """
     with processes.shared_folder(output) as folder:
-        rejected: list[Rejected] = []
-        lost = np.zeros((1, 2))
         if data.dataset == "image_folder":
             given, classes, rejected, lost = _from_folder(data, raw, folder / "decoded", processes)
         else:
-            given, classes = _from_arrays(data, raw, processes), CATALOGUE[data.dataset].classes
+            given, classes, rejected, lost = _from_arrays(data, raw, processes)
         if processes.rank:
             return
         parts = _divide(given, classes, data, seed)
@@ -85,35 +86,29 @@ def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[st
     }
 
 
-def _from_arrays(data: DataParams, raw: Path, processes: Processes) -> dict[str, Part]:
-    parts = {}
-    for split, count in CATALOGUE[data.dataset].images.items():
+def _from_arrays(data: DataParams, raw: Path, processes: Processes) -> Given:
+    """Open the arrays in `raw`, and move those of the training part into `data.shards`."""
+    dataset, parts = CATALOGUE[data.dataset], {}
+    for split, count in dataset.images.items():
         try:
             images = np.load(raw / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
-            unlabelled = split == "unlabelled"
-            labels = None if unlabelled else np.load(raw / f"{split}_labels.npy", allow_pickle=False)
+            labels = None if split == "unlabelled" else np.load(raw / f"{split}_labels.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ConvaeError(f"{raw}: not an output of download ({error}); rerun `dvc repro download`") from None
         if data.shards and split in SHARDED and not processes.rank:
             address, chunks = f"{data.shards}/{data.dataset}/{split}", map(images.__getitem__, row_chunks(images))
             images = write_shards(address, images.shape, chunks)
         parts[split] = Part(images, labels, np.arange(count))
-    return parts
+    return parts, dataset.classes, [], np.zeros((1, 2))
 
 
-def _from_folder(
-    data: DataParams, raw: Path, scratch: Path, processes: Processes
-) -> tuple[dict[str, Part], tuple[str, ...], list[Rejected], np.ndarray]:
-    """Decode the files that `raw` lists into arrays in `scratch`, or the training part into `data.shards`.
-
-    Returns:
-        The parts, the classes, the rejected files, and what each picture may have lost, see `decode_files`.
-    """
-    rejected = read_rejected(raw)
+def _from_folder(data: DataParams, raw: Path, scratch: Path, processes: Processes) -> Given:
+    """Decode the files that `raw` lists into arrays in `scratch`, or the training part into `data.shards`."""
+    root, rejected = Path(data.root), read_rejected(raw)
     classes = classes_of(ListedFiles(raw, "train"))
     numbers = {label: number for number, label in enumerate(classes or [""])}
-    channels, *size = image_shape(data)
-    reading = Reading(channels, (size[0], size[1]), data.fit, data.white_level)
+    channels, height, width = image_shape(data)
+    reading = Reading(channels, (height, width), data.fit, data.white_level)
     scratch.mkdir(exist_ok=True)
     parts, lost = {}, []
     for name in PARTS:
@@ -121,17 +116,16 @@ def _from_folder(
         labels = np.fromiter((numbers[file.label] for file in files), np.int64)
         if not len(labels):
             continue
-        shape = (len(labels), *image_shape(data))
+        shape = (len(labels), channels, height, width)
         if data.shards and name in SHARDED:
             # Other files get another address, because an object store can't replace a whole array at once.
             key = content_sha256({"shape": shape}, (raw / FILES).read_bytes())[:20]
-            images, share, mine = _decode_into_shards(
-                data, files, f"{data.shards}/{key}/{name}", shape, reading, processes
-            )
+            address = f"{data.shards}/{key}/{name}"
+            images, share, mine = _decode_into_shards(root, files, address, shape, reading, processes)
         else:
             images = processes.shared_array(scratch / f"{name}.npy", np.uint8, shape)
             share = processes.share_of(len(labels))
-            mine = decode_files(Path(data.root), islice(files, share.start, share.stop), images[share], reading)
+            mine = decode_files(root, islice(files, share.start, share.stop), images[share], reading)
         done = processes.collect((share.start, *mine))
         refused = {start + row: file for start, rows, _ in done for row, file in rows.items()}
         lost += [np.delete(of_each, list(rows), axis=0) for _, rows, of_each in done]
@@ -144,12 +138,7 @@ def _from_folder(
 
 
 def _decode_into_shards(
-    data: DataParams,
-    files: Iterable[ImageFile],
-    address: str,
-    shape: tuple[int, int, int, int],
-    reading: Reading,
-    processes: Processes,
+    root: Path, files: Iterable[ImageFile], address: str, shape: tuple[int, ...], reading: Reading, processes: Processes
 ) -> tuple[np.ndarray, slice, tuple[dict[int, Rejected], np.ndarray]]:
     """Decode this process's share of the pieces.
 
@@ -160,7 +149,7 @@ def _decode_into_shards(
         create_shards(address, shape)
     processes.collect(None)  # the array exists from here on
     writer = ShardWriter(address, processes.share_of(pieces_of(shape)))
-    result = decode_files(Path(data.root), islice(files, writer.rows.start, writer.rows.stop), writer, reading)
+    result = decode_files(root, islice(files, writer.rows.start, writer.rows.stop), writer, reading)
     hashes = [one for part in processes.collect(writer.close()) for one in part]
     return open_shards(address, np.arange(shape[0]), hashes), writer.rows, result
 
@@ -171,10 +160,8 @@ def _check_folder(
     """Check that not too many files were rejected, and that every part and class still has an image."""
     if len(rejected) > data.max_rejected:
         first = [f"{file.path} ({file.reason})" for file in rejected[:3]] + ["..."] * (len(rejected) > 3)
-        raise ConvaeError(
-            f"data.max_rejected = {data.max_rejected}: {len(rejected)} files in {data.root} cannot be used: "
-            + "; ".join(first)
-        )
+        limit = f"data.max_rejected = {data.max_rejected}"
+        raise ConvaeError(f"{limit}: {len(rejected)} files in {data.root} cannot be used: {'; '.join(first)}")
     for name, part in parts.items():
         if not len(part.index):
             raise ConvaeError(f"data.root = {data.root}: no image of the {name} part can be read")

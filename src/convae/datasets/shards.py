@@ -4,9 +4,10 @@ Zarr (https://zarr.dev) handles format and stores. This module adds a hash of ea
 images is an error.
 """
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from typing import Any, cast
 
@@ -40,12 +41,10 @@ class ShardedImages:
 
     def __init__(self, address: str, index: np.ndarray, hashes: list[str]) -> None:
         self.address, self.index, self.hashes = address, index, hashes
-        try:
+        with _one_line_errors(address):
             import zarr
 
             self._array = zarr.open_array(address, mode="r")
-        except Exception as error:  # fsspec and the store's own library may raise anything
-            raise _unreadable(address, error) from None
         if not _is_of_images(self._array):
             raise ConvaeError(f"{address}: not an array of images as `prepare` writes them")
         self.piece_rows = self._array.chunks[0]
@@ -89,10 +88,8 @@ class ShardedImages:
         return np.concatenate([self.images_of(piece) for piece in pieces.tolist()])
 
     def _read(self, piece: int) -> np.ndarray:
-        try:
+        with _one_line_errors(self.address):
             images: np.ndarray = np.asarray(self._array[piece * self.piece_rows : (piece + 1) * self.piece_rows])
-        except Exception as error:
-            raise _unreadable(self.address, error) from None
         if array_sha256(images) != self.hashes[piece]:
             raise ConvaeError(
                 f"{self.address}: piece {piece} is missing or has changed; `dvc repro --force prepare` writes it again"
@@ -114,7 +111,7 @@ def create_shards(address: str, shape: Shape) -> None:
         ConvaeError: the array can't be written.
     """
     chunks = (_piece_rows(shape), *shape[1:])
-    try:
+    with _one_line_errors(address):
         import zarr
 
         with suppress(FileNotFoundError):
@@ -124,8 +121,6 @@ def create_shards(address: str, shape: Shape) -> None:
         zarr.create_array(
             address, shape=shape, chunks=chunks, dtype="uint8", fill_value=0, compressors=None, overwrite=True
         )
-    except Exception as error:
-        raise _unreadable(address, error) from None
 
 
 def pieces_of(shape: Shape) -> int:
@@ -178,12 +173,10 @@ class ShardWriter:
     def _flush(self) -> None:
         piece = self._piece[: self.shape[0] - self._start]
         start = self.rows.start + self._start
-        try:
+        with _one_line_errors(self._address):
             # Unchanged pieces are left alone, because another run may be reading them.
             if not np.array_equal(self._array[start : start + len(piece)], piece):
                 self._array[start : start + len(piece)] = piece
-        except Exception as error:
-            raise _unreadable(self._address, error) from None
         self._hashes.append(array_sha256(piece))
         self._start += self._size
         self._piece[:] = 0
@@ -193,12 +186,9 @@ def write_shards(address: str, shape: Shape, chunks: Iterable[np.ndarray]) -> np
     """Write the images in `chunks`, of `shape` together, to an array, and open it."""
     create_shards(address, shape)
     writer = ShardWriter(address, slice(0, pieces_of(shape)))
-    row = 0
-    for chunk in chunks:
-        for image in chunk:
-            writer[row] = image
-            row += 1
-    return open_shards(address, np.arange(row), writer.close())
+    for row, image in enumerate(chain.from_iterable(chunks)):
+        writer[row] = image
+    return open_shards(address, np.arange(shape[0]), writer.close())
 
 
 def _is_of_images(array: Any) -> bool:
@@ -213,8 +203,12 @@ def _piece_rows(shape: Shape) -> int:
     return max(1, PIECE_BYTES // prod(shape[1:]))
 
 
-def _unreadable(address: str, error: Exception) -> ConvaeError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ModuleNotFoundError):  # fsspec itself names the library that a store needs
-        reason += f"; pip install {error.name}"
-    return ConvaeError(f"data.shards: {address}: {reason}")
+@contextmanager
+def _one_line_errors(address: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # fsspec and the store's own library may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError):  # fsspec itself names the library that a store needs
+            reason += f"; pip install {error.name}"
+        raise ConvaeError(f"data.shards: {address}: {reason}") from None
