@@ -67,9 +67,8 @@ class Autoencoder(nn.Module):
         self.geometry = [layer.geometry for layer in encoder]
         self.layers = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList([DecoderLayer(layer, tied_weights) for layer in encoder])
-        self.sparsity = nn.ModuleList(
-            [WinnerTakeAll(n, **sparsity, batch=self.batch) if sparsity else nn.Identity() for n in filters]
-        )
+        winners = [WinnerTakeAll(n, **sparsity, batch=self.batch) if sparsity else nn.Identity() for n in filters]
+        self.sparsity = nn.ModuleList(winners)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw all filters from a normal distribution with deviation 1 / sqrt(fan-in), and set biases to zero."""

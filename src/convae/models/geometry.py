@@ -66,16 +66,14 @@ class LayerGeometry:
         Raises:
             GeometryError: the maps would have no pixel.
         """
-        height, width = (
-            (side - kernel + 2 * zeros) // stride + 1
-            for side, kernel, zeros, stride in zip(size, self.kernel, self.zeros, self.stride, strict=True)
-        )
-        if min(height, width) < 1:
+        height, width = self._reach(size)
+        convolved = (height // self.stride[0] + 1, width // self.stride[1] + 1)
+        if min(convolved) < 1:
             raise GeometryError(
                 f"a {show(self.kernel)} kernel with padding '{self.padding}' turns {show(size)} into "
-                f"{show((height, width))}; a smaller kernel or more padding is needed"
+                f"{show(convolved)}; a smaller kernel or more padding is needed"
             )
-        return height, width
+        return convolved
 
     def output(self, size: Size) -> Size:
         """Size of the activation maps after pooling.
@@ -94,11 +92,13 @@ class LayerGeometry:
 
     def output_padding(self, size: Size) -> Size:
         """Pixels that a transposed convolution must append to restore `size` (0 to stride - 1)."""
-        height, width = (
-            (side - kernel + 2 * zeros) % stride
-            for side, kernel, zeros, stride in zip(size, self.kernel, self.zeros, self.stride, strict=True)
-        )
-        return height, width
+        height, width = self._reach(size)
+        return height % self.stride[0], width % self.stride[1]
+
+    def _reach(self, size: Size) -> Size:
+        """Pixels by which the kernel can move over the padded input."""
+        (height, width), (top, left) = size, self.zeros
+        return height + 2 * top - self.kernel[0], width + 2 * left - self.kernel[1]
 
 
 def layer_sizes(size: Size, layers: Iterable[LayerGeometry], stacked_on: str = "maps") -> list[tuple[Size, Size]]:

@@ -67,6 +67,5 @@ class DecoderLayer(nn.Module):
         geometry = self.geometry
         if geometry.pool != (1, 1):
             maps = F.interpolate(maps, size=geometry.convolved(size), mode="nearest")
-        return F.conv_transpose2d(
-            maps, self.weight, self.bias, geometry.stride, geometry.zeros, geometry.output_padding(size)
-        )
+        appended = geometry.output_padding(size)
+        return F.conv_transpose2d(maps, self.weight, self.bias, geometry.stride, geometry.zeros, appended)

@@ -36,10 +36,7 @@ class Preprocessing(nn.Module):
     whitening_bias: Tensor
 
     def __init__(
-        self,
-        channels: int,
-        local_contrast: dict[str, Any] | None = None,
-        whitening: dict[str, Any] | None = None,
+        self, channels: int, local_contrast: dict[str, Any] | None = None, whitening: dict[str, Any] | None = None
     ) -> None:
         super().__init__()
         self.local_contrast = local_contrast

@@ -64,9 +64,8 @@ class Readout(nn.Module):
         self.power = power
         self.pca = pca
         self.standardize = standardize
-        self.register_buffer("mean", torch.empty(0))
-        self.register_buffer("components", torch.empty(0))
-        self.register_buffer("scale", torch.empty(0))
+        for name in ("mean", "components", "scale"):
+            self.register_buffer(name, torch.empty(0))
 
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Set the fitted buffers. Unlike `load_state_dict`, this accepts buffers of another size."""

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from convae.errors import ConvaeError
 from convae.processes import ALONE, Processes
@@ -93,35 +94,8 @@ class Dropout(nn.Dropout):
         """As `nn.Dropout`."""
         if not (self.batch.images and self.training and self.p):
             return super().forward(maps)
-        return maps * self.batch.drawn(
-            lambda number: F.dropout(torch.ones_like(room_like(maps, number)), self.p), len(maps)
-        )
-
-
-class BatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation over the whole batch."""
-
-    def __init__(self, channels: int, batch: SharedBatch) -> None:
-        super().__init__(channels)
-        self.batch = batch
-
-    def forward(self, values: Tensor) -> Tensor:
-        """As `nn.BatchNorm1d`."""
-        _check_values(self, values)
-        return _normalize(self, values) if self.batch.images and self.training else super().forward(values)
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the whole batch."""
-
-    def __init__(self, channels: int, batch: SharedBatch) -> None:
-        super().__init__(channels)
-        self.batch = batch
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """As `nn.BatchNorm2d`."""
-        _check_values(self, maps)
-        return _normalize(self, maps) if self.batch.images and self.training else super().forward(maps)
+        kept = self.batch.drawn(lambda count: F.dropout(torch.ones_like(room_like(maps, count)), self.p), len(maps))
+        return maps * kept
 
 
 class _Sum(torch.autograd.Function):
@@ -140,30 +114,45 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def _check_values(norm: BatchNorm1d | BatchNorm2d, values: Tensor) -> None:
-    """Reject training on a single value per map, which has no variance."""
-    if norm.training and (norm.batch.images or len(values)) * values.shape[2:].numel() == 1:
-        raise ConvaeError(
-            "batch normalisation has only one value per map to learn from; use a larger train.batch_size, more "
-            "training images or larger maps"
-        )
+class _WholeBatchNorm(_BatchNorm):
+    """Batch normalisation over the whole batch."""
+
+    def __init__(self, channels: int, batch: SharedBatch) -> None:
+        super().__init__(channels)
+        self.batch = batch
+
+    def forward(self, values: Tensor) -> Tensor:
+        """As torch's module of the same name, but training on a single value per map, with no variance, is an error."""
+        if self.training and (self.batch.images or len(values)) * values.shape[2:].numel() == 1:
+            raise ConvaeError(
+                "batch normalisation has only one value per map to learn from; use a larger train.batch_size, more "
+                "training images or larger maps"
+            )
+        return self._normalize(values) if self.batch.images and self.training else super().forward(values)
+
+    def _normalize(self, values: Tensor) -> Tensor:
+        """Normalise over the whole batch as `nn.SyncBatchNorm` does, which does not run on CPUs."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        others = [0, *range(2, values.dim())]
+        number = self.batch.images * values.shape[2:].numel()
+        mean = _Sum.apply(values.float().sum(others, keepdim=True)) / number
+        centered = values.float() - mean
+        variance = _Sum.apply(centered.square().sum(others, keepdim=True)) / number
+        with torch.no_grad():  # as in torch, the running variance is the unbiased one
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * (number / max(1, number - 1)), self.momentum)
+        weight, bias = self.weight.view_as(mean), self.bias.view_as(mean)
+        normalized: Tensor = centered * (variance + self.eps).rsqrt() * weight + bias
+        return normalized.to(values.dtype)
 
 
-def _normalize(norm: BatchNorm1d | BatchNorm2d, values: Tensor) -> Tensor:
-    """Normalise over the whole batch as `nn.SyncBatchNorm` does, which does not run on CPUs."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    others = [0, *range(2, values.dim())]
-    number = norm.batch.images * values.shape[2:].numel()
-    mean = _Sum.apply(values.float().sum(others, keepdim=True)) / number
-    centered = values.float() - mean
-    variance = _Sum.apply(centered.square().sum(others, keepdim=True)) / number
-    with torch.no_grad():  # as in torch, the running variance is the unbiased one
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean.flatten(), norm.momentum)
-        norm.running_var.lerp_(variance.flatten() * (number / max(1, number - 1)), norm.momentum)
-    weight, bias = norm.weight.view_as(mean), norm.bias.view_as(mean)
-    normalized: Tensor = centered * (variance + norm.eps).rsqrt() * weight + bias
-    return normalized.to(values.dtype)
+class BatchNorm1d(_WholeBatchNorm, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` over the whole batch."""
+
+
+class BatchNorm2d(_WholeBatchNorm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the whole batch."""

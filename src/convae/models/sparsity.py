@@ -56,8 +56,7 @@ class WinnerTakeAll(nn.Module):
         if self.lifetime is None:
             return torch.ones_like(places, dtype=torch.bool), places
         if self.training:
-            weakest = self._weakest_winner(strengths)
-            weakest = weakest.to(self.weakest_winner.dtype)
+            weakest = self._weakest_winner(strengths).to(self.weakest_winner.dtype)
             # The first batch sets the average; later ones move it.
             self.weakest_winner.lerp_(weakest, MOMENTUM if self.weakest_winner.any() else 1.0)
         else:
