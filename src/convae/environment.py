@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,10 @@ PACKAGES = tuple(sorted((*LIBRARIES, "pillow", "pyarrow", "safetensors", "torchv
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """Installed version of each package; None if it is not installed."""
-    found: dict[str, str | None] = {}
-    for name in packages:
-        try:
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for name in found:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
     return found
 
 

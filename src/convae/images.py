@@ -50,20 +50,18 @@ def image_batches(images: Images, reading: Reading, batch_size: Callable[[Size],
         >>> [tuple(batch.shape) for batch in batches]
         [(2, 1, 8, 8), (2, 1, 8, 8), (1, 1, 8, 8)]
     """
-    if isinstance(images, (np.ndarray, Tensor)) and not _holds_names(images):
-        yield from _slices(channels_first(images, reading.channels), batch_size)
+    # An array of the kinds O or U holds names of files.
+    if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OU"):
+        array = channels_first(images, reading.channels)
+        size = batch_size((array.shape[2], array.shape[3]))
+        for start in range(0, max(1, len(array)), size):
+            yield _checked(array[start : start + size])
         return
     one = isinstance(images, (str, os.PathLike)) or _is_pillow(images) or not isinstance(images, Iterable)
     pixels = (_single(image, reading) for image in (cast("Iterable[Single]", [images] if one else images)))
     for (shape, _), alike in groupby(pixels, lambda image: (image.shape, image.dtype)):
         while batch := list(islice(alike, batch_size((shape[1], shape[2])))):
             yield torch.stack(batch)
-
-
-def _slices(images: Array, batch_size: Callable[[Size], int]) -> Iterator[Tensor]:
-    size = batch_size((images.shape[2], images.shape[3]))
-    for start in range(0, max(1, len(images)), size):
-        yield _checked(images[start : start + size])
 
 
 def _single(image: Single, reading: Reading) -> Tensor:
@@ -136,7 +134,3 @@ def _checked(images: Array) -> Tensor:
 
 def _is_pillow(image: object) -> "TypeGuard[Image]":
     return hasattr(image, "getexif")  # without importing Pillow
-
-
-def _holds_names(images: Array) -> bool:
-    return isinstance(images, np.ndarray) and images.dtype.kind in "OU"

@@ -1,6 +1,7 @@
 """Extract the features of whole image sets into `.npy` files, in the image set's order."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +84,9 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path, processes: Pro
         for first in range(start, end, some)
         for batch in encoder.feature_batches(image_set.images[first : min(first + some, end)])
     )
-    with (
-        output.open("r+b") as stream,  # faster than writing to the memory map, where every page costs a fault
-        tqdm(
-            total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=processes.rank > 0
-        ) as progress,
-    ):
+    progress = tqdm(total=end - start, desc=output.stem, unit=" images", unit_scale=True, disable=processes.rank > 0)
+    # Faster than writing to the memory map, where every page costs a fault.
+    with output.open("r+b") as stream, progress:
         stream.seek(features.offset + start * features.strides[0])
         for batch in batches:
             stream.write(batch.data)
@@ -111,15 +109,17 @@ def fit_readout(readout: Readout, features: np.ndarray) -> None:
     """
     if readout.pca is None and not readout.standardize:
         return
-    mean = _mean(features)
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    for chunk in _chunks(features):
+        total += chunk.sum(0, dtype=torch.float64)
+    mean = (total / len(features)).float()
     if readout.pca is not None:
-        readout.components = torch.from_numpy(_principal_components(features, mean, readout.pca))
-    readout.mean = torch.from_numpy(mean)
+        readout.components = torch.from_numpy(_principal_components(features, mean.numpy(), readout.pca))
+    readout.mean = mean
     if readout.standardize:
         squares = torch.zeros(readout.pca or features.shape[1], dtype=torch.float64)
-        for rows in row_chunks(features, CACHED_BYTES):
-            centered = readout.apply_fitted(torch.from_numpy(features[rows]))
-            squares += centered.square_().sum(0, dtype=torch.float64)
+        for chunk in _chunks(features):
+            squares += readout.apply_fitted(chunk).square_().sum(0, dtype=torch.float64)
         deviation = (squares / len(features)).sqrt().float()
         readout.scale = torch.where(deviation > 1e-6, deviation, 1)  # a constant feature stays as it is
 
@@ -128,9 +128,7 @@ def _apply_fitted(readout: Readout, features: np.memmap, file: Path) -> None:
     """Replace the pooled features in `file`, `float32 [N, D]`, with those of the fitted readout."""
     if not len(readout.mean):
         return
-    chunks = (
-        readout.apply_fitted(torch.from_numpy(features[rows])).numpy() for rows in row_chunks(features, CACHED_BYTES)
-    )
+    chunks = (readout.apply_fitted(chunk).numpy() for chunk in _chunks(features))
     if readout.pca is None:
         with file.open("r+b") as stream:  # not through the memory map, see `_extract`
             stream.seek(features.offset)
@@ -140,12 +138,8 @@ def _apply_fitted(readout: Readout, features: np.memmap, file: Path) -> None:
         save_array(file, np.concatenate(list(chunks)))
 
 
-def _mean(features: np.ndarray) -> np.ndarray:
-    total = torch.zeros(features.shape[1], dtype=torch.float64)
-    for rows in row_chunks(features, CACHED_BYTES):
-        total += torch.from_numpy(features[rows]).sum(0, dtype=torch.float64)
-    mean: np.ndarray = (total / len(features)).float().numpy()
-    return mean
+def _chunks(features: np.ndarray) -> Iterator[torch.Tensor]:
+    return (torch.from_numpy(features[rows]) for rows in row_chunks(features, CACHED_BYTES))
 
 
 def _principal_components(features: np.ndarray, mean: np.ndarray, count: int) -> np.ndarray:
