@@ -1,4 +1,4 @@
-"""A small repository with DVC in which one stage, `train`, is recorded."""
+"""Fixtures: a small DVC repository whose only stage, `train`, is recorded in MLflow."""
 
 import os
 import shutil
@@ -21,6 +21,8 @@ from convae.tracking.context import context_tags, process_tags
 from convae.tracking.records import Records
 from convae.tracking.store import open_store
 
+# The conftest.py of each folder that records stages imports these fixtures.
+__all__ = ["client", "fresh", "params", "plain_environment", "start_stage", "templates", "workspace"]
 PIPELINE = """\
 stages:
   train:

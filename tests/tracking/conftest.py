@@ -1,11 +1,3 @@
-"""A small repository with DVC in which one stage is recorded."""
+"""The fixtures of a small repository with DVC in which one stage is recorded."""
 
-from recorded import (  # noqa: F401
-    client,
-    fresh,
-    params,
-    plain_environment,
-    start_stage,
-    templates,
-    workspace,
-)
+from recorded import *  # noqa: F403
