@@ -2,12 +2,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from importlib import import_module
 
 import psutil
 import pytest
+from helpers import free_port, wait_for
 
 from convae import __version__
 from convae.cli import _parser
@@ -16,7 +16,7 @@ from convae.cli import _parser
 def convae(*arguments, cwd, input="", **environment):
     command = [sys.executable, "-m", "convae.cli", *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, input=input, capture_output=True, text=True, timeout=60
+        command, cwd=cwd, env=os.environ | environment, input=input, capture_output=True, text=True, timeout=600
     )
 
 
@@ -95,26 +95,24 @@ def test_a_port_that_is_taken_is_told_at_once(repository, tmp_path):
     assert not (tmp_path / "mlflow.db").exists()
 
 
+def fetched(address):
+    try:
+        return urllib.request.urlopen(address, timeout=5).read()
+    except OSError:
+        return b""
+
+
 def test_ui_serves_the_database_on_loopback(repository, tmp_path):
     (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
     (tmp_path / "mlflow.db").touch()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "convae.cli", "ui", "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     server = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                page = urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5).read()
-                break
-            except OSError:
-                time.sleep(0.5)
-        assert b"MLflow" in page
+        wait_for(lambda: b"MLflow" in fetched(f"http://127.0.0.1:{port}"))
         processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
         sockets = [one for process in processes for one in process.net_connections() if one.status == "LISTEN"]
         assert {one.laddr.ip for one in sockets} == {"127.0.0.1"}

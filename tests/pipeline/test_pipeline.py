@@ -1,6 +1,7 @@
 """The whole pipeline under the real DVC, on the embedded digits and on folders of pictures."""
 
 import json
+import re
 from contextlib import chdir
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from convae import load_encoder
 
 ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "C", "PYTHONHASHSEED": "7", "LOGNAME": "other", "HOME": "/nowhere"}
+NO_SERVER = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 UP_TO_DATE = "Data and pipelines are up to date."
 
 
@@ -80,9 +82,10 @@ def test_a_parameter_reruns_the_stages_that_read_it(finished, change, stages):
     ("tracking", "options", "warnings"),
     [
         ({"CONVAE_TRACKING": "off"}, [], 0),
-        ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, ["--single-item", "prepare", "evaluate"], 2),
+        (NO_SERVER, ["--single-item", "prepare", "evaluate"], 2),
+        pytest.param(NO_SERVER, [], 6, marks=pytest.mark.slow),
     ],
-    ids=["switched off", "no server"],
+    ids=["switched off", "no server for two stages", "no server for any stage"],
 )
 def test_forced_and_untracked_it_ends_with_the_same_bits(finished, tracking, options, warnings):
     reports = sorted(path for path in (finished.folder / "reports").rglob("*") if path.is_file())
@@ -92,6 +95,23 @@ def test_forced_and_untracked_it_ends_with_the_same_bits(finished, tracking, opt
     assert done.stderr.count("no longer recorded in MLflow (http://127.0.0.1:9: ") == warnings
     assert {path: path.read_bytes() for path in before} == before
     assert (finished.folder / "mlflow.db").stat().st_mtime_ns == database
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_compare_experiments_and_restore_the_committed_one(finished, repository, tmp_path):
+    section = (repository / "README.md").read_text("utf-8").split("## Change and compare")[1].split("\n## ")[0]
+    (block,) = re.findall(r"^```\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    *commands, restore = [line for line in block.splitlines() if not line.startswith("make")]
+    own = finished.copy(tmp_path / "convae")
+    reports = [path for path in (own.folder / "reports").rglob("*") if path.is_file()]
+    files = ["params.yaml", "dvc.lock", "models/encoder/config.json", *reports]
+    before = {name: own.read(name) for name in files}
+    shown = own.run("sh", "-ec", "\n".join(commands), CONVAE_TRACKING="off").stdout
+    assert "classifier.kind" in shown
+    assert own.read("dvc.lock") != before["dvc.lock"]
+    own.run("sh", "-ec", restore)
+    assert {name: own.read(name) for name in files} == before
+    assert UP_TO_DATE in own.run("dvc", "status").stdout
 
 
 @pytest.mark.slow

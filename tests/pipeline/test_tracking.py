@@ -218,10 +218,18 @@ def test_a_training_that_is_stopped_is_killed_until_it_goes_on_in_the_same_run(f
     assert "resuming epoch" in (tmp_path / "log").read_text()
     wait_for(lambda: [run.info.status for run in trainings()] == ["KILLED"])
 
+    repository.set("train.epochs=999999")  # another training, interrupted in its first attempt
+    repro = repository.start("dvc", "repro")
+    wait_for(lambda: "validation_loss" in trainings()[-1].data.metrics and len(trainings()) == 2)
+    os.killpg(repro.pid, signal.SIGINT)
+    repro.communicate()
+    assert repro.returncode != 0
+    wait_for(lambda: [run.info.status for run in trainings()] == ["KILLED", "KILLED"])
+
     repository.set("train.epochs=3")
     repository.run("dvc", "repro", "train")
-    assert [run.info.status for run in trainings()] == ["KILLED", "FINISHED"]
-    assert len(client.get_metric_history(trainings()[1].info.run_id, "train_loss")) == 3
+    assert [run.info.status for run in trainings()] == ["KILLED", "KILLED", "FINISHED"]
+    assert len(client.get_metric_history(trainings()[2].info.run_id, "train_loss")) == 3
 
 
 @pytest.mark.slow
