@@ -30,7 +30,7 @@ def printable(text: str) -> str:
     r"""Return `text` as one line of valid UTF-8, with control characters and undecodable bytes escaped.
 
     Example:
-        >>> print(printable("one\\ntwo"))
-        one\\ntwo
+        >>> print(printable("one\ntwo"))
+        one\ntwo
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
