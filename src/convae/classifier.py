@@ -25,6 +25,13 @@ class ImageClassifier:
         encoder: an encoder with a readout.
         estimator: a scikit-learn classifier fitted on its features.
         description: the content of `classifier.json`.
+
+    Example:
+        >>> classifier = load_image_classifier("models")
+        >>> classifier.classes, classifier.has_probabilities
+        (['a', 'b', 'c'], False)
+        >>> classifier.scores(np.zeros((5, 8, 8), np.uint8)).shape
+        (5, 3)
     """
 
     def __init__(self, encoder: Encoder, estimator: BaseEstimator, description: dict[str, Any]) -> None:
@@ -75,6 +82,10 @@ def load_image_classifier(source: str | Path) -> ImageClassifier:
 
     Raises:
         ConvaeError: one of them is missing, damaged or of an unknown format, or they do not belong together.
+
+    Example:
+        >>> load_image_classifier("models").predict("picture.png")
+        ['b']
     """
     if is_address(source):
         with fetched(str(source)) as published:

@@ -48,6 +48,13 @@ class Encoder:
             `versions` the libraries. `value_range` is the range of pixel values, and `pictures` tells how files become
             such images: `fit` and `white_level` of `Reading`.
         sha256: SHA-256 of the configuration and weights that the encoder was loaded from.
+
+    Example:
+        >>> encoder = load_encoder("models/encoder")
+        >>> encoder
+        Encoder(1×8×8 images, 4 filters 3×3, 16 features, on cpu)
+        >>> encoder.filters.shape, encoder.parameter_count, encoder.map_sizes, encoder.minimum_size
+        ((4, 1, 3, 3), 40, [(8, 8)], (1, 1))
     """
 
     def __init__(
@@ -148,6 +155,10 @@ class Encoder:
 
         Raises:
             ConvaeError: the encoder does not accept the images, a file can't be read, or the images differ in size.
+
+        Example:
+            >>> [maps.shape for maps in load_encoder("models/encoder").activation_maps("picture.png")]
+            [(1, 4, 8, 8)]
         """
         batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images, resize)]
         return [_join(layer) for layer in zip(*batches, strict=True)]
@@ -164,6 +175,13 @@ class Encoder:
 
         Raises:
             ConvaeError: the encoder has no readout or does not accept the images, or a file can't be read.
+
+        Example:
+            >>> encoder = load_encoder("models/encoder")
+            >>> encoder.features(np.zeros((5, 8, 8), np.uint8)).shape
+            (5, 16)
+            >>> encoder.features(["picture.png", np.zeros((16, 24))], resize=False).shape  # of any size
+            (2, 16)
         """
         return np.concatenate(list(self.feature_batches(images, resize)))
 
@@ -194,6 +212,10 @@ class Encoder:
 
         Raises:
             ConvaeError: also if there is no trained decoder.
+
+        Example:
+            >>> load_encoder("models/encoder").reconstruct("picture.png").shape
+            (1, 1, 8, 8)
         """
         if not self.has_decoder:
             raise ConvaeError("this encoder has no trained decoder, so it can't reconstruct images")
@@ -251,6 +273,12 @@ class Encoder:
 
         Raises:
             ConvaeError: files with these names exist but are not an encoder, or `folder` is a file or an address.
+
+        Example:
+            >>> encoder = load_encoder("models/encoder")
+            >>> encoder.save("copy")
+            >>> load_encoder("copy").sha256 == encoder.sha256
+            True
         """
         if is_address(str(folder)) or str(folder).startswith("~"):
             raise ConvaeError(f"{folder}: name a folder; addresses and ~ are not supported here")
@@ -298,7 +326,13 @@ def _to_numpy(values: Tensor) -> np.ndarray:
 
 
 def build_autoencoder(config: dict[str, Any], processes: Processes = ALONE) -> Autoencoder:
-    """Build the network that `config.json` describes; its weights are not yet set."""
+    """Build the network that `config.json` describes; its weights are not yet set.
+
+    Example:
+        >>> network = build_autoencoder(load_encoder("models/encoder").config)
+        >>> network(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 1, 8, 8])
+    """
     names = ("channels", "preprocessing", "layers", "tied_weights", "stacked_on", "sparsity")
     return Autoencoder(**{name: config[name] for name in names}, processes=processes)
 
@@ -311,6 +345,13 @@ def load_encoder(source: str | Path) -> Encoder:
 
     Raises:
         ConvaeError: there is no encoder, it has another format, is damaged, or would take too much time or memory.
+
+    Example:
+        >>> load_encoder("models/encoder").features("picture.png").shape
+        (1, 16)
+        >>> load_encoder("models")
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: models: not an encoder: there is no file config.json; train one with `make run`, ...
     """
     if is_address(source):
         with fetched(str(source)) as published:

@@ -42,6 +42,11 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
         Raises:
             ConvaeError: the encoder does not accept the images, or a file can't be read.
+
+        Example:
+            >>> images = np.zeros((6, 8, 8), np.uint8)
+            >>> CAEFeatures("models/encoder").fit(images).transform(images).shape
+            (6, 16)
         """
         check_is_fitted(self)
         return self.encoder_.features(self._pixels(X, self.encoder_.config["channels"]))
@@ -110,11 +115,14 @@ class CAEFeatures(_ImageTransformer):
         encoder_: the encoder, on the CPU unless an `Encoder` was given.
 
     Example:
-        >>> from sklearn.linear_model import LogisticRegression
+        >>> images, labels = np.zeros((6, 8, 8)), [0, 0, 0, 1, 1, 1]
+        >>> images[3:, :, 4:] = 1  # the right half is white
+        >>> CAEFeatures("models/encoder").fit_transform(images).shape
+        (6, 16)
         >>> from sklearn.pipeline import make_pipeline
-        >>> classifier = make_pipeline(CAEFeatures("models/encoder"), LogisticRegression(max_iter=1000))
-        >>> list(classifier.named_steps)  # classifier.fit(images, labels) loads the encoder
-        ['caefeatures', 'logisticregression']
+        >>> from sklearn.svm import LinearSVC
+        >>> make_pipeline(CAEFeatures("models/encoder"), LinearSVC()).fit(images, labels).predict(images).tolist()
+        [0, 0, 0, 1, 1, 1]
     """
 
     def __init__(

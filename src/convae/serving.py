@@ -17,7 +17,12 @@ LABEL = "label"
 
 
 class EncoderModel:
-    """Computes features of images."""
+    """Computes features of images.
+
+    Example:
+        >>> EncoderModel(load_encoder("models/encoder")).predict(np.zeros((5, 1, 8, 8), np.uint8)).shape
+        (5, 16)
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -28,7 +33,12 @@ class EncoderModel:
 
 
 class ClassifierModel:
-    """Predicts labels of images, with the probability of each class, or its decision value without probabilities."""
+    """Predicts labels of images, with the probability of each class, or its decision value without probabilities.
+
+    Example:
+        >>> ClassifierModel(load_image_classifier("models")).predict(np.zeros((5, 1, 8, 8), np.uint8)).columns.tolist()
+        ['label', 'score a', 'score b', 'score c']
+    """
 
     def __init__(self, classifier: ImageClassifier) -> None:
         self.classifier = classifier
@@ -43,7 +53,12 @@ class ClassifierModel:
 
 
 def score_columns(classifier: ImageClassifier) -> list[str]:
-    """Names of the columns after the label."""
+    """Names of the columns after the label.
+
+    Example:
+        >>> score_columns(load_image_classifier("models"))
+        ['score a', 'score b', 'score c']
+    """
     kind = "probability" if classifier.has_probabilities else "score"
     return [f"{kind} {name}" for name in classifier.classes]
 
