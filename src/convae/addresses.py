@@ -26,6 +26,11 @@ def fetched(address: str) -> AbstractContextManager[Path]:
 
     Raises:
         ConvaeError: `address` is not an MLflow address, MLflow is not installed, or it has no such model.
+
+    Example:
+        >>> fetched("s3://bucket/encoder")
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: s3://bucket/encoder: neither a folder nor an MLflow address such as models:/...; ...
     """
     if not address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         raise ConvaeError(f"{address}: neither a folder nor an MLflow address such as models:/...; download it first")

@@ -12,7 +12,12 @@ PACKAGES = tuple(sorted((*LIBRARIES, "pillow", "pyarrow", "safetensors", "torchv
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Installed version of each package; None if it is not installed."""
+    """Installed version of each package; None if it is not installed.
+
+    Example:
+        >>> versions(["no-such-package"])
+        {'no-such-package': None}
+    """
     found: dict[str, str | None] = dict.fromkeys(packages)
     for name in found:
         with suppress(PackageNotFoundError):
@@ -21,7 +26,12 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def environment() -> dict[str, Any]:
-    """Processor, instruction set that PyTorch uses, GPU and versions; nothing that identifies one machine."""
+    """Processor, instruction set that PyTorch uses, GPU and versions; nothing that identifies one machine.
+
+    Example:
+        >>> list(environment())
+        ['system', 'processor', 'instructions', 'gpu', 'python', 'packages']
+    """
     import torch
 
     return {

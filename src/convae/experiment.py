@@ -30,6 +30,14 @@ def load_experiment(path: Path = PARAMS_FILE, text: str | None = None) -> Params
 
     Raises:
         ConvaeError: one line for each mistake.
+
+    Example:
+        >>> text = Path(__file__).with_name("default.yaml").read_text("utf-8")
+        >>> load_experiment(text=text).features.grid
+        (7, 7)
+        >>> load_experiment(text=text.replace("grid: 7", "grid: 30"))
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: params.yaml: features.grid = 30×30: layer -1 has maps of 28×28, ...
     """
     params = parse_sections(path, read_text(path) if text is None else text, Params)
     try:
@@ -53,6 +61,10 @@ def map_sizes(params: Params) -> list[Size]:
 
     Raises:
         GeometryError: names the layer that does not fit.
+
+    Example:
+        >>> map_sizes(Params.default())
+        [(28, 28)]
     """
     return [maps for *_, maps in _sized_layers(params)] or [_image_size(params)]
 

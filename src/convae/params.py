@@ -153,14 +153,25 @@ class PreprocessingParams(Section):
 
 
 class PoolParams(Section):
-    """Pooling of a layer's activation maps over non-overlapping windows."""
+    """Pooling of a layer's activation maps over non-overlapping windows.
+
+    Example:
+        >>> PoolParams(kind="max", size=2)
+        PoolParams(kind='max', size=(2, 2))
+    """
 
     kind: Literal["max", "mean"]
     size: Pair
 
 
 class LayerParams(Section):
-    """One convolutional layer of the encoder."""
+    """One convolutional layer of the encoder.
+
+    Example:
+        >>> layer = LayerParams(filters=64, kernel=7)
+        >>> layer.kernel, layer.stride, layer.padding, layer.activation
+        ((7, 7), (1, 1), 'same', 'relu')
+    """
 
     filters: int = Field(gt=0, le=65536)
     kernel: Pair | Literal["image"] = (3, 3)
@@ -294,7 +305,12 @@ class BoostingSettings(Section):
 
 
 class ClassifierParams(Section):
-    """The scikit-learn classifier trained on the features, and its settings to try on the validation images."""
+    """The scikit-learn classifier trained on the features, and its settings to try on the validation images.
+
+    Example:
+        >>> Params.default().classifier.model_copy(update={"kind": "ridge"}).candidates.keys()
+        dict_keys(['alpha'])
+    """
 
     kind: Literal[
         "logistic_regression", "linear_svm", "ridge", "k_nearest_neighbors", "rbf_svm", "mlp", "gradient_boosting"
@@ -348,7 +364,13 @@ class Params(Section):
 
     @classmethod
     def default(cls) -> "Params":
-        """The experiment in `params.yaml` as shipped."""
+        """The experiment in `params.yaml` as shipped.
+
+        Example:
+            >>> params = Params.default()
+            >>> params.data.dataset, params.objective.kind, params.train.epochs
+            ('fashion_mnist', 'reconstruct', 1)
+        """
         return load_params(Path(__file__).with_name("default.yaml"))
 
     @property
@@ -407,6 +429,12 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
     Raises:
         ConvaeError: one line per mistake, with the key, the value found and what is allowed.
+
+    Example:
+        >>> _ = Path("params.yaml").write_text("sede: 0")
+        >>> load_params()
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: params.yaml: unknown key 'sede'; the nearest known key is 'seed'
     """
     return parse_sections(path, read_text(path), Params)
 
@@ -416,6 +444,11 @@ def read_text(path: Path) -> str:
 
     Raises:
         ConvaeError: the file is missing or can't be read.
+
+    Example:
+        >>> read_text(Path("params.yml"))
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: params.yml: no such file; run from the repository's top folder
     """
     try:
         return path.read_text("utf-8")
@@ -432,6 +465,11 @@ def parse_sections(path: Path, text: str, model: type[File]) -> File:
 
     Raises:
         ConvaeError: one line per mistake, with the key, the value found and what is allowed.
+
+    Example:
+        >>> parse_sections(Path("pool.yaml"), "{kind: median, size: 2}", PoolParams)
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: pool.yaml: kind = 'median': must be 'max' or 'mean'
     """
     try:
         yaml = YAML(typ="safe", pure=True)

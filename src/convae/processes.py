@@ -76,7 +76,12 @@ ALONE = Processes()
 
 
 def connect() -> Processes:
-    """Connect to the peers that RANK, WORLD_SIZE and MASTER_ADDR in the environment describe."""
+    """Connect to the peers that RANK, WORLD_SIZE and MASTER_ADDR in the environment describe.
+
+    Example:
+        >>> connect()  # started by neither torchrun nor srun
+        Processes(rank=0, count=1)
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     import torch.distributed  # late, so that a single process can prepare images without torch
