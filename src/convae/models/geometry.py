@@ -19,7 +19,13 @@ Size = tuple[int, int]
 
 
 class GeometryError(ConvaeError):
-    """A layer does not fit its input, or its kernel does not allow its padding."""
+    """A layer does not fit its input, or its kernel does not allow its padding.
+
+    Example:
+        >>> LayerGeometry((5, 5), padding="valid").convolved((28, 3))
+        Traceback (most recent call last):
+        convae.models.geometry.GeometryError: a 5×5 kernel with padding 'valid' turns 28×3 into 24×-1; ...
+    """
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,11 @@ def resolve_kernels(size: Size, layers: Iterable[Mapping[str, Any]], stacked_on:
 
     Raises:
         GeometryError: see `layer_sizes`.
+
+    Example:
+        >>> layer = {"kernel": "image", "stride": (1, 1), "padding": "valid", "pool": None}
+        >>> resolve_kernels((28, 32), [layer], "maps")[0]["kernel"]
+        [28, 32]
     """
     resolved: list[dict[str, Any]] = []
     for layer in layers:

@@ -29,6 +29,13 @@ def set_filters(autoencoder: Autoencoder, kind: str, images: Tensor, generator: 
 
     Raises:
         ConvaeError: the layer has more filters than the bank, or than there are patches.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> network = Autoencoder(1, {}, [LayerParams(filters=4).model_dump()], tied_weights=False)
+        >>> set_filters(network, "filter_bank", torch.zeros(1, 1, 8, 8), torch.Generator())
+        >>> network.layers[0].convolution.weight[0, 0].sign().tolist()  # Sobel
+        [[-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]]
     """
     if kind == "filter_bank":
         filters = autoencoder.layers[0].convolution.weight
@@ -53,6 +60,12 @@ def draw_patches(maps: Tensor, window: tuple[int, int], generator: torch.Generat
     """Draw up to 50 000 patches of unit length from random places: `[patches, D * height * width]`.
 
     The flatter half of the patches is discarded: scaling a flat patch to unit length only magnifies its noise.
+
+    Example:
+        >>> maps = torch.arange(64.0).view(1, 1, 8, 8)
+        >>> patches = draw_patches(maps, (5, 5), torch.Generator())
+        >>> patches.shape[1], round(patches[0].norm().item(), 4)
+        (25, 1.0)
     """
     # Twice as many as needed, since half of them are discarded.
     per_image = -(-2 * PATCHES // len(maps))

@@ -26,6 +26,12 @@ class EncoderLayer(nn.Module):
         channels: channels D of the input.
         layer: an entry of `model.layers`.
         batch: the training batch for batch normalisation and dropout.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> layer = EncoderLayer(3, LayerParams(filters=8, stride=2).model_dump(), SharedBatch())
+        >>> layer(torch.zeros(5, 3, 28, 32)).shape
+        torch.Size([5, 8, 14, 16])
     """
 
     def __init__(self, channels: int, layer: dict[str, Any], batch: SharedBatch) -> None:
@@ -53,6 +59,12 @@ class DecoderLayer(nn.Module):
     Args:
         layer: the encoder layer to mirror.
         tied: whether to share the encoder's filters.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> layer = EncoderLayer(3, LayerParams(filters=8, stride=2).model_dump(), SharedBatch())
+        >>> DecoderLayer(layer, tied=True)(torch.zeros(5, 8, 14, 16), size=(27, 32)).shape
+        torch.Size([5, 3, 27, 32])
     """
 
     def __init__(self, layer: EncoderLayer, tied: bool) -> None:

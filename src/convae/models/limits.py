@@ -24,6 +24,12 @@ def check_sizes(config: dict[str, Any]) -> None:
 
     Raises:
         ConvaeError: there are too many layers, or a number of pixels, channels or filters is out of range.
+
+    Example:
+        >>> config = {"channels": 0, "image_size": [8, 8], "preprocessing": {}, "layers": []}
+        >>> check_sizes(config | {"readout": None, "sparsity": None})
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: 0 is not a number of pixels, channels or filters from 1 to 65536
     """
     layers, readout, sparsity = config["layers"], config["readout"], config["sparsity"]
     if max(len(layers), len(readout["layers"]) if readout else 0) > MOST_LAYERS:
@@ -50,6 +56,12 @@ def check_effort(network: Autoencoder, config: dict[str, Any], weight_bytes: int
     Raises:
         ConvaeError: encoding an image would take too much time or memory, or there are too many features.
         ValueError: there are fewer weights than described.
+
+    Example:
+        >>> network = Autoencoder(1, {}, [], tied_weights=False)
+        >>> check_effort(network, {"image_size": [10**7, 10**7], "layers": [], "readout": None}, weight_bytes=0)
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: an image of 10000000×10000000 pixels would take 1e+14 multiplications and ...
     """
     if sum(value.nbytes for value in network.state_dict().values()) > 2 * weight_bytes:  # tied weights are stored once
         raise ValueError("there are fewer weights than described")
@@ -75,6 +87,11 @@ def effort(network: Autoencoder, size: Size) -> tuple[int, int, int]:
 
     Raises:
         GeometryError: the image is too small for some layer.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> effort(Autoencoder(1, {}, [LayerParams(filters=8).model_dump()], tied_weights=False), (10, 10))
+        (7300, 900, 900)
     """
     preprocessing, pixels = network.preprocessing, math.prod(size)
     work, maps, patches = pixels, pixels * preprocessing.channels, 0

@@ -75,7 +75,12 @@ class SharedBatch:
 
 
 def room_like(maps: Tensor, images: int) -> Tensor:
-    """An uninitialised tensor for `images` images like those in `maps`, `[n, C, H, W]`, in the same memory format."""
+    """An uninitialised tensor for `images` images like those in `maps`, `[n, C, H, W]`, in the same memory format.
+
+    Example:
+        >>> room_like(torch.zeros(2, 8, 5, 5), images=6).shape
+        torch.Size([6, 8, 5, 5])
+    """
     if len(maps) == images:
         return maps
     last = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
@@ -84,7 +89,12 @@ def room_like(maps: Tensor, images: int) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws for the whole batch."""
+    """Dropout that draws for the whole batch.
+
+    Example:
+        >>> Dropout(1.0, SharedBatch())(torch.ones(1, 1, 1, 2)).tolist()
+        [[[[0.0, 0.0]]]]
+    """
 
     def __init__(self, probability: float, batch: SharedBatch) -> None:
         super().__init__(probability)

@@ -27,7 +27,16 @@ class Winners(NamedTuple):
 
 
 def can_find_winners(layer: EncoderLayer, sparsity: nn.Module, incoming: Tensor) -> bool:
-    """Whether values and gradients depend only on the winners' patches, and these are smaller than the maps."""
+    """Whether values and gradients depend only on the winners' patches, and these are smaller than the maps.
+
+    Example:
+        >>> from convae.models.shared_batch import SharedBatch
+        >>> from convae.params import LayerParams
+        >>> layer = EncoderLayer(1, LayerParams(filters=8).model_dump(), batch := SharedBatch())
+        >>> blocks = [(2, 2), (4, 4)]  # a patch of 9 pixels is smaller than a block of 16
+        >>> [can_find_winners(layer, WinnerTakeAll(8, block, None, batch), torch.zeros(1, 1, 8, 8)) for block in blocks]
+        [False, True]
+    """
     if not isinstance(sparsity, WinnerTakeAll) or sparsity.block is None or incoming.requires_grad:
         return False
     if not isinstance(layer.norm, nn.Identity) or not isinstance(layer.pool, nn.Identity) or layer.dropout.p:
@@ -37,7 +46,16 @@ def can_find_winners(layer: EncoderLayer, sparsity: nn.Module, incoming: Tensor)
 
 
 def find_winners(layer: EncoderLayer, sparsity: WinnerTakeAll, incoming: Tensor) -> Winners:
-    """Find the winners among a layer's activation maps of `incoming`, `[N, D, H, W]`."""
+    """Find the winners among a layer's activation maps of `incoming`, `[N, D, H, W]`.
+
+    Example:
+        >>> from convae.models.shared_batch import SharedBatch
+        >>> from convae.params import LayerParams
+        >>> layer = EncoderLayer(1, LayerParams(filters=8).model_dump(), batch := SharedBatch())
+        >>> winners = find_winners(layer, WinnerTakeAll(8, (4, 4), None, batch), torch.rand(1, 1, 8, 8))
+        >>> winners.values.shape, winners.pixels.shape  # four blocks in each of eight maps, and patches of 3×3
+        (torch.Size([32]), torch.Size([32, 9]))
+    """
     with torch.no_grad():
         maps = layer(incoming)
         kept, places = sparsity.keep(maps)
@@ -58,7 +76,18 @@ def find_winners(layer: EncoderLayer, sparsity: WinnerTakeAll, incoming: Tensor)
 
 
 def decode_winners(decoder: DecoderLayer, winners: Winners, size: Size) -> Tensor:
-    """Decode the code whose only nonzero activations are the winners, to `[N, D, *size]`."""
+    """Decode the code whose only nonzero activations are the winners, to `[N, D, *size]`.
+
+    Example:
+        >>> from convae.models.shared_batch import SharedBatch
+        >>> from convae.params import LayerParams
+        >>> layer = EncoderLayer(1, LayerParams(filters=8).model_dump(), batch := SharedBatch())
+        >>> sparsity, decoder = WinnerTakeAll(8, (4, 4), None, batch), DecoderLayer(layer, tied=True)
+        >>> images = torch.rand(1, 1, 8, 8)
+        >>> decoded = decode_winners(decoder, find_winners(layer, sparsity, images), (8, 8))
+        >>> torch.allclose(decoded, decoder(sparsity(layer(images)), (8, 8)), atol=1e-5)
+        True
+    """
     parts = winners.values[:, None] * decoder.weight.flatten(1).index_select(0, winners.filters)
     empty = parts.new_zeros(winners.padded.numel())
     # Patches overlap, so their pixels add up.
