@@ -166,7 +166,13 @@ CATALOGUE: Mapping[str, Dataset] = {
 
 
 def image_shape(data: DataParams) -> tuple[int, int, int]:
-    """Channels, height and width of the images that `prepare` writes."""
+    """Channels, height and width of the images that `prepare` writes.
+
+    Example:
+        >>> from convae.params import Params
+        >>> image_shape(Params.default().data)
+        (1, 28, 28)
+    """
     if data.dataset == "image_folder":
         assert data.image_size is not None  # DataParams rejects an image folder without a size
         return (1 if data.color == "grey" else 3, *data.image_size)

@@ -29,6 +29,11 @@ def find_duplicates(parts: Mapping[str, ImageSet]) -> dict[str, Any]:
           one in a part that follows (see `near_duplicates.py`), and `examples`. Exact duplicates do not count.
         - `two_classes`: the number of `images` that occur pixel for pixel in another class, in any part, and
           `examples`: `[part, row, part, row]`.
+
+    Example:
+        >>> same = ImageSet(np.zeros((1, 1, 8, 8), np.uint8), labels=None, classes=(), sha256="")
+        >>> find_duplicates(dict.fromkeys(ORDER, same))["duplicates"]["test"]["parts"]
+        {'validation': 1, 'train': 1, 'unlabelled': 1}
     """
     hashes: dict[str, np.ndarray] = {}
     lookouts: dict[str, Lookout] = {}

@@ -57,6 +57,14 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
     Raises:
         ConvaeError: there is no picture, a folder can't be read or would be skipped, or the layout does not determine
             the part and class of every picture.
+
+    Example:
+        >>> for name in ("cat", "dog"):
+        ...     Path("photos", name).mkdir(parents=True)
+        ...     _ = Path("photos", name, "1.png").write_bytes(Path("picture.png").read_bytes())
+        >>> files, rejected = list_images(Path("photos"))
+        >>> [(file.part, file.label, file.path) for file in files]
+        [('train', 'cat', 'cat/1.png'), ('train', 'dog', 'dog/1.png')]
     """
     try:
         if not root.is_dir():

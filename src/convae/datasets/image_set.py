@@ -83,6 +83,12 @@ def write_image_set(
         The description: shape, classes, images per class, mean and standard deviation per channel in [0, 1], the
         `levels` (0 to 255) below and above which lie a thousandth of the pixels each, SHA-256 of images and of labels,
         and one SHA-256 over both.
+
+    Example:
+        >>> images = np.zeros((2, 1, 8, 8), np.uint8)
+        >>> description = write_image_set(Path("train"), images.shape, [images], np.array([1, 0]), ["cat", "dog"])
+        >>> description["images_per_class"], ImageSet.load(Path("train")).labels.tolist()
+        ({'cat': 1, 'dog': 1}, [1, 0])
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = new_array(folder / "images.npy", np.uint8, shape)
@@ -120,7 +126,13 @@ def _write_rest(folder: Path, images: np.ndarray, labels: np.ndarray | None, cla
 
 
 def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]) -> dict[str, Any]:
-    """Describe an image set; see `write_image_set` for the keys."""
+    """Describe an image set; see `write_image_set` for the keys.
+
+    Example:
+        >>> description = describe(np.full((5, 1, 8, 8), 255, np.uint8), labels=None, classes=[])
+        >>> description["shape"], description["mean"], description["standard_deviation"], description["levels"]
+        ([5, 1, 8, 8], [1.0], [0.0], [255, 255])
+    """
     # Counting each value is exact in any order of summation, and needs no large temporaries.
     histogram = np.zeros((images.shape[1], 256), np.int64)
     for rows in row_chunks(images, 1 << 20):

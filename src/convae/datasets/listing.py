@@ -15,7 +15,14 @@ _REJECTED = ("rejected.csv", ["path", "reason"])
 
 
 def write_listing(folder: Path, files: Sequence[ImageFile], rejected: Sequence[Rejected]) -> None:
-    """Write `files.csv` and `rejected.csv` into `folder`."""
+    """Write `files.csv` and `rejected.csv` into `folder`.
+
+    Example:
+        >>> write_listing(Path(), [ImageFile("train", "cat", "cat/1.png", 68, "ab")], [])
+        >>> print(Path("files.csv").read_text(), end="")
+        part,class,path,bytes,sha256
+        train,cat,cat/1.png,68,ab
+    """
     _write(folder, *_FILES, map(astuple, files))
     _write(folder, *_REJECTED, map(astuple, rejected))
 
@@ -26,6 +33,11 @@ class ListedFiles:
 
     Raises:
         ConvaeError: during iteration, if the listing is missing or damaged.
+
+    Example:
+        >>> write_listing(Path(), [ImageFile("train", "cat", "cat/1.png", 68, "ab")], [])
+        >>> [file.path for file in ListedFiles(Path(), "train")], [file.path for file in ListedFiles(Path(), "test")]
+        (['cat/1.png'], [])
     """
 
     folder: Path
@@ -43,6 +55,11 @@ def read_rejected(folder: Path) -> list[Rejected]:
 
     Raises:
         ConvaeError: the listing is missing or damaged.
+
+    Example:
+        >>> write_listing(Path(), [], [Rejected("cat/notes.txt", "not a picture")])
+        >>> read_rejected(Path())
+        [Rejected(path='cat/notes.txt', reason='not a picture')]
     """
     with _one_line_errors(folder):
         return [Rejected(path, reason) for path, reason in _read(folder, *_REJECTED)]

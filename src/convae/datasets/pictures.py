@@ -38,7 +38,13 @@ TURN_OF = {orientation: Image.Transpose[name] for orientation, name in enumerate
 
 
 class UnusableError(Exception):
-    """A picture can't be used. The message is the reason."""
+    """A picture can't be used. The message is the reason.
+
+    Example:
+        >>> decode(b"", Reading(channels=1))
+        Traceback (most recent call last):
+        convae.datasets.pictures.UnusableError: empty file; get it again
+    """
 
 
 class Picture(NamedTuple):
@@ -60,6 +66,10 @@ def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
 
     Raises:
         UnusableError: the file can't be read, or see `decode`.
+
+    Example:
+        >>> read_picture("picture.png", Reading(channels=3, size=(16, 16))).shape
+        (3, 16, 16)
     """
     try:
         content = Path(path).read_bytes()

@@ -54,6 +54,13 @@ def check_md5(path: Path, expected: str) -> None:
 
     Raises:
         ConvaeError: the MD5 differs.
+
+    Example:
+        >>> Path("empty.gz").touch()
+        >>> check_md5(Path("empty.gz"), "d41d8cd98f00b204e9800998ecf8427e")
+        >>> check_md5(Path("empty.gz"), "0" * 32)
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: empty.gz has MD5 d41d8cd98f00b204e9800998ecf8427e, expected 000...: an empty ...
     """
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
@@ -107,6 +114,12 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
     Raises:
         ConvaeError: the file is damaged, is not IDX, or has another type, shape or length.
+
+    Example:
+        >>> header = bytes([0, 0, _UINT8, 1, 0, 0, 0, 2])  # one dimension of size 2
+        >>> _ = Path("labels-idx1-ubyte").write_bytes(header + bytes([5, 7]))
+        >>> read_idx(Path("labels-idx1-ubyte"), (2,)).tolist()
+        [5, 7]
     """
     with path.open("rb") as plain:
         head = plain.read(HEAD_BYTES)

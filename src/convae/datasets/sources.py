@@ -29,6 +29,11 @@ def sources(name: str, dataset: Dataset, root: Path, downloads: Path, scratch: P
         root: `data.root`, the user's folder.
         downloads: cache of downloaded archives.
         scratch: folder for unpacking packages.
+
+    Example:
+        >>> from convae.datasets.catalogue import CATALOGUE
+        >>> list(sources("svhn", CATALOGUE["svhn"], Path("data/local"), Path("downloads"), Path("scratch")))
+        ['data.root = data/local', 'http://ufldl.stanford.edu/housenumbers/']
     """
     if not dataset.archives:
         return {"scikit-learn": dict}

@@ -18,6 +18,11 @@ class Part:
         images, labels: the whole array `uint8 [N, C, H, W]` and, if known, its labels `int64 [N]`.
         index: the rows that belong to the part, `int64`, ascending.
         files: the files of all rows, if the images come from files.
+
+    Example:
+        >>> part = Part(np.zeros((3, 1, 28, 28), np.uint8), np.array([1, 0, 1]), index=np.array([0, 2]))
+        >>> part.images[part.index].shape, part.labels[part.index].tolist()
+        ((2, 1, 28, 28), [1, 1])
     """
 
     images: np.ndarray
