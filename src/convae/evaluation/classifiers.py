@@ -69,6 +69,14 @@ def fit_best(
     Raises:
         ConvaeError: features are not finite or all the same, all labels are the same, a setting is invalid, or the
             classifier needs more than 16 GiB of features in memory.
+
+    Example:
+        >>> from convae.params import Params
+        >>> params = Params.default().classifier.model_copy(update={"kind": "ridge"})
+        >>> features, labels = np.array([[0.0], [1.0]], np.float32), np.array([0, 1])
+        >>> best, tried = fit_best(params, features, labels, features, labels, seed=0)
+        >>> best.predict(features).tolist(), tried[0]["validation_accuracy"]
+        ([0, 1], 1.0)
     """
     from convae.evaluation.metrics import DIGITS, FIGURES  # needs pandas, which classifying alone does not
 
@@ -130,7 +138,12 @@ def class_scores(estimator: BaseEstimator, features: np.ndarray, classes: int) -
 
 
 def has_probabilities(estimator: BaseEstimator) -> bool:
-    """Whether `class_scores` returns probabilities."""
+    """Whether `class_scores` returns probabilities.
+
+    Example:
+        >>> has_probabilities(LogisticRegression()), has_probabilities(RidgeClassifier())
+        (True, False)
+    """
     return hasattr(estimator, "predict_proba")
 
 
@@ -139,6 +152,11 @@ def check_finite(features: np.ndarray, part: str) -> None:
 
     Raises:
         ConvaeError: with the name of the part and the index of the first such image.
+
+    Example:
+        >>> check_finite(np.array([[0.0], [np.nan]]), "test")
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: the features of test image 1 hold NaN or infinity; ...
     """
     for rows in row_chunks(features):
         bad = ~np.isfinite(features[rows]).all(axis=1)

@@ -31,6 +31,14 @@ def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list
     Args:
         metrics: the content of `metrics.json`.
         description: the content of `description.json` of the prepared images.
+
+    Example:
+        >>> part = {"images": 10, "images_per_class": {"cat": 8, "dog": 2}, "levels": [0, 255]}
+        >>> description = {"parts": dict.fromkeys(PARTS, part), "duplicates": {}, "near_duplicates": {}, "dim": 0}
+        >>> description |= {"two_classes": {"images": 0}, "rejected": [], "cropped": 0}
+        >>> health = {"filters": [], "effective_rank": 9, "copying": None}
+        >>> concerns({"test": {}, "health": health}, description)[0]
+        "Fewer than 5 training images of 'dog' (1 of 2 classes). The classifier cannot learn a class ..."
     """
     return [
         *_of_accuracy(metrics["test"]),

@@ -29,7 +29,13 @@ from convae.params import Params
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """An image set and its features `float32 [N, D]`."""
+    """An image set and its features `float32 [N, D]`.
+
+    Example:
+        >>> images = ImageSet(np.zeros((2, 1, 8, 8), np.uint8), np.array([1, 0]), ("cat", "dog"), sha256="")
+        >>> FeatureSet(np.zeros((2, 16), np.float32), images).labels.tolist()
+        [1, 0]
+    """
 
     features: np.ndarray
     image_set: ImageSet

@@ -79,6 +79,12 @@ def layers_health(encoder: Encoder, images: np.ndarray) -> list[dict[str, Any]]:
           "Non-negative matrix factorization with sparseness constraints", JMLR 5, section 3.1.
         - `border_ratio`: root mean square of the activations in the outermost ring of pixels, divided by that in the
           interior; 1 without border artefacts. None if the maps have no interior, or only zeros in it.
+
+    Example:
+        >>> from convae.encoder import load_encoder
+        >>> (layer,) = layers_health(load_encoder("models/encoder"), np.zeros((5, 1, 8, 8), np.uint8))
+        >>> layer["filters"]
+        4
     """
     if not len(encoder.autoencoder.layers):
         return []

@@ -32,7 +32,12 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def accuracy(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Fraction of the labels `int64 [N]` that were predicted."""
+    """Fraction of the labels `int64 [N]` that were predicted.
+
+    Example:
+        >>> accuracy(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]))
+        0.75
+    """
     return float(np.mean(truth == prediction))
 
 
@@ -60,7 +65,12 @@ def balanced_accuracy(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def macro_f1(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Mean F1 score of the classes that occur in `truth` or `prediction`."""
+    """Mean F1 score of the classes that occur in `truth` or `prediction`.
+
+    Example:
+        >>> round(macro_f1(np.array([0, 0, 1]), np.array([0, 0, 0])), 6)  # 0.8 for class 0, nothing for class 1
+        0.4
+    """
     return float(f1_score(truth, prediction, average="macro", zero_division=0))
 
 
@@ -167,6 +177,12 @@ def reconstruction_mse(encoder: Encoder, images: np.ndarray, batch: int = 256) -
 
     Returns:
         The error in squared units of the preprocessed image, or None if the encoder has no decoder.
+
+    Example:
+        >>> from convae.encoder import load_encoder
+        >>> images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), np.uint8)
+        >>> reconstruction_mse(load_encoder("models/encoder"), images) > 0
+        True
     """
     if not encoder.has_decoder:
         return None

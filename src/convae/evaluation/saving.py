@@ -39,6 +39,12 @@ def save_classifier(folder: Path, estimator: BaseEstimator | None, description: 
         folder: folder to write, replaced as a whole.
         estimator: a fitted classifier of one of the seven kinds, or None.
         description: information for readers, JSON; `kind` is None without a classifier.
+
+    Example:
+        >>> estimator, description = load_classifier(Path("models/classifier"))
+        >>> save_classifier(Path("copy"), estimator, {"kind": "ridge", "classes": description["classes"]})
+        >>> Path("copy/classifier.skops").read_bytes() == Path("models/classifier/classifier.skops").read_bytes()
+        True
     """
     content = b"" if estimator is None else _canonical(skops.io.dumps(estimator))
     with new_folder(folder) as scratch:
@@ -54,6 +60,11 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     Raises:
         ConvaeError: there is no classifier, or it is damaged, has another format, holds foreign types, would take more
             memory than its size explains, or does not work with the installed scikit-learn.
+
+    Example:
+        >>> estimator, description = load_classifier(Path("models/classifier"))
+        >>> type(estimator).__name__, description["classes"], description["test"]["accuracy"]
+        ('RidgeClassifier', ['a', 'b', 'c'], 0.5)
     """
     try:
         description = json.loads(read_file(folder / "classifier.json", MOST_DESCRIPTION_BYTES))
