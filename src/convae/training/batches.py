@@ -26,6 +26,11 @@ class Batches:
             the end joins the batch before it, because batch normalisation has no variance over one image.
         labels: `int64 [N]`, or None.
         processes: each takes its share of every batch.
+
+    Example:
+        >>> batches = Batches(count=9, batch_size=4, labels=None, processes=ALONE)
+        >>> [batches.size(index) for index in range(len(batches))]  # not 4, 4, 1
+        [4, 5]
     """
 
     def __init__(self, count: int, batch_size: int, labels: np.ndarray | None, processes: Processes) -> None:

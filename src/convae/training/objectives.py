@@ -28,6 +28,13 @@ class Objective(nn.Module):
         corruption: corrupts the input, on validation images too, or None.
         augmentation: `flip` and `shift` of `augment`, or None; applied to training images only.
         frozen: number of layers that do not learn, counted from the first.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> layers = [LayerParams(filters=4).model_dump(), LayerParams(filters=8).model_dump()]
+        >>> objective = Objective(Autoencoder(1, {}, layers, tied_weights=True), None, None, frozen=1)
+        >>> len(list(objective.trained()))  # the second layer's filters and biases, both decoders' biases
+        4
     """
 
     def __init__(
@@ -74,7 +81,16 @@ class Objective(nn.Module):
 
 
 class Reconstruction(Objective):
-    """Reconstructs the image from the last layer's maps, through all layers."""
+    """Reconstructs the image from the last layer's maps, through all layers.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> network = Autoencoder(1, {}, [LayerParams(filters=4).model_dump()], tied_weights=False)
+        >>> network.initialize(torch.Generator())
+        >>> objective = Reconstruction(network, corruption=None, augmentation=None)
+        >>> objective((torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None)).item()  # black stays black
+        0.0
+    """
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean squared error; where the corruption masks pixels, over these only."""
@@ -86,6 +102,13 @@ class LayerReconstruction(Objective):
     """The first layer that is not frozen learns to reconstruct its input; all other layers stay as they are.
 
     Masci et al. (2011), "Stacked convolutional auto-encoders for hierarchical feature extraction", section 2.5.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> layers = [LayerParams(filters=4).model_dump(), LayerParams(filters=8).model_dump()]
+        >>> objective = LayerReconstruction(Autoencoder(1, {}, layers, tied_weights=False), None, None, index=1)
+        >>> [tuple(parameter.shape) for parameter in objective.trained()]
+        [(8, 4, 3, 3), (8,), (8, 4, 3, 3), (4,)]
     """
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
@@ -114,6 +137,14 @@ class SimultaneousReconstruction(Objective):
 
     With corruption the first layer's target is the clean image. In a network stacked on reconstructions it is the
     target of every layer, so that each layer removes noise that the one below has left.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> layers = [LayerParams(filters=4).model_dump(), LayerParams(filters=8).model_dump()]
+        >>> network = Autoencoder(1, {}, layers, tied_weights=False)
+        >>> network.initialize(torch.Generator())
+        >>> SimultaneousReconstruction(network, None, None)((torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None)).item()
+        0.0
     """
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
@@ -144,6 +175,13 @@ class Classification(Objective):
         size: height and width of the images.
         classes: number of classes.
         seed: seeds the head's initial weights.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> network = Autoencoder(1, {}, [LayerParams(filters=4).model_dump()], tied_weights=False)
+        >>> objective = Classification(network, augmentation=None, size=(8, 8), classes=10, seed=0)
+        >>> [tuple(parameter.shape) for parameter in objective.head_parameters()]  # 392 are both signs of 4 maps of 7×7
+        [(392,), (392,), (10, 392), (10,)]
     """
 
     def __init__(
