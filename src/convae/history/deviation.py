@@ -19,6 +19,12 @@ def largest_deviation(old: Path, new: Path) -> float | None:
 
     Returns:
         None if there are no numbers to compare; infinity if names or shapes differ, or a number is not finite.
+
+    Example:
+        >>> np.save("old.npy", [1.0, 4.0])
+        >>> np.save("new.npy", [1.0, 5.0])
+        >>> largest_deviation(Path("old.npy"), Path("new.npy"))
+        0.25
     """
     if old.is_dir():
         names = {file.relative_to(folder) for folder in (old, new) for file in folder.rglob("*") if file.is_file()}
@@ -35,7 +41,14 @@ def largest_deviation(old: Path, new: Path) -> float | None:
 
 
 def metric_deviations(old: Path, new: Path) -> dict[str, float]:
-    """Return absolute differences of unequal numbers in two JSON files, by dotted name; infinity if one is missing."""
+    """Return absolute differences of unequal numbers in two JSON files, by dotted name; infinity if one is missing.
+
+    Example:
+        >>> _ = Path("old.json").write_text('{"test": {"accuracy": 0.5, "macro_f1": 0.5}}')
+        >>> _ = Path("new.json").write_text('{"test": {"accuracy": 0.75, "macro_f1": 0.5}}')
+        >>> metric_deviations(Path("old.json"), Path("new.json"))
+        {'test.accuracy': 0.25}
+    """
     before, after = (_numbers(read_json(path)) for path in (old, new))
     return {
         name: abs(after.get(name, np.inf) - before.get(name, np.inf))

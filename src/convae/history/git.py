@@ -55,7 +55,12 @@ def now() -> int:
 
 
 def git(*arguments: str) -> str:
-    """Return what a git command prints, without surrounding whitespace; empty if it fails or git is missing."""
+    """Return what a git command prints, without surrounding whitespace; empty if it fails or git is missing.
+
+    Example:
+        >>> git("no-such-command")
+        ''
+    """
     # Without optional locks, so that DVC can work in the same repository at the same time.
     command = ["git", "--no-optional-locks", *arguments]
     try:

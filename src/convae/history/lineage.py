@@ -29,7 +29,18 @@ def find_producer(path: Path) -> tuple[Place, Execution]:
 
 
 def describe(path: Path, place: Place, execution: Execution, runs: Mapping[str, str]) -> Iterator[str]:
-    """Yield lines on how `path` was made, last stage first; `runs` maps keys of executions to their runs' addresses."""
+    """Yield lines on how `path` was made, last stage first; `runs` maps keys of executions to their runs' addresses.
+
+    Example:
+        >>> execution = Execution("train", {"train.epochs": 2}, {"data/prepared": "1"}, {"picture.png": "2"})
+        >>> place = Place("workspace", {"train": execution}, time=0, command="")
+        >>> for line in list(describe(Path("picture.png"), place, execution, runs={}))[3:]:
+        ...     print(line)
+        train
+          run           none in MLflow; `convae sync` adds it
+          data          data/prepared  1
+          parameter     train.epochs = 2
+    """
     stages = [execution, *reversed(chain(place.executions, execution))]
     writers = {written: one.stage for one in stages for written in one.outputs.items()}
     yield f"{path}  {path_md5(path)}"

@@ -76,6 +76,14 @@ def read_lock(text: str) -> Executions:
 
     Raises:
         ConvaeError: the text is not a valid dvc.lock.
+
+    Example:
+        >>> text = "stages: {train: {deps: [{path: data, md5: '1'}], outs: [{path: models, md5: '2'}]}}"
+        >>> read_lock(text)["train"].outputs
+        {'models': '2'}
+        >>> read_lock("stages: train")
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: dvc.lock can't be read
     """
     try:
         stages = (YAML(typ="safe", pure=True).load(text) or {}).get("stages") or {}
@@ -90,6 +98,11 @@ def lock_here() -> Executions:
 
     Raises:
         ConvaeError: the file can't be read.
+
+    Example:
+        >>> _ = LOCK_FILE.write_text("stages: {train: {deps: [{path: data, md5: '1'}]}}")
+        >>> lock_here()["train"].inputs
+        {'data': '1'}
     """
     text = LOCK_FILE.read_text("utf-8", errors="replace") if LOCK_FILE.exists() else ""
     try:
@@ -99,7 +112,14 @@ def lock_here() -> Executions:
 
 
 def ordered(executions: Executions) -> list[Execution]:
-    """Sort executions so that producers come before consumers."""
+    """Sort executions so that producers come before consumers.
+
+    Example:
+        >>> train = Execution("train", {"seed": 0}, {"data": "1"}, {"model": "2"})
+        >>> report = Execution("report", {}, {"model": "2"}, {"page": "3"})
+        >>> [one.stage for one in ordered({"report": report, "train": train})]
+        ['train', 'report']
+    """
     names = TopologicalSorter({one.stage: _producers(executions, one) for one in executions.values()}).static_order()
     return [executions[name] for name in names]
 
@@ -123,7 +143,13 @@ def chain(executions: Executions, last: Execution) -> list[Execution]:
 
 
 def reports_in(executions: Executions) -> Iterator[Execution]:
-    """Yield the executions that report on an experiment, recognised by reading its metrics."""
+    """Yield the executions that report on an experiment, recognised by reading its metrics.
+
+    Example:
+        >>> report = Execution("report", {}, {"reports/metrics.json": "1"})
+        >>> [one.stage for one in reports_in({"train": Execution("train", {}, {}), "report": report})]
+        ['report']
+    """
     return (one for one in executions.values() if f"{REPORTS}metrics.json" in one.inputs)
 
 
@@ -200,6 +226,12 @@ def path_md5(path: Path) -> str:
     """Return the MD5 of a file or folder as DVC computes it, following links; empty if nothing is there.
 
     DVC hashes a folder as the JSON list of its files and their hashes, sorted by the parts of their paths.
+
+    Example:
+        >>> Path("folder").mkdir()
+        >>> Path("folder/empty").touch()
+        >>> path_md5(Path("folder/empty")), path_md5(Path("folder"))[-4:], path_md5(Path("nothing"))
+        ('d41d8cd98f00b204e9800998ecf8427e', '.dir', '')
     """
     if path.is_file():
         with path.open("rb") as stream:

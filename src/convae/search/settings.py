@@ -68,6 +68,10 @@ class Pruning(Section):
     """Optuna's median rule (Golovin et al. 2017, section 3.2.2).
 
     A trial is stopped if its best validation loss so far is worse than the median of the others at the same epoch.
+
+    Example:
+        >>> Pruning(startup_trials=5, warmup_epochs=1)
+        Pruning(startup_trials=5, warmup_epochs=1)
     """
 
     startup_trials: Positive
@@ -75,7 +79,13 @@ class Pruning(Section):
 
 
 class SearchSettings(Section):
-    """One search: all of search.yaml."""
+    """One search: all of search.yaml.
+
+    Example:
+        >>> space = {"train.epochs": Values(low=1, high=3)}
+        >>> SearchSettings(study="first", storage=None, trials=8, pruning=None, space=space).space["train.epochs"].ends
+        [1, 3]
+    """
 
     study: Annotated[str, AfterValidator(_study_name)]
     storage: Place | None

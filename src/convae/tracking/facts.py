@@ -20,7 +20,17 @@ class Fact(NamedTuple):
 
 
 def files_in(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
-    """Return the files of reports/ that are in `folder` with exactly the content in `hashes`, relative to `folder`."""
+    """Return the files of reports/ that are in `folder` with exactly the content in `hashes`, relative to `folder`.
+
+    Example:
+        >>> Path("reports").mkdir()
+        >>> _ = Path("reports/metrics.json").write_text("{}")
+        >>> now = path_md5(Path("reports/metrics.json"))
+        >>> [str(path) for path in files_in(Path(), {"reports/metrics.json": now})]
+        ['reports/metrics.json']
+        >>> files_in(Path(), {"reports/metrics.json": "of another version"})
+        []
+    """
     found = []
     for name, md5 in hashes.items():
         path = folder / name
@@ -30,7 +40,13 @@ def files_in(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
 
 
 def facts_in(folder: Path, files: list[Path]) -> list[Fact]:
-    """Return every number in the JSON files, and in the tables of epochs among the CSV files."""
+    """Return every number in the JSON files, and in the tables of epochs among the CSV files.
+
+    Example:
+        >>> _ = Path("metrics.json").write_text('{"test": {"accuracy": 0.5}, "converged": true}')
+        >>> facts_in(Path(), [Path("metrics.json")])
+        [Fact(name='test.accuracy', value=0.5, step=0)]
+    """
     return [fact for name in files for fact in _read(folder / name)]
 
 

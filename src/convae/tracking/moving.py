@@ -19,7 +19,12 @@ ADDRESS = re.compile(rf"(file:///.*/{FOLDER})(/(?:[0-9a-f]{{32}}|models/m-[0-9a-
 
 
 def artifacts_beside(database: Path) -> Path:
-    """Return the folder next to a SQLite store that holds its figures and published models."""
+    """Return the folder next to a SQLite store that holds its figures and published models.
+
+    Example:
+        >>> str(artifacts_beside(Path("/srv/team/mlflow.db")))
+        '/srv/team/mlartifacts'
+    """
     return database.parent.resolve() / FOLDER
 
 

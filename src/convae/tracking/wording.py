@@ -17,12 +17,24 @@ LONGEST_TAG = 250
 
 
 def all_params(executions: Executions, report: Execution) -> dict[str, Any]:
-    """Return all parameters of an experiment, from its report and the stages behind it."""
+    """Return all parameters of an experiment, from its report and the stages behind it.
+
+    Example:
+        >>> train = Execution("train", {"seed": 0}, {"data": "1"}, {"model": "2"})
+        >>> report = Execution("report", {"classifier.kind": "ridge"}, {"model": "2"})
+        >>> all_params({"train": train, "report": report}, report)
+        {'seed': 0, 'classifier.kind': 'ridge'}
+    """
     return {name: value for one in [*chain(executions, report), report] for name, value in one.params.items()}
 
 
 def row_name(report: Execution, place: Place) -> str:
-    """Return the name of a row: the place, and the parameters that differ from its baseline."""
+    """Return the name of a row: the place, and the parameters that differ from its baseline.
+
+    Example:
+        >>> row_name(Execution("report", {"seed": 0}, {}), Place("1234567 Larger filters", {}, time=0, command=""))
+        '1234567 Larger filters'
+    """
     baseline = lock_at(place.baseline) if place.baseline else {}
     before = next(reports_in(baseline), None)
     if before is None:
@@ -78,7 +90,12 @@ def code(text: str) -> str:
 
 
 def way_back(command: str) -> str:
-    """Return Markdown that says how to restore results; an empty command means that only the workspace has them."""
+    """Return Markdown that says how to restore results; an empty command means that only the workspace has them.
+
+    Example:
+        >>> way_back("dvc exp apply first"), way_back("")
+        ('Bring it back: `dvc exp apply first`', 'In the workspace, not committed yet.')
+    """
     if command == GONE:
         return "No longer reachable from any commit or experiment."
     return f"Bring it back: {code(command)}" if command else "In the workspace, not committed yet."
