@@ -19,6 +19,12 @@ def learning_curves_figure(history: pd.DataFrame) -> Figure:
 
     Args:
         history: the rows of reports/training.csv: phase, epoch, train_loss, validation_loss, learning_rate.
+
+    Example:
+        >>> losses = {"train_loss": [0.9, 0.5], "validation_loss": [0.8, 0.6]}
+        >>> figure = learning_curves_figure(pd.DataFrame({"phase": [0, 0], "epoch": [0, 1], **losses}))
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['training', 'validation', 'epoch kept']
     """
     figure = Figure(figsize=(6.5, 3.2), layout="constrained")
     axes = figure.add_subplot()
@@ -50,6 +56,11 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     Args:
         counts: `int64 [K, K]`; rows are true classes, columns predicted classes.
         classes: the K names.
+
+    Example:
+        >>> figure = confusion_figure(np.array([[8, 2], [1, 9]]), ["cat", "dog"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['8', '2', '1', '9']
     """
     few = len(classes) <= FEW_CLASSES
     side = max(3.0, (0.5 if few else 0.105) * len(classes))
@@ -79,6 +90,12 @@ def mistakes_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure | N
     Args:
         images: the test images, `uint8 [N, C, H, W]`.
         predictions: columns index, truth, prediction, and confidence or margin; see `predictions_table`.
+
+    Example:
+        >>> images = np.zeros((1, 1, 8, 8), np.uint8)
+        >>> predictions = pd.DataFrame({"index": [0], "truth": ["cat"], "prediction": ["dog"], "confidence": [0.9]})
+        >>> mistakes_figure(images, predictions).axes[0].get_title().split()
+        ['dog', '90.0', '%']
     """
     wrong = predictions[predictions["truth"].astype(str) != predictions["prediction"].astype(str)]
     certainty = "confidence" if "confidence" in predictions else "margin"

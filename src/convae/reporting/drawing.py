@@ -104,6 +104,11 @@ def tile(
         row_labels: shown on the left; may be empty.
         column_labels: shown on top, slanted if long; may be empty.
         inches: width of a picture.
+
+    Example:
+        >>> figure = tile([np.zeros((2, 28, 28, 3))], column_labels=["cat", "dog"])
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['cat', 'dog']
     """
     _, height, width, _ = rows[0].shape
     # Scaled by a whole number here, so that all pixels come out equally large.

@@ -32,7 +32,13 @@ def example_images(image_set: ImageSet) -> tuple[np.ndarray, list[str]]:
 
 
 def filters_figure(filters: np.ndarray) -> Figure:
-    """The first layer's filters `float32 [n, C, k_h, k_w]`, each scaled by its largest weight."""
+    """The first layer's filters `float32 [n, C, k_h, k_w]`, each scaled by its largest weight.
+
+    Example:
+        >>> figure = filters_figure(np.zeros((64, 1, 7, 7), np.float32))
+        >>> [round(inches, 1) for inches in figure.get_size_inches().tolist()]  # four rows of 16 filters
+        [8.0, 2.0]
+    """
     filters = filters[:MOST_FILTERS]
     scaled = filters / np.maximum(np.abs(filters).max(axis=(1, 2, 3), keepdims=True), 1e-12)
     # Colour filters use colours for their channels, so zero is mid-grey; in others, colour shows the sign.
@@ -49,6 +55,12 @@ def activation_figures(encoder: Encoder, images: np.ndarray, names: list[str]) -
         encoder: the trained encoder.
         images: `uint8 [n, C, H, W]`.
         names: the name of each image.
+
+    Example:
+        >>> from convae.encoder import load_encoder
+        >>> (figure,) = activation_figures(load_encoder("models/encoder"), np.zeros((1, 1, 8, 8), np.uint8), ["cat"])
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['image', 'map 0', 'map 1', 'map 2', 'map 3']
     """
     originals = to_rgb(images / 255)
     figures = []
@@ -79,6 +91,12 @@ def reconstructions_figure(encoder: Encoder, images: np.ndarray, names: list[str
 
     Preprocessing gets no row if it only divides by 255. Otherwise preprocessed images and reconstructions share one
     scale: zero is grey, and white is the 99.5 % quantile of the preprocessed magnitudes.
+
+    Example:
+        >>> from convae.encoder import load_encoder
+        >>> figure = reconstructions_figure(load_encoder("models/encoder"), np.zeros((1, 1, 8, 8), np.uint8), ["cat"])
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['original', 'preprocessed', 'reconstruction']
     """
     preprocessed = encoder.preprocess(images)
     # Whitening may change the number of channels.

@@ -24,7 +24,14 @@ class Exhibit(NamedTuple):
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
-    """Fill in a template, which may extend `base.html`; every value is escaped."""
+    """Fill in a template, which may extend `base.html`; every value is escaped.
+
+    Example:
+        >>> _ = Path("template.html").write_text("{{ name }}: {{ percent(accuracy) }}")
+        >>> write_page(Path("page.html"), Path("template.html"), name="<default>", accuracy=0.9241)
+        >>> Path("page.html").read_text("utf-8")
+        '&lt;default&gt;: 92.41 %'
+    """
     environment = Environment(
         loader=FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,
@@ -39,7 +46,12 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
 
 
 def embed(png: bytes) -> tuple[str, int]:
-    """A PNG file in base64, and the width in CSS pixels at which its text is as large as the page's."""
+    """A PNG file in base64, and the width in CSS pixels at which its text is as large as the page's.
+
+    Example:
+        >>> embed(Path("picture.png").read_bytes())[1]  # 8 pixels
+        5
+    """
     width = int.from_bytes(png[16:20], "big")  # the first field of the first chunk
     return base64.b64encode(png).decode(), round(width * 96 / DPI)
 
@@ -55,7 +67,12 @@ def percent(fraction: float | None) -> str:
 
 
 def number(count: float | None) -> str:
-    """`54 000` for 54000, with narrow spaces, or a dash for None."""
+    """`54 000` for 54000, with narrow spaces, or a dash for None.
+
+    Example:
+        >>> number(54_000).split(), number(None)
+        (['54', '000'], '–')
+    """
     return NOTHING if count is None else f"{count:,.0f}".replace(",", "\u202f")
 
 
