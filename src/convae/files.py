@@ -112,7 +112,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote."""
+    """Read what `write_json` wrote.
+
+    Example:
+        >>> read_json(Path("models/classifier/classifier.json"))["classes"]
+        ['a', 'b', 'c']
+    """
     return json.loads(path.read_text("utf-8"))
 
 

@@ -87,7 +87,15 @@ Share = Annotated[float, Field(gt=0, lt=1)] | Positive
 
 
 class Section(BaseModel):
-    """A section of a file that users write: unknown keys and wrong types are rejected; instances are immutable."""
+    """A section of a file that users write: unknown keys and wrong types are rejected; instances are immutable.
+
+    Example:
+        >>> WhiteningParams(kind="zca", window=6, epsilon=0.1)
+        Traceback (most recent call last):
+        pydantic_core._pydantic_core.ValidationError: 1 validation error for WhiteningParams
+        window
+          Value error, 6 is even; an odd number of pixels is needed ...
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -194,14 +202,24 @@ class ModelParams(Section):
 
 
 class SparsityParams(Section):
-    """Winner-take-all sparsity (Makhzani & Frey 2015)."""
+    """Winner-take-all sparsity (Makhzani & Frey 2015).
+
+    Example:
+        >>> SparsityParams(block=14, lifetime=0.3)
+        SparsityParams(block=(14, 14), lifetime=0.3)
+    """
 
     block: Pair | None
     lifetime: float | None = Field(gt=0, le=1)
 
 
 class CorruptionParams(Section):
-    """How an image is corrupted before it is reconstructed: noise is added or blocks are removed."""
+    """How an image is corrupted before it is reconstructed: noise is added or blocks are removed.
+
+    Example:
+        >>> CorruptionParams(kind="masking", level=0.5, block=4)
+        CorruptionParams(kind='masking', level=0.5, block=(4, 4))
+    """
 
     kind: Literal["gaussian", "uniform", "masking"]
     level: Real = Field(gt=0)

@@ -54,6 +54,11 @@ class Picture(NamedTuple):
         pixels: `uint8 [C, H, W]`.
         cropped: fraction of the picture's area that was cropped away.
         dim: whether the picture has more than 8 bits per channel, but no value above a quarter of white.
+
+    Example:
+        >>> photo = from_pillow(Image.new("L", (40, 30)), Reading(channels=1, size=(30, 30)))
+        >>> photo.pixels.shape, photo.cropped, photo.dim
+        ((1, 30, 30), 0.25, False)
     """
 
     pixels: np.ndarray

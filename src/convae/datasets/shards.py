@@ -35,6 +35,13 @@ class ShardedImages:
 
     Raises:
         ConvaeError: there is no such array of images; or, while reading, a piece is missing or has changed.
+
+    Example:
+        >>> pictures = np.arange(4, dtype=np.uint8).repeat(64).reshape(4, 1, 8, 8)  # each of one grey
+        >>> whole = write_shards("shards", pictures.shape, [pictures])
+        >>> some = ShardedImages("shards", np.array([0, 2, 3]), whole.hashes)
+        >>> some.shape, some[1:].max(axis=(1, 2, 3)).tolist()
+        ((3, 1, 8, 8), [2, 3])
     """
 
     dtype = np.dtype(np.uint8)
@@ -145,6 +152,13 @@ class ShardWriter:
     Attributes:
         rows: the rows of the array that are in these pieces.
         shape: `(rows, C, H, W)` of these pieces; `row` counts from their first row.
+
+    Example:
+        >>> create_shards("shards", (2, 1, 8, 8))
+        >>> writer = ShardWriter("shards", slice(0, 1))
+        >>> writer[1] = np.full((1, 8, 8), 255, np.uint8)
+        >>> open_shards("shards", np.arange(2), writer.close())[:].max(axis=(1, 2, 3)).tolist()
+        [0, 255]
     """
 
     def __init__(self, address: str, pieces: slice) -> None:
@@ -183,7 +197,13 @@ class ShardWriter:
 
 
 def write_shards(address: str, shape: Shape, chunks: Iterable[np.ndarray]) -> np.ndarray:
-    """Write the images in `chunks`, of `shape` together, to an array, and open it."""
+    """Write the images in `chunks`, of `shape` together, to an array, and open it.
+
+    Example:
+        >>> pictures = np.zeros((5, 1, 8, 8), np.uint8)
+        >>> write_shards("shards", pictures.shape, [pictures[:3], pictures[3:]]).shape
+        (5, 1, 8, 8)
+    """
     create_shards(address, shape)
     writer = ShardWriter(address, slice(0, pieces_of(shape)))
     for row, image in enumerate(chain.from_iterable(chunks)):

@@ -194,7 +194,12 @@ def store_errors(what: str = "the MLflow store can't be used") -> Iterator[None]
 
 
 def presentable(error: Exception) -> str:
-    """Return an error as one line, without the password that an address may contain."""
+    """Return an error as one line, without the password that an address may contain.
+
+    Example:
+        >>> presentable(OSError("https://ada:secret@example.org does not answer"))
+        'OSError: https://example.org does not answer'
+    """
     if isinstance(error, ConvaeError):
         return str(error)
     text = public(f"{type(error).__name__}: {' '.join(str(error).split())}")
