@@ -14,18 +14,21 @@ from pathlib import Path
 from filelock import FileLock
 
 from benchmark.ladder.measure import measure_cell
-from benchmark.ladder.parameters import CELLS, INPUTS, Experiment, current_commit, experiment, load_settings
+from benchmark.ladder.parameters import CELLS, COMMITS, HOME, INPUTS, SETTINGS, Experiment, experiment, load_settings
+from benchmark.ladder.rows import ladder_row
 from convae.datasets.download import download
 from convae.datasets.image_set import ImageSet
 from convae.datasets.prepare import prepare
 from convae.errors import ConvaeError
 from convae.files import new_folder, read_json, write_json
+from convae.history.git import git
 from convae.params import Params, load_params
 from convae.stages.runner import end_with_dvc, keep_freed_memory, limit_threads
 from convae.tracking.ladder import record_live
 from convae.training.train import load_training_set, train_encoder
 
 IMAGES, SCRATCH = Path("data/ladder"), Path(".convae/ladder")
+SOURCES = ("src", "pipeline", "systems", f"{HOME}/*.py", str(SETTINGS))
 
 
 def run_cell(dataset: str, system: str, seed: int) -> None:
@@ -35,7 +38,8 @@ def run_cell(dataset: str, system: str, seed: int) -> None:
         ConvaeError: the images cannot be prepared or the encoder cannot be trained; or the experiment was edited after
             DVC compared it.
     """
-    cell = experiment(load_settings(), dataset, system)
+    settings, commit = load_settings(), current_commit()
+    cell = experiment(settings, dataset, system)
     if cell.key != read_json(INPUTS)[dataset].get(system):  # DVC would record the row as that of the old experiment
         raise ConvaeError(f"{dataset}, {system}: the experiment was edited meanwhile; run `make ladder` again")
     params = cell.params.model_copy(update={"seed": seed})
@@ -48,11 +52,20 @@ def run_cell(dataset: str, system: str, seed: int) -> None:
         with chdir(scratch):
             encoder = train(params, prepared, Path(f"encoder-{cell.key[:12]}"))
             measured = measure_cell(params, prepared, encoder, curves=cell.curves, first=seed == 0)
-        measured["protocol"] = f"{cell.protocol} {measured['protocol']}"
-        row = {"dataset": dataset, "system": system, "seed": seed, **cell.columns, **measured}
-        write_json(CELLS / dataset / f"{system}-{seed}.json", row)
+        written = {
+            "dataset": dataset,
+            "system": system,
+            "seed": seed,
+            "objective": params.objective.kind,
+            "epochs": params.train.epochs,
+            "recipe_epochs": cell.recipe_epochs,
+            **measured,
+            "protocol": cell.protocol | measured["protocol"],
+        }
+        record_commit(f"{dataset}/{system}-{seed}", commit)
+        write_json(CELLS / dataset / f"{system}-{seed}.json", written)
         shutil.rmtree(scratch)
-    record_live(load_params().tracking, row | {"commit": current_commit()})
+    record_live(load_params().tracking, ladder_row(written, settings, commit))
 
 
 def prepare_images(dataset: str, cell: Experiment) -> Path:
@@ -79,6 +92,18 @@ def train(params: Params, prepared: Path, output: Path) -> Path:
         with new_folder(output) as scratch:
             encoder.save(scratch)
     return output
+
+
+def current_commit() -> str:
+    """The commit that is checked out, `-dirty` if the code of the ladder was edited since; empty without git."""
+    commit = git("rev-parse", "--short=7", "HEAD")
+    return f"{commit}-dirty" if commit and git("diff", "--name-only", "HEAD", "--", *SOURCES) else commit
+
+
+def record_commit(name: str, commit: str) -> None:
+    """Write to commits.json which commit measured a cell; in the cell's own file, every commit would change it."""
+    with FileLock(SCRATCH / "commits.lock"):  # cells may run at the same time
+        write_json(COMMITS, dict(sorted({**read_json(COMMITS), name: commit}.items())))
 
 
 def main() -> None:

@@ -98,22 +98,19 @@ def measure_cell(params: Params, prepared: Path, encoder: Path, curves: bool, fi
         "test_images": len(features.y["test"]),
         "dimension": features.dimension,
         "encoder_parameters": saved.parameter_count,
-        "protocol": _protocol(params, features),
+        "protocol": {
+            "classifier": params.classifier.kind,
+            "training_images": len(features.y["train"]),
+            "validation_images": len(features.y["validation"]),
+            "neighbors": NEIGHBORS,
+            "components": NEIGHBORS_DIMENSION,
+            "component_images": PCA_IMAGES,
+        },
         "by_dimension": _by_dimension(params, features, test) if curves and first else None,
         "by_labels": _by_labels(params, prepared, features, LABELS if first else FEW_LABELS) if curves else None,
     }
     shutil.rmtree(FEATURES)
     return row
-
-
-def _protocol(params: Params, features: Features) -> str:
-    train, validation = len(features.y["train"]), len(features.y["validation"])
-    return (
-        f"Classifier: {params.classifier.kind.replace('_', ' ')} on {train} training images, the best of the "
-        f"candidates in the system's file on {validation} validation images, whose labels choose among them with few "
-        f"training labels too. k-NN: {NEIGHBORS} neighbours in {NEIGHBORS_DIMENSION} principal components of "
-        f"{PCA_IMAGES} images. With few labels a system that learns from labels sees their images alone."
-    )
 
 
 def _accuracy(found: np.ndarray, truth: np.ndarray) -> float:

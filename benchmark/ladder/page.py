@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmark.ladder.charts import MEANING, accuracy_figure, curves_figure, differences_figure
-from benchmark.ladder.parameters import CELLS, current_commit
+from benchmark.ladder.parameters import CELLS, COMMITS, load_settings
+from benchmark.ladder.rows import ladder_row
 from benchmark.ladder.statistics import FEW_LABELS, Comparison, cells_table, compare, rows_of
 from convae.files import read_json, write_json
 from convae.reporting.drawing import save_figure, style
@@ -22,31 +23,11 @@ ALL, FEW = "all labels", f"{FEW_LABELS} labels per class"
 
 def main() -> None:
     """Write both files."""
-    cells = [read_json(path) for path in sorted(CELLS.glob("*/*.json"))]
-    rows = with_commits(cells, read_json(ROWS) if ROWS.exists() else [], current_commit())
+    settings, commits = load_settings(), read_json(COMMITS)
+    names = sorted(path.relative_to(CELLS).with_suffix("").as_posix() for path in CELLS.glob("*/*.json"))
+    rows = [ladder_row(read_json(CELLS / f"{name}.json"), settings, commits[name]) for name in names]
     write_json(ROWS, rows)
     write_ladder(rows, ROWS.with_suffix(".html"))
-
-
-def with_commits(
-    cells: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]], commit: str
-) -> list[dict[str, Any]]:
-    """Add the column `commit` to the cells: the commit that measured them.
-
-    Args:
-        cells: as the stages write them, without that column, which would change their files with every commit.
-        known: the rows of the previous reports/ladder.json; a cell that has not changed since keeps its commit.
-        commit: for all other cells.
-
-    Example:
-        >>> with_commits([{"seed": 0}, {"seed": 1}], [{"seed": 0, "commit": "d9530b6"}], "4f6dae1")
-        [{'seed': 0, 'commit': 'd9530b6'}, {'seed': 1, 'commit': '4f6dae1'}]
-    """
-    rows = []
-    for cell in cells:
-        before = (dict(row) for row in known if row == {**cell, "commit": row.get("commit")})
-        rows.append(next(before, {**cell, "commit": commit}))
-    return rows
 
 
 def write_ladder(rows: Sequence[Mapping[str, Any]], page: Path) -> None:
@@ -172,7 +153,7 @@ def _seeds_of(points: pd.DataFrame) -> str:
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table, with None for missing values."""
+    """Rows with None for what is missing."""
     records: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")  # type: ignore[assignment]
     return records
 

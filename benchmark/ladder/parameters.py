@@ -15,16 +15,15 @@ from ruamel.yaml import YAML
 
 from convae.experiment import map_sizes
 from convae.files import write_json
-from convae.history.git import git
-from convae.params import DataParams, FeaturesParams, Params, load_params, parse_sections, read_text
+from convae.params import Params, load_params, parse_sections, read_text
 
 HOME = Path("benchmark/ladder")
-SETTINGS, INPUTS, CELLS = HOME / "ladder.yaml", HOME / "inputs.json", HOME / "cells"
+SETTINGS, INPUTS = HOME / "ladder.yaml", HOME / "inputs.json"
+CELLS, COMMITS = HOME / "cells", HOME / "commits.json"
 SYSTEMS = Path("systems")
-GROUPS = ("main", "others", "untouched_by_chance", "quick")
-SOURCES = ("src", "pipeline", "systems", f"{HOME}/*.py", str(SETTINGS))
+GROUPS = ("main", "others", "deterministic", "quick")
 
-# The seed is in the cell's name; the other keys change how a cell runs, but no number.
+# The seed is in the cell's name; the other keys change how a cell runs, and at most the last bits of its numbers.
 NOT_COMPARED: Any = {
     "seed": True,
     "tracking": True,
@@ -34,32 +33,33 @@ NOT_COMPARED: Any = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the cells of one data set and system compute; they differ only in the seed.
+    """What the cells of one data set and system compute; they differ in the seed alone.
 
     Attributes:
         params: the whole experiment, with an arbitrary seed.
-        columns: columns of the row that are known before anything is measured.
-        protocol: how the features are read.
+        recipe_epochs: epochs in the system's own file.
+        protocol: the readout that all systems share. Only cells with the same protocol are compared.
         curves: whether to measure with few labels and at fewer dimensions, too.
         versions: of each component of the code that the row depends on.
     """
 
     params: Params
-    columns: dict[str, str | None]
-    protocol: str
+    recipe_epochs: int
+    protocol: dict[str, Any]
     curves: bool
     versions: dict[str, int]
 
     @property
     def key(self) -> str:
-        """A hash of everything that determines the row."""
-        # Keys at their default are left out, so that a new key with a default leaves every cell valid.
+        """A hash of everything that decides the row."""
+        # Without keys that have their default value, a new key with a default leaves every cell valid. The systems'
+        # files omit no key (a test asserts it), so that a default can change without changing what they compute.
         params = self.params.model_dump(mode="json", exclude=NOT_COMPARED, exclude_defaults=True)
-        return digest([params, self.columns, self.protocol, self.curves, self.versions])
+        return digest([params, self.protocol, self.curves, self.versions])
 
     @property
     def images_key(self) -> str:
-        """A hash of everything that determines the images and their splits."""
+        """A hash of everything that decides the images and their splits."""
         return digest([self.params.data.model_dump(mode="json", exclude_defaults=True), self.versions["images"]])
 
 
@@ -92,23 +92,17 @@ def experiment(settings: dict[str, Any], dataset: str, system: str) -> Experimen
     common = _changed(SYSTEMS / "default.yaml", of_dataset).features
     sizes = map_sizes(params)
     maps = [sizes[layer] for layer in params.features.layers]
-    if system in settings["own_readout"]:  # a cell per pixel
+    if system in settings["own_readout"]:  # each pixel, however many the images have
         readout = params.features.model_copy(update={"grid": maps[0]})
     else:
         grid = tuple(min(common.grid[axis], *(size[axis] for size in maps)) for axis in (0, 1))
         readout = common.model_copy(update={"layers": params.features.layers, "grid": grid})
-    epochs, whole = params.train.epochs, load_params(file).train.epochs
     trained = params.objective.kind != "none"
+    shared = common.model_dump(mode="json", include={"rectification", "pooling", "grid", "power"})
     return Experiment(
         params.model_copy(update={"features": readout}),
-        {
-            "objective": params.objective.kind,
-            "control_of": variant["of"] if "control" in variant else None,
-            "control": variant.get("control"),
-            "initialized_by": settings["initialized_by"].get(system),
-            "note": f"{epochs} epochs instead of {whole}" if epochs < whole and trained else None,
-        },
-        _protocol(params.data, common),
+        load_params(file).train.epochs,
+        {**shared, "held_out": params.data.dataset == "image_folder"},
         system in settings["curves"],
         {name: version for name, version in settings["versions"].items() if trained or name != "training"},
     )
@@ -121,22 +115,6 @@ def _changed(file: Path, changes: dict[str, Any]) -> Params:
         *sections, name = key.split(".")
         reduce(lambda section, inner: section.setdefault(inner, {}), sections, content)[name] = value
     return parse_sections(file, json.dumps(content), Params)  # JSON is YAML
-
-
-def _protocol(data: DataParams, readout: FeaturesParams) -> str:
-    held_out = " Test images: held out of the pictures." if data.dataset == "image_folder" else ""
-    return (
-        f"Readout: each map over the strength of all at the same place, {readout.rectification} signs rectified, "
-        f"{readout.pooling} over a grid of {readout.grid[0]}×{readout.grid[1]} cells (as large as the map where that "
-        f"is smaller), to the power {readout.power}, standardised; pixels and their principal components are "
-        f"standardised alone.{held_out}"
-    )
-
-
-def current_commit() -> str:
-    """The commit that is checked out, `-dirty` if the code of the ladder was edited since; empty without git."""
-    commit = git("rev-parse", "--short=7", "HEAD")
-    return f"{commit}-dirty" if commit and git("diff", "--name-only", "HEAD", "--", *SOURCES) else commit
 
 
 def main() -> None:

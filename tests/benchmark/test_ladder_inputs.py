@@ -8,11 +8,13 @@ import pytest
 
 from benchmark.ladder import parameters
 from benchmark.ladder.parameters import experiment, load_settings
+from convae.names import flatten
+from convae.params import parse_sections
 
 # Modules that a cell imports but that decide no number of its row.
 NO_NUMBER = {
-    "__init__", "addresses", "environment", "errors", "experiment", "files", "history", "names", "params", "processes",
-    "stages", "terminal", "tracking",
+    "__init__", "addresses", "environment", "errors", "experiment", "history", "names", "params", "stages", "terminal",
+    "tracking",
 }  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def test_the_committed_hashes_are_those_of_the_systems(settings, tmp_path, monke
         {"experiment: convae": "experiment: mine"},
         {"devices: 1": "devices: 4", "checkpoint_minutes: 5": "checkpoint_minutes: 9"},
         {"seed: 0": "seed: 7"},
-        {"  trust: false": "  # the default, no longer written"},
+        {"  trust: false": "  # as before the key existed"},
     ],
 )
 def test_an_edit_that_changes_no_number_leaves_cells_valid(edited, changes):
@@ -78,6 +80,45 @@ def test_a_raised_version_makes_stale_the_cells_that_depend_on_it(settings):
     assert not set(before.values()) & set(keys().values())
 
 
+def test_ladder_yaml_leaves_no_key_to_a_default(settings, monkeypatch):
+    def parse(path, text, model):
+        params = parse_sections(path, text, model)
+        assert flatten(json.loads(text)).keys() == flatten(params.model_dump(mode="json")).keys()
+        return params
+
+    monkeypatch.setattr(parameters, "parse_sections", parse)
+    for dataset, system in of_groups(settings):
+        experiment(settings, dataset, system)
+
+
+def test_texts_make_no_cell_stale(settings):
+    def keys():
+        return {
+            system: experiment(settings, "fashion_mnist", system).key
+            for system in ("default_untrained", "finetuned_cnn")
+        }
+
+    before = keys()
+    settings["variants"]["default_untrained"]["control"] = "reworded"
+    settings["initialized_by"]["finetuned_cnn"] = "another"
+    assert keys() == before
+
+
+def test_another_shared_readout_makes_every_cell_stale(settings):
+    before = experiment(settings, "digits", "pixels").key
+    settings["data"]["digits"]["features.grid"] = 5
+    assert experiment(settings, "digits", "pixels").key != before
+
+
+def of_groups(settings):
+    return [
+        (dataset, system)
+        for group in parameters.GROUPS
+        for dataset in settings[group]["datasets"]
+        for system in settings[group]["systems"]
+    ]
+
+
 def test_all_systems_share_the_images_of_a_data_set(settings):
     for dataset in settings["data"]:
         systems = {name for group in parameters.GROUPS for name in settings[group]["systems"]}
@@ -85,9 +126,9 @@ def test_all_systems_share_the_images_of_a_data_set(settings):
 
 
 def test_every_module_that_decides_a_number_belongs_to_a_version(repository, settings):
-    comments = re.findall(r"^  \w+: \d+ +# (src/[^;\n]+)", (repository / parameters.SETTINGS).read_text(), re.MULTILINE)
-    assert len(comments) == len(settings["versions"])
-    components = [repository / path for comment in comments for path in comment.split(", ")]
+    comments = (repository / parameters.SETTINGS).read_text().partition("versions:")[2].partition("\n\n")[0]
+    components = [repository / path for path in re.findall(r"(?:src|benchmark)/[\w/.]+", comments)]
+    assert len(components) >= len(settings["versions"])
     assert [path for path in components if not path.exists()] == []
     source, found = repository / "src/convae", set()
     waiting = {repository / "benchmark/ladder/cell.py", repository / "benchmark/ladder/measure.py"}

@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -6,7 +7,9 @@ import pytest
 from helpers import chromium, needs_chromium
 from ladder_rows import ladder_rows
 
-from benchmark.ladder.page import with_commits, write_ladder
+from benchmark.ladder.cell import SCRATCH, record_commit
+from benchmark.ladder.page import main, write_ladder
+from benchmark.ladder.parameters import COMMITS
 
 SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 
@@ -50,11 +53,23 @@ def pair(own, controls):
     return rows + [cell("twin", seed, accuracy, **more) for seed, accuracy in enumerate(controls)]
 
 
-def test_a_cell_keeps_the_commit_that_measured_it():
-    before = [cell("a", 0, 0.9, commit="1111111"), cell("a", 1, 0.8, commit="1111111"), cell("gone", 0, 0.7)]
-    rows = with_commits([cell("a", 0, 0.9), cell("a", 1, 0.81), cell("b", 0, 0.6)], before, "2222222")
-    assert [row["commit"] for row in rows] == ["1111111", "2222222", "2222222"]
-    assert [row["test_accuracy"] for row in rows] == [0.9, 0.81, 0.6]
+def test_the_committed_rows_are_those_of_the_cells(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr("benchmark.ladder.page.ROWS", tmp_path / "ladder.json")
+    monkeypatch.setattr("benchmark.ladder.page.write_ladder", lambda rows, page: None)
+    main()
+    assert (tmp_path / "ladder.json").read_bytes() == Path("reports/ladder.json").read_bytes()
+
+
+def test_a_cell_records_the_commit_that_measured_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    COMMITS.parent.mkdir(parents=True)
+    SCRATCH.mkdir(parents=True)
+    COMMITS.write_text('{"digits/b-0": "1111111", "digits/c-0": "1111111"}')
+    record_commit("digits/c-0", "2222222")
+    record_commit("digits/a-0", "3333333")
+    found = list(json.loads(COMMITS.read_text()).items())
+    assert found == [("digits/a-0", "3333333"), ("digits/b-0", "1111111"), ("digits/c-0", "2222222")]
 
 
 def test_the_page_names_the_commits_that_measured_its_rows(page):

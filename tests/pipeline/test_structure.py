@@ -96,20 +96,26 @@ def test_imports_run_one_way(repository):
 
 
 STAGES = ["validate", "download", "prepare", "train", "features", "evaluate", "report"]
+LADDER = "benchmark/ladder"
 RECORD = ("tracking", "history")  # nothing that a stage writes depends on them
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_just_the_modules_that_it_imports(repository, stage):
-    known, script = modules(repository), repository / f"pipeline/{stage}.py"
+@pytest.mark.parametrize(
+    ("project", "stage", "script"),
+    [*((".", stage, f"pipeline/{stage}.py") for stage in STAGES), (LADDER, "inputs", f"{LADDER}/parameters.py")],
+)
+def test_a_stage_depends_on_just_the_modules_that_it_imports(repository, project, stage, script):
+    known, script = modules(repository), repository / script
     found, waiting = {script}, [script]
     while waiting:
         names = [name for name in own_imports(waiting.pop(), known) if name.partition(".")[0] not in RECORD]
         waiting += {known[name] for name in names} - found
         found |= {known[name] for name in names}
-    dependencies = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"][stage]["deps"]
-    paths = [repository / name for name in dependencies if name.startswith(("pipeline/", "src/"))]
+    home = (repository / project).resolve()
+    dependencies = YAML(typ="safe").load((home / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    paths = [(home / name).resolve() for name in dependencies]
     named = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    named = [file for file in named if file.suffix == ".py"]
     not_empty = {file for file in named if file.stat().st_size}
     assert not_empty == {file for file in found if file.stat().st_size}
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clones import Clone
+from ruamel.yaml import YAML
 from sklearn.linear_model import RidgeClassifier
 
 from convae import load_encoder
 from convae.datasets.image_set import ImageSet
 from convae.features.extract import extract_features
+from convae.names import flatten
 from convae.params import load_params
 from convae.training.train import train_encoder
 
@@ -30,6 +32,14 @@ def test_every_system_is_there():
 
 def test_the_default_is_what_is_shipped():
     assert load_params(FOLDER / "default.yaml") == load_params(FOLDER.parent / "params.yaml")
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_states_every_key(system):
+    """Otherwise a default could change what a system computes, and its cells on the ladder would stay valid."""
+    path = FOLDER / f"{system}.yaml"
+    stated = flatten(YAML(typ="safe").load(path))
+    assert stated.keys() == flatten(load_params(path).model_dump(mode="json")).keys()
 
 
 def write_small(system, folder):

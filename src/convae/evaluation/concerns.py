@@ -34,7 +34,7 @@ def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list
 
     Example:
         >>> part = {"images": 10, "images_per_class": {"cat": 8, "dog": 2}, "levels": [0, 255]}
-        >>> description = {"parts": dict.fromkeys(PARTS, part), "duplicates": {}, "near_duplicates": {}, "dim": 0}
+        >>> description = {"parts": dict.fromkeys(PART_NAMES, part), "duplicates": {}, "near_duplicates": {}, "dim": 0}
         >>> description |= {"two_classes": {"images": 0}, "rejected": [], "cropped": 0}
         >>> health = {"filters": [], "effective_rank": 9, "copying": None}
         >>> concerns({"test": {}, "health": health}, description)[0]

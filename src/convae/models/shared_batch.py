@@ -161,8 +161,19 @@ class _WholeBatchNorm(_BatchNorm):
 
 
 class BatchNorm1d(_WholeBatchNorm, nn.BatchNorm1d):
-    """`nn.BatchNorm1d` over the whole batch."""
+    """`nn.BatchNorm1d` over the whole batch.
+
+    Example:
+        >>> BatchNorm1d(8, SharedBatch())(torch.zeros(1, 8))
+        Traceback (most recent call last):
+        convae.errors.ConvaeError: batch normalisation has only one value per map to learn from; ...
+    """
 
 
 class BatchNorm2d(_WholeBatchNorm, nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over the whole batch."""
+    """`nn.BatchNorm2d` over the whole batch.
+
+    Example:
+        >>> BatchNorm2d(1, SharedBatch())(torch.tensor([[[[3.0, 5.0]]]])).round().tolist()
+        [[[[-1.0, 1.0]]]]
+    """

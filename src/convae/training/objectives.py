@@ -106,7 +106,7 @@ class LayerReconstruction(Objective):
     Example:
         >>> from convae.params import LayerParams
         >>> layers = [LayerParams(filters=4).model_dump(), LayerParams(filters=8).model_dump()]
-        >>> objective = LayerReconstruction(Autoencoder(1, {}, layers, tied_weights=False), None, None, index=1)
+        >>> objective = LayerReconstruction(Autoencoder(1, {}, layers, tied_weights=False), None, None, frozen=1)
         >>> [tuple(parameter.shape) for parameter in objective.trained()]
         [(8, 4, 3, 3), (8,), (8, 4, 3, 3), (4,)]
     """
