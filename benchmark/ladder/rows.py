@@ -7,6 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = ("dataset", "system", "seed", "objective")
+PROTOCOL = (
+    "Readout: each map over the strength of all at the same place, {rectification} signs rectified, {pooling} over a "
+    "grid of {grid[0]}×{grid[1]} cells (as large as the map where that is smaller), to the power {power}, "
+    "standardised; pixels and their principal components are standardised alone. {test_images}"
+    "Classifier: {classifier} on {training_images} training images, the best of the candidates in the system's file on "
+    "{validation_images} validation images, whose labels choose among them with few training labels too. "
+    "k-NN: {neighbors} neighbours in {components} principal components of {component_images} images. "
+    "With few labels a system that learns from labels sees their images alone."
+)
 
 
 def ladder_row(cell: Mapping[str, Any], settings: Mapping[str, Any], commit: str) -> dict[str, Any]:
@@ -18,6 +27,11 @@ def ladder_row(cell: Mapping[str, Any], settings: Mapping[str, Any], commit: str
         commit: the commit that measured the cell.
     """
     measured = {name: value for name, value in cell.items() if name not in (*NAMES, "epochs", "recipe_epochs")}
+    protocol = {
+        **cell["protocol"],
+        "classifier": cell["protocol"]["classifier"].replace("_", " "),
+        "test_images": "Test images: held out of the pictures. " if cell["protocol"]["held_out"] else "",
+    }
     variant = settings["variants"].get(cell["system"], {})
     shortened = cell["objective"] != "none" and cell["epochs"] < cell["recipe_epochs"]
     return {
@@ -27,32 +41,6 @@ def ladder_row(cell: Mapping[str, Any], settings: Mapping[str, Any], commit: str
         "initialized_by": settings["initialized_by"].get(cell["system"]),
         "note": f"{cell['epochs']} epochs instead of {cell['recipe_epochs']}" if shortened else None,
         **measured,
-        "protocol": _sentences(**cell["protocol"]),
+        "protocol": PROTOCOL.format(**protocol),
         "commit": commit,
     }
-
-
-def _sentences(
-    *,
-    rectification: str,
-    pooling: str,
-    grid: list[int],
-    power: float,
-    held_out: bool,
-    classifier: str,
-    training_images: int,
-    validation_images: int,
-    neighbors: int,
-    components: int,
-    component_images: int,
-) -> str:
-    return (
-        f"Readout: each map over the strength of all at the same place, {rectification} signs rectified, "
-        f"{pooling} over a grid of {grid[0]}×{grid[1]} cells (as large as the map where that is smaller), to the power "
-        f"{power}, standardised; pixels and their principal components are standardised alone. "
-        f"{'Test images: held out of the pictures. ' if held_out else ''}"
-        f"Classifier: {classifier.replace('_', ' ')} on {training_images} training images, the best of the candidates "
-        f"in the system's file on {validation_images} validation images, whose labels choose among them with few "
-        f"training labels too. k-NN: {neighbors} neighbours in {components} principal components of "
-        f"{component_images} images. With few labels a system that learns from labels sees their images alone."
-    )

@@ -160,22 +160,12 @@ def differences(cells: pd.DataFrame, accuracy: pd.Series) -> pd.DataFrame:
     rows = []
     for control in rows_of(controls[controls["control_of"].isin(by_seed.index)]):
         paired = (by_seed.loc[control.control_of] - by_seed.loc[control.system]).dropna().to_numpy()
-        low, high = student_interval(paired)
-        rows.append(
-            {
-                "trained": control.control_of,
-                "control": control.control,
-                "system": control.system,
-                "control_accuracy": by_seed.loc[control.system].mean(),
-                "difference": paired.mean() if len(paired) else math.nan,
-                "low": low,
-                "high": high,
-                "seeds": len(paired),
-            }
-        )
-    table = pd.DataFrame(rows, columns=list(DIFFERENCES))
+        if len(paired):
+            names, mean = (control.control_of, control.control, control.system), by_seed.loc[control.system].mean()
+            rows.append((*names, mean, paired.mean(), *student_interval(paired), len(paired)))
     order = ["trained", "control_accuracy", "system"]
-    table = table[table["seeds"] > 0].sort_values(order, ascending=[True, False, True], ignore_index=True)
+    table = pd.DataFrame(rows, columns=list(DIFFERENCES))
+    table = table.sort_values(order, ascending=[True, False, True], ignore_index=True)
     return table.assign(strongest=~table["trained"].duplicated())
 
 
