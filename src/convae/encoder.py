@@ -137,7 +137,12 @@ class Encoder:
         return self
 
     def reading(self, resize: bool = True) -> Reading:
-        """How to read files and Pillow images: like the training images, or in their own size if `resize` is false."""
+        """How to read files and Pillow images: like the training images, or in their own size if `resize` is false.
+
+        Example:
+            >>> load_encoder("models/encoder").reading()
+            Reading(channels=1, size=(8, 8), fit='crop', white_level=None)
+        """
         size = tuple(self.config["image_size"]) if resize else None
         return Reading(self.config["channels"], size, **self.config.get("pictures", PICTURES))
 
