@@ -63,7 +63,7 @@ class ImageClassifier:
 
     def score_batches(self, images: Images) -> Iterator[np.ndarray]:
         """Yield the rows of `scores` in batches, so that memory does not grow with N."""
-        none = np.zeros((0, len(self.classes)))
+        none = np.zeros((0, len(self.classes)))  # scikit-learn refuses to classify zero rows
         for features in self.encoder.feature_batches(images):
             check_finite(features, "given")
             yield class_scores(self.estimator, features, len(self.classes)) if len(features) else none

@@ -400,7 +400,7 @@ def _rebuild(config: dict[str, Any], weights: bytes, sha256: str) -> Encoder:
     """Build the saved encoder, unless its description asks for too much time or memory."""
     readout = Readout(**config["readout"]) if config["readout"] else None
     check_sizes(config)
-    with torch.device("meta"):
+    with torch.device("meta"):  # allocates nothing before `check_effort` has accepted the sizes
         network = build_autoencoder(config)
     check_effort(network, config, len(weights))
     encoder = Encoder(build_autoencoder(config), readout, config, sha256)

@@ -299,6 +299,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             first = error.errors(include_url=False)[0]
             key = next(str(part) for part in reversed(first["loc"]) if part in self.get_params() or part == "layers")
             raise ConvaeError(f"{key} = {first['input']}: {first['msg'].removeprefix('Value error, ')}") from None
+        # `model_copy` does not validate: params.yaml itself cannot name this data set.
         return params.model_copy(update={"data": params.data.model_copy(update={"dataset": "arrays"})})
 
 

@@ -34,6 +34,7 @@ def _as_pair(value: Any) -> Any:
         ((3, 3), (3, 5))
     """
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    # `type`, not `isinstance`, because True and False are integers too.
     if len(pair) != 2 or not all(type(side) is int and 0 < side <= MOST_PIXELS for side in pair):
         allowed = f"one number or [height, width] is allowed, whole numbers from 1 to {MOST_PIXELS}"
         raise ValueError(f"found {_shorten(value)}; {allowed}")

@@ -35,14 +35,14 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
     environment = Environment(
         loader=FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt name is an error, not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.globals.update(percent=percent, number=number, signed=signed)
     page = environment.get_template(template.name).render(values)
     with new_file(path) as scratch:
-        scratch.write_text(page, "utf-8", newline="\n")
+        scratch.write_text(page, "utf-8", newline="\n")  # the same bytes on Windows
 
 
 def embed(png: bytes) -> tuple[str, int]:
