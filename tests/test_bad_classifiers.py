@@ -61,7 +61,7 @@ CLASSIFIERS: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("case", CLASSIFIERS)
-def test_classifiers(convae: Callable[..., str], case: str) -> None:
+def test_damaged_classifiers_are_refused_in_one_line(convae: Callable[..., str], case: str) -> None:
     damage, message = CLASSIFIERS[case]
     damage()
     assert message in convae("classify", "picture.png")
@@ -69,7 +69,7 @@ def test_classifiers(convae: Callable[..., str], case: str) -> None:
 
 
 @pytest.mark.parametrize("about", [{"test": 3}, {"test": {}}, {"validation": None}, {"test": {"accuracy": "high"}}])
-def test_info_refuses_accuracies_that_are_none(convae: Callable[..., str], about: dict[str, Any]) -> None:
+def test_info_refuses_invalid_accuracies(convae: Callable[..., str], about: dict[str, Any]) -> None:
     saved(**about)()
     assert "its description is not one that `dvc repro` writes" in convae("info")
 

@@ -27,7 +27,7 @@ COMMANDS = {
 }
 
 
-def test_what_belongs_together_works(convae: Callable[..., str]) -> None:
+def test_matching_encoder_and_classifier_work(convae: Callable[..., str]) -> None:
     for command in COMMANDS.values():
         assert not convae(*command)
 
@@ -88,7 +88,7 @@ ENCODERS: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("case", ENCODERS)
-def test_encoders(convae: Callable[..., str], case: str, command: str) -> None:
+def test_damaged_encoders_are_refused_in_one_line(convae: Callable[..., str], case: str, command: str) -> None:
     damage, message = ENCODERS[case]
     damage()
     Path("features.npy").write_bytes(b"earlier")
@@ -126,7 +126,7 @@ BUSY: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BUSY)
-def test_what_would_keep_its_reader_busy_is_refused(convae: Callable[..., str], case: str) -> None:
+def test_an_encoder_that_would_take_too_long_is_refused(convae: Callable[..., str], case: str) -> None:
     """These are encoders with all their weights, in a few kilobytes."""
     changes, message = BUSY[case]
     config = CONFIG | {"preprocessing": PLAIN, "sparsity": None} | changes
@@ -136,26 +136,26 @@ def test_what_would_keep_its_reader_busy_is_refused(convae: Callable[..., str], 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("replace", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_not_read(convae: Callable[..., str], name: str, replace: Callable[[Path], object]) -> None:
+def test_only_regular_files_are_read(convae: Callable[..., str], name: str, replace: Callable[[Path], object]) -> None:
     path = Path("models/encoder", name)
     path.unlink()
     replace(path)
     assert f"not an encoder: there is no file {name}" in convae("info")
 
 
-def test_a_description_is_not_read_without_end(convae: Callable[..., str]) -> None:
+def test_a_huge_description_is_not_read(convae: Callable[..., str]) -> None:
     with Path("models/encoder/config.json").open("r+b") as stream:
         stream.truncate(1 << 34)
     assert "not an encoder: config.json is larger than 16777216 bytes" in convae("info")
 
 
-def test_a_mean_is_not_spread_over_a_matrix(convae: Callable[..., str]) -> None:
+def test_a_mean_of_the_wrong_shape_is_not_broadcast(convae: Callable[..., str]) -> None:
     weights(lambda tensors: tensors.update({"readout.mean": np.zeros((1000, 1), np.float32)}))()
     assert "means and scales of features must be vectors" in convae("info")
 
 
 @pytest.mark.parametrize("keys", [("trained_on",), ("trained_on", "classes"), ("versions",), ("preprocessing",)])
-def test_info_refuses_a_description_that_says_nothing(convae: Callable[..., str], keys: tuple[str, ...]) -> None:
+def test_info_refuses_an_empty_description(convae: Callable[..., str], keys: tuple[str, ...]) -> None:
     change(3, *keys)()
     assert convae("info")
 

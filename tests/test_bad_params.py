@@ -172,7 +172,7 @@ SHORTHANDS = {
 
 
 @pytest.mark.parametrize("case", SHORTHANDS)
-def test_shorthands_that_dvc_does_not_know_are_written_out(
+def test_shorthands_unknown_to_dvc_are_expanded(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     old, new, message = SHORTHANDS[case]
@@ -252,7 +252,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_says_what_is_wrong(repository: Path, tmp_path: Path, case: str) -> None:
+def test_mistakes_are_reported_in_one_line(repository: Path, tmp_path: Path, case: str) -> None:
     change, message = CASES[case]
     content = change((repository / "params.yaml").read_text("utf-8"))
     path = tmp_path / "params.yaml"
@@ -277,7 +277,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("case", ALLOWED)
-def test_what_yaml_allows_is_read(repository: Path, tmp_path: Path, case: str) -> None:
+def test_valid_yaml_is_read(repository: Path, tmp_path: Path, case: str) -> None:
     text = ALLOWED[case]((repository / "params.yaml").read_text("utf-8"))
     assert isinstance(text, str)
     (tmp_path / "params.yaml").write_text(text, "utf-8", newline="")
@@ -285,19 +285,19 @@ def test_what_yaml_allows_is_read(repository: Path, tmp_path: Path, case: str) -
 
 
 @pytest.mark.parametrize(("written", "read"), [("010", 10), ("0o10", 8), ("0x10", 16), ("1_000", 1000)])
-def test_integers_are_those_of_yaml_1_2(repository: Path, tmp_path: Path, written: str, read: int) -> None:
+def test_integers_follow_yaml_1_2(repository: Path, tmp_path: Path, written: str, read: int) -> None:
     text = (repository / "params.yaml").read_text("utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("seed: 0", f"seed: {written}"), "utf-8")
     assert load_experiment(tmp_path / "params.yaml").seed == read
 
 
-def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+def test_a_folder_instead_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConvaeError, match=f"^{tmp_path}: "):
         load_experiment(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"channels": 1}', b"[" * 100_000, b"\xff"])
-def test_an_encoder_to_start_from_that_is_none_is_refused(repository: Path, tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_initial_encoder_is_refused(repository: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "initial").mkdir()
     (tmp_path / "initial/config.json").write_bytes(content)
     text = (repository / "params.yaml").read_text("utf-8").replace("models/initial ", f"{tmp_path}/initial ")

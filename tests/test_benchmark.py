@@ -16,7 +16,7 @@ def slower_each_time() -> float:
     return CALLS[-1]
 
 
-def test_the_first_run_does_not_count_and_each_contestant_has_a_process_of_its_own():
+def test_the_first_run_is_a_warm_up_and_each_contestant_has_its_own_process():
     assert alternate({"one": slower_each_time, "other": slower_each_time}, 3) == {"one": 2, "other": 2}
     assert CALLS == []
 
@@ -27,7 +27,7 @@ def test_a_row_says_whether_its_target_is_met(kind, ratio):
     assert not kind("speed", 2.0, ratio, 1.0, 2.0, 3.0).met
 
 
-def test_a_group_measured_anew_replaces_its_rows_and_leaves_the_others(tmp_path, monkeypatch):
+def test_a_remeasured_group_replaces_only_its_own_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "TABLE", tmp_path / "benchmark.json")
     monkeypatch.setattr(speed, "PAGE", tmp_path / "benchmark.md")
     speed._keep("growth", [Row("list files", 1234.56)])

@@ -45,19 +45,19 @@ def test_every_command_leads_to_a_function():
         ("xyz", "the commands are features"),
     ],
 )
-def test_a_mistyped_command_is_told_the_nearest(tmp_path, typed, advice):
+def test_a_mistyped_command_gets_a_suggestion(tmp_path, typed, advice):
     done = convae(typed, "photo.png", cwd=tmp_path)
     assert done.returncode == 2
     assert f"convae: error: no command '{typed}'; {advice}" in done.stderr
 
 
-def test_the_version_and_the_module(tmp_path):
+def test_version_and_python_m_work(tmp_path):
     assert convae("--version", cwd=tmp_path).stdout == f"convae {__version__}\n"
     done = subprocess.run([sys.executable, "-m", "convae", "--version"], capture_output=True, text=True)
     assert done.stdout == f"convae {__version__}\n"
 
 
-def test_completion_finds_what_is_loaded_late():
+def test_completion_finds_lazily_loaded_names():
     code = "import convae, sys; print(sorted(set(convae.__all__) - set(dir(convae))), 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[] False\n"
 
@@ -72,7 +72,7 @@ def test_completion_finds_what_is_loaded_late():
     ],
     ids=["off", "no database", "no server"],
 )
-def test_without_a_store_one_line_says_why(repository, tmp_path, command, environment, message):
+def test_a_missing_store_is_reported_in_one_line(repository, tmp_path, command, environment, message):
     (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
     (tmp_path / "mlflow.db").write_text("not a database" * 100)
     done = convae(*command, cwd=tmp_path, **environment)
@@ -82,7 +82,7 @@ def test_without_a_store_one_line_says_why(repository, tmp_path, command, enviro
     assert "secret" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_told_at_once(repository, tmp_path):
+def test_a_taken_port_is_reported_at_once(repository, tmp_path):
     (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

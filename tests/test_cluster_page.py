@@ -17,7 +17,7 @@ def test_shell_lines_parse(repository):
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
-def test_the_manifest_starts_as_many_processes_as_its_pods_have_gpus(repository):
+def test_the_manifest_starts_one_process_per_gpu(repository):
     (manifest,) = blocks(repository, "yaml")
     spec = YAML(typ="safe").load(manifest)["spec"]
     for replica in (spec["pytorchReplicaSpecs"][name] for name in ("Master", "Worker")):

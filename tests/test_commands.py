@@ -56,7 +56,7 @@ def here(models, monkeypatch, capsys):
     return run
 
 
-def test_files_folders_patterns_and_standard_input_name_pictures(here):
+def test_pictures_come_from_files_folders_patterns_and_standard_input(here):
     Path("pictures/.hidden").mkdir()
     for name in ("pictures/.hidden/x.png", "pictures/notes.txt", "pictures/a/UPPER.PNG"):
         Path(name).write_bytes(Path("pictures/a/0.png").read_bytes())
@@ -76,7 +76,7 @@ def test_files_folders_patterns_and_standard_input_name_pictures(here):
         )
 
 
-def test_a_bad_picture_is_reported_and_left_out(models):
+def test_a_bad_picture_is_reported_and_skipped(models):
     Path("pictures/a/2.png").write_bytes(b"no picture")
     Path("pictures/a/4.png").write_bytes(Path("pictures/a/0.png").read_bytes()[:60])
     for command, kept in (
@@ -95,7 +95,7 @@ def test_a_bad_picture_is_reported_and_left_out(models):
         assert lines[3] == "convae: 3 of 11 pictures were skipped"
 
 
-def test_a_picture_that_is_too_large_is_left_out_as_well(models, monkeypatch, capsys):
+def test_a_picture_that_is_too_large_is_skipped_too(models, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["convae", "features", "pictures", "--original-size", "-o", "f.npy"])
     monkeypatch.setattr(convae_encoder, "MOST_MAP_BYTES", 4 * 4 * 100 * 100)
     Image.new("L", (200, 200)).save("pictures/large.png")
@@ -120,7 +120,7 @@ def test_names_from_standard_input_need_not_be_text(models):
     assert len(np.load("f.npy")) == 1
 
 
-def test_pictures_are_resized_as_the_pipeline_does_or_stay_as_large_as_they_are(here):
+def test_pictures_are_resized_as_in_the_pipeline_or_keep_their_size(here):
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
     large.save("large.png")
     encoder = load_encoder("models/encoder")
@@ -149,7 +149,7 @@ def test_classes_and_probabilities(here):
     assert all(one["probability"] == max(one["probabilities"].values()) for one in found)
 
 
-def test_an_encoder_of_another_classifier_is_refused(models):
+def test_a_classifier_of_another_encoder_is_refused(models):
     estimator, about = load_classifier(Path("models/classifier"))
     about = {name: value for name, value in about.items() if name not in ("format", "sha256")}
     save_classifier(Path("models/classifier"), estimator, about | {"encoder": "0" * 64})
@@ -158,7 +158,7 @@ def test_an_encoder_of_another_classifier_is_refused(models):
     assert "classifier/ was fitted on the features of another encoder" in done.stderr
 
 
-def test_reconstructions_lie_beside_what_the_encoder_sees(here):
+def test_reconstructions_are_drawn_next_to_the_encoders_input(here):
     printed = here("reconstruct", "pictures/a/0.png", "pictures/a/0.png", "-o", "made")
     assert sorted(path.name for path in Path("made").iterdir()) == ["0-2.png", "0.png"]
     encoder, image = load_encoder("models/encoder"), Image.open("pictures/a/0.png")
@@ -167,7 +167,7 @@ def test_reconstructions_lie_beside_what_the_encoder_sees(here):
     assert Image.open("made/0.png").size == (16, 8)
 
 
-def test_what_reads_a_part_of_the_output_ends_it_quietly(models):
+def test_a_closed_pipe_ends_the_command_quietly(models):
     command = f"{sys.executable} -m convae.cli classify {'pictures ' * 200} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=models)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
@@ -186,7 +186,7 @@ def test_what_reads_a_part_of_the_output_ends_it_quietly(models):
         (["features", "pictures", "-o", "models/encoder/config.json/f.npy"], "models/encoder/config.json: "),
     ],
 )
-def test_mistakes_are_one_line(models, arguments, message):
+def test_mistakes_are_refused_in_one_line(models, arguments, message):
     Path("folder.npy").mkdir()
     done = convae(*arguments, cwd=models)
     assert done.returncode == 1
@@ -196,7 +196,7 @@ def test_mistakes_are_one_line(models, arguments, message):
     assert not Path("f.npy").exists()
 
 
-def test_every_command_is_there_and_has_help(repository):
+def test_every_command_exists_and_has_help(repository):
     (commands,) = (action for action in _parser()[0]._actions if isinstance(action.choices, dict))
     assert sorted(commands.choices) == sorted(
         [
@@ -220,7 +220,7 @@ def test_every_command_is_there_and_has_help(repository):
         assert "example" in parser.format_help()
 
 
-def test_a_table_of_pictures_of_many_sizes_is_as_small_as_of_one(here):
+def test_pictures_of_many_sizes_share_one_row_group(here):
     for index in range(100):
         Image.new("L", (8 + index % 7, 8 + index % 5)).save(f"{index:02}.png")
     here("features", "[0-9][0-9].png", "-o", "f.parquet")

@@ -67,7 +67,7 @@ def images():
     return np.random.default_rng(1).integers(0, 256, (7, 3, 12, 14), dtype=np.uint8)
 
 
-def test_loading_gives_the_same_encoder_and_saving_it_the_same_bytes(encoder, images, tmp_path):
+def test_saving_and_loading_round_trips_bit_for_bit(encoder, images, tmp_path):
     encoder.save(tmp_path / "first")
     loaded = load_encoder(tmp_path / "first")
     for method in ("features", "preprocess", "reconstruct"):
@@ -79,7 +79,7 @@ def test_loading_gives_the_same_encoder_and_saving_it_the_same_bytes(encoder, im
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_declared_shapes_are_those_of_the_maps(encoder, images):
+def test_declared_shapes_match_the_activation_maps(encoder, images):
     maps = encoder.activation_maps(images)
     assert encoder.map_sizes == [layer.shape[2:] for layer in maps]
     assert encoder.features(images).shape == (7, 4 * 2 * 3)
@@ -104,7 +104,7 @@ def test_filters_on_principal_components_are_shown_as_filters_of_the_image(encod
     assert differences.std(2).max() < 1e-5  # all but the means, which are subtracted
 
 
-def test_an_encoder_without_layers_reads_the_pixels(encoder, images, tmp_path):
+def test_an_encoder_without_layers_returns_pixels(encoder, images, tmp_path):
     readout = READOUT | {"grid": [12, 14], "rectification": "none", "power": 1.0, "divisive_normalization": None}
     config = encoder.config | {"layers": [], "preprocessing": {"local_contrast": None, "whitening": None}}
     config |= {"readout": readout, "decoder": False}
@@ -114,7 +114,7 @@ def test_an_encoder_without_layers_reads_the_pixels(encoder, images, tmp_path):
     assert (loaded.parameter_count, loaded.filters.shape, loaded.map_sizes) == (0, (0, 3, 0, 0), [(12, 14)])
 
 
-def test_images_of_another_size_give_as_many_features(encoder):
+def test_images_of_another_size_give_the_same_number_of_features(encoder):
     assert encoder.features(np.zeros((2, 3, 40, 33), np.uint8)).shape == (2, 24)
 
 
@@ -138,14 +138,14 @@ def test_images_of_several_sizes_have_features_and_no_common_maps(encoder, image
             method(mixed)
 
 
-def test_whoever_reads_batches_keeps_gradients(encoder, images):
+def test_reading_batches_keeps_gradients_enabled(encoder, images):
     first, second = encoder.feature_batches(images), encoder.feature_batches(images)
     for _ in zip(first, second, strict=True):
         assert not torch.is_inference_mode_enabled()
     assert not torch.is_inference_mode_enabled()
 
 
-def test_images_whose_maps_fill_the_memory_are_refused(encoder):
+def test_images_whose_maps_exceed_the_memory_are_refused(encoder):
     with pytest.raises(ConvaeError, match=r"images of 20000×20000 pixels are too large: .* GB; resize them to 12×14"):
         encoder.features(np.broadcast_to(np.uint8(0), (1, 3, 20000, 20000)))
 
@@ -195,7 +195,7 @@ def forge(folder: Path, **changes) -> None:
         (lambda folder: forge(folder, readout=READOUT | {"pooling": "median"}), "do not belong together"),
     ],
 )
-def test_what_is_not_the_encoder_that_was_saved_is_refused_in_one_line(encoder, tmp_path, damage, message):
+def test_a_modified_encoder_is_refused_in_one_line(encoder, tmp_path, damage, message):
     encoder.save(tmp_path / "encoder")
     damage(tmp_path / "encoder")
     with pytest.raises(ConvaeError, match=message) as refusal:
@@ -216,7 +216,7 @@ def test_importing_convae_does_not_load_torch():
     assert done.stdout.strip() == "False False"
 
 
-def test_an_encoder_without_a_network_is_where_its_readout_is():
+def test_a_layerless_encoder_is_on_its_readouts_device():
     config = {
         "channels": 1,
         "image_size": [8, 8],
@@ -235,7 +235,7 @@ def test_an_encoder_without_a_network_is_where_its_readout_is():
     assert encoder.to("meta").device.type == "meta"
 
 
-def test_a_saved_encoder_says_where_it_is_from(experiment, train_set, validation_set, tmp_path):
+def test_a_saved_encoder_records_its_origin(experiment, train_set, validation_set, tmp_path):
     trained, _, _ = train_encoder(experiment(train={"epochs": 1}), train_set, validation_set, lambda row: None)
     trained.save(tmp_path / "encoder")
     about = json.loads((tmp_path / "encoder/config.json").read_text())
@@ -255,7 +255,7 @@ def test_a_deeply_nested_description_is_refused(encoder, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
-def test_files_are_read_as_those_that_it_learned_from(encoder, tmp_path):
+def test_files_are_read_as_in_training(encoder, tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (60, 120, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     deep = np.random.default_rng(0).integers(0, 4096, (12, 14), np.uint16)
@@ -294,14 +294,14 @@ def test_arrays_of_another_size_give_one_warning(encoder):
         encoder.activation_maps(images[:1])  # these mean the same whatever the size
 
 
-def test_an_encoder_of_the_format_before_crops_as_it_did(encoder, tmp_path):
+def test_an_encoder_in_the_previous_format_crops_as_before(encoder, tmp_path):
     encoder.save(tmp_path)
     forge(tmp_path, format=3)
     assert load_encoder(tmp_path).reading() == Reading(3, (12, 14), "crop", None)
 
 
 @pytest.mark.parametrize("pictures", [{"fit": "zoom", "white_level": None}, {"fit": "pad", "white_level": -1}, {}, 3])
-def test_a_reading_that_there_is_not_is_refused(encoder, tmp_path, pictures):
+def test_an_unknown_way_of_reading_is_refused(encoder, tmp_path, pictures):
     encoder.save(tmp_path)
     forge(tmp_path, pictures=pictures)
     if pictures == {}:
@@ -311,7 +311,7 @@ def test_a_reading_that_there_is_not_is_refused(encoder, tmp_path, pictures):
         load_encoder(tmp_path)
 
 
-def test_saving_leaves_what_else_is_in_the_folder(encoder, images, tmp_path):
+def test_saving_keeps_other_files_in_the_folder(encoder, images, tmp_path):
     folder = tmp_path / "mine"
     (folder / "photos").mkdir(parents=True)
     (folder / "photos/a.png").write_bytes(b"precious")
@@ -328,7 +328,7 @@ def test_saving_leaves_what_else_is_in_the_folder(encoder, images, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link that leads nowhere"])
-def test_saving_onto_what_is_no_folder_is_refused(encoder, tmp_path, kind):
+def test_saving_over_a_file_is_refused(encoder, tmp_path, kind):
     target = tmp_path / "target"
     target.write_bytes(b"precious") if kind == "a file" else target.symlink_to("nowhere")
     with pytest.raises(ConvaeError, match=f"target: {kind}; name a folder"):
@@ -336,7 +336,7 @@ def test_saving_onto_what_is_no_folder_is_refused(encoder, tmp_path, kind):
     assert target.is_symlink() or target.read_bytes() == b"precious"
 
 
-def test_what_a_kill_left_of_saving_can_be_written_over(encoder, tmp_path):
+def test_a_partially_saved_encoder_can_be_overwritten(encoder, tmp_path):
     encoder.save(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     encoder.save(tmp_path)
@@ -344,21 +344,21 @@ def test_what_a_kill_left_of_saving_can_be_written_over(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_saving_over_somebody_else_s_model_is_refused(encoder, tmp_path, name):
+def test_saving_over_another_kind_of_model_is_refused(encoder, tmp_path, name):
     (tmp_path / name).write_text('{"architectures": ["BertModel"]}')
     with pytest.raises(ConvaeError, match=f"{name}: exists, and is not part of an encoder; name another folder"):
         encoder.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_an_encoder_shows_itself_in_a_line(encoder):
+def test_the_repr_of_an_encoder_is_one_line(encoder):
     layers = "6 filters 3×5, 4 filters 3×5"
     assert repr(encoder) == f"Encoder(3×12×14 images, {layers}, 24 features, on cpu)"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "gpu", "mps"])
-def test_a_device_that_is_not_there_is_told_in_a_line(encoder, device):
+def test_a_missing_device_is_reported_in_one_line(encoder, device):
     with pytest.raises(ConvaeError, match=f"device {device}: not available") as refusal:
         encoder.to(device)
     assert "\n" not in str(refusal.value)

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_the_checks_of_scikit_learn(folder):
+def test_scikit_learns_estimator_checks_pass(folder):
     """Their tables of any width are images of one row here."""
     for estimator in (
         CAEFeatures(folder, image_shape=(1, -1), value_range=(-1e4, 1e4)),
@@ -43,7 +43,7 @@ def test_the_checks_of_scikit_learn(folder):
         assert len(results) > 40
 
 
-def test_arrays_of_every_kind_and_files_have_the_same_features(folder, tmp_path):
+def test_every_kind_of_array_and_files_give_the_same_features(folder, tmp_path):
     expected = load_encoder(folder).features(IMAGES[:5])
     files = [tmp_path / f"{index}.png" for index in range(5)]
     for file, image in zip(files, IMAGES, strict=False):
@@ -61,13 +61,13 @@ def test_arrays_of_every_kind_and_files_have_the_same_features(folder, tmp_path)
     np.testing.assert_allclose(floats, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_an_encoder_in_memory_is_used_as_it_is(folder):
+def test_an_encoder_in_memory_is_used_unchanged(folder):
     encoder = load_encoder(folder)
     features = CAEFeatures(encoder).fit(IMAGES[:5])
     assert features.encoder_ is encoder
 
 
-def test_a_pipeline_is_searched_cloned_and_stored(folder, tmp_path):
+def test_a_pipeline_can_be_searched_cloned_and_stored(folder, tmp_path):
     pipeline = make_pipeline(CAEFeatures(folder), LogisticRegression(max_iter=1000))
     search = GridSearchCV(pipeline, {"logisticregression__C": [0.01, 0.1]}, cv=2, n_jobs=2)
     search.fit(IMAGES[:200], LABELS[:200])
@@ -78,14 +78,14 @@ def test_a_pipeline_is_searched_cloned_and_stored(folder, tmp_path):
     assert clone(pipeline).get_params()["caefeatures__encoder"] == folder
 
 
-def test_features_have_names_and_come_as_a_table(folder):
+def test_features_have_names_and_can_be_a_table(folder):
     features = CAEFeatures(folder).set_output(transform="pandas")
     table = features.fit_transform(IMAGES[:3])
     names = [f"caefeatures{index}" for index in range(8 * 2 * 16)]
     assert list(table) == names == list(features.get_feature_names_out())
 
 
-def test_an_own_encoder_is_worth_more_than_pixels_and_can_be_shared(tmp_path):
+def test_a_fitted_encoder_beats_pixels_and_can_be_shared(tmp_path):
     few, rest = slice(0, 1000), slice(1000, None)
     own = make_pipeline(
         ConvolutionalAutoencoderFeatures(**SMALL | {"filters": (16,)}), LogisticRegression(C=0.1, max_iter=1000)
@@ -98,7 +98,7 @@ def test_an_own_encoder_is_worth_more_than_pixels_and_can_be_shared(tmp_path):
     np.testing.assert_allclose(shared, own[0].transform(DIGITS[rest]), rtol=1e-5, atol=1e-5)
 
 
-def test_the_same_random_state_gives_the_same_bits_and_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_the_same_random_state_gives_the_same_bits_and_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, again, other = (
         ConvolutionalAutoencoderFeatures((4, 6), kernel=3, random_state=state).fit_transform(IMAGES[:100])
@@ -160,7 +160,7 @@ check(0.003, False)
 """
 
 
-def test_fitting_leaves_the_process_as_it_was():
+def test_fitting_does_not_change_global_state():
     done = subprocess.run([sys.executable, "-c", UNCHANGED], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n[]\n[]\n", "")
 
@@ -170,7 +170,7 @@ def test_fitting_without_a_random_state_draws_from_the_global_one():
     assert not np.array_equal(first, second)
 
 
-def test_colour_images_of_either_layout():
+def test_colour_images_in_either_layout():
     colour = np.random.default_rng(0).integers(0, 256, (40, 3, 12, 10), np.uint8)
     features = ConvolutionalAutoencoderFeatures(**SMALL).fit(colour)
     np.testing.assert_array_equal(features.transform(colour), features.transform(colour.transpose(0, 2, 3, 1)))
@@ -192,7 +192,7 @@ def test_colour_images_of_either_layout():
         (lambda folder: ConvolutionalAutoencoderFeatures(kernel=4).fit(IMAGES[:9]), "needs an odd kernel"),
     ],
 )
-def test_mistakes_are_one_line(folder, fit, message):
+def test_mistakes_are_refused_in_one_line(folder, fit, message):
     with pytest.raises(ConvaeError, match=message) as refusal:
         fit(folder)
     assert "\n" not in str(refusal.value)
@@ -209,11 +209,11 @@ def test_neither_dvc_nor_mlflow_is_needed_to_train():
     assert done.stderr == ""
 
 
-def test_all_public_names_are_there():
+def test_all_public_names_exist():
     assert all(getattr(convae, name) for name in convae.__all__)
 
 
-def test_numbers_that_fit_knew_nothing_of_are_refused():
+def test_a_data_type_that_fit_did_not_see_is_refused():
     own = ConvolutionalAutoencoderFeatures(**SMALL).fit(IMAGES[:100])
     with pytest.raises(ConvaeError, match=r"X is float64, but fit saw uint8; set value_range=\(black, white\)"):
         own.transform(IMAGES[:5] / 255)
@@ -221,7 +221,7 @@ def test_numbers_that_fit_knew_nothing_of_are_refused():
     np.testing.assert_allclose(own.transform(IMAGES[:5].astype(float)), own.transform(IMAGES[:5]), rtol=1e-4, atol=1e-4)
 
 
-def test_bytes_are_not_taken_for_numbers_of_another_range():
+def test_bytes_are_not_mistaken_for_another_value_range():
     own = ConvolutionalAutoencoderFeatures(**SMALL).fit(DIGITS[:100])
     with pytest.raises(ConvaeError, match="X is uint8, but fit saw numbers from 0 to 16; pass the same kind"):
         own.transform(DIGITS[:5].astype(np.uint8))
@@ -230,6 +230,6 @@ def test_bytes_are_not_taken_for_numbers_of_another_range():
 
 
 @pytest.mark.parametrize("images", [IMAGES[:100, ..., None][0], IMAGES[:100, :, :3], IMAGES[:100, :, :4]])
-def test_fit_takes_no_single_image_for_many(images):
+def test_fit_does_not_mistake_a_single_image_for_many(images):
     with pytest.raises(ConvaeError, match="for a single image, pass images"):
         ConvolutionalAutoencoderFeatures(**SMALL).fit(images)

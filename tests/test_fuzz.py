@@ -50,7 +50,7 @@ IDX = bytes([0, 0, 8, 2, 0, 0, 0, 9, 0, 0, 0, 40]) + bytes(range(120)) * 3
 
 @given(st.sampled_from([IDX, gzip.compress(IDX, mtime=0)]), EDITS)
 @fuzz(400)
-def test_idx(content: bytes, edits: list[Edit]) -> None:
+def test_fuzzed_idx(content: bytes, edits: list[Edit]) -> None:
     Path("file").write_bytes(damaged(content, edits))
     with one_line():
         assert read_idx(Path("file"), (9, 40)).shape == (9, 40)
@@ -71,7 +71,7 @@ STL10 = stl10()
 
 @given(EDITS, EDITS, st.booleans())
 @fuzz(150)
-def test_archives(inner: list[Edit], outer: list[Edit], damage_gzip: bool) -> None:
+def test_fuzzed_archives(inner: list[Edit], outer: list[Edit], damage_gzip: bool) -> None:
     """As if the published MD5 were that of the damaged archive: without it nothing would be unpacked."""
     content = gzip.compress(damaged(STL10, inner), 1, mtime=0)
     content = damaged(content, outer) if damage_gzip else content
@@ -106,7 +106,7 @@ PICTURES = pictures()
 
 @given(st.sampled_from(list(PICTURES.values())), EDITS, st.sampled_from([1, 3]))
 @fuzz(600)
-def test_pictures(content: bytes, edits: list[Edit], channels: int) -> None:
+def test_fuzzed_pictures(content: bytes, edits: list[Edit], channels: int) -> None:
     with warnings.catch_warnings(), one_line(UnusableError):
         warnings.simplefilter("ignore")
         assert decode(damaged(content, edits), Reading(channels, (5, 4))).pixels.shape == (channels, 5, 4)
@@ -114,7 +114,7 @@ def test_pictures(content: bytes, edits: list[Edit], channels: int) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["", "train", "test", "a", "b", "é\n"]), st.text(max_size=6)), max_size=6))
 @fuzz(100)
-def test_image_folders(files: list[tuple[str, str]]) -> None:
+def test_fuzzed_image_folders(files: list[tuple[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "root"
         for label, stem in files:
@@ -131,7 +131,7 @@ def test_image_folders(files: list[tuple[str, str]]) -> None:
 
 @given(EDITS)
 @fuzz(150)
-def test_listings(edits: list[Edit]) -> None:
+def test_fuzzed_listings(edits: list[Edit]) -> None:
     good = b'part,class,path,bytes,sha256\ntrain,"a, b","train/a, b/1.png",70,00ff\ntrain,c,train/c/1.png,70,00ff\n'
     Path("files.csv").write_bytes(damaged(good, edits))
     with one_line():
@@ -143,7 +143,7 @@ SHIPPED = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_tex
 
 @given(CHANGES)
 @fuzz(400)
-def test_parameters(changes: list[tuple[float, Any]]) -> None:
+def test_fuzzed_parameters(changes: list[tuple[float, Any]]) -> None:
     tree = changed(SHIPPED, changes)
     path = Path("params.yaml")
     path.write_text(json.dumps(tree), "utf-8")  # JSON is YAML, but for NaN
@@ -152,7 +152,7 @@ def test_parameters(changes: list[tuple[float, Any]]) -> None:
 
 @given(st.sampled_from(sorted((REPOSITORY / "systems").glob("*.yaml"))), EDITS)
 @fuzz(150)
-def test_parameter_files(system: Path, edits: list[Edit]) -> None:
+def test_fuzzed_parameter_files(system: Path, edits: list[Edit]) -> None:
     Path("params.yaml").write_bytes(damaged(system.read_bytes(), edits))
     check_params(Path("params.yaml"))
 
@@ -177,7 +177,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(CHANGES)
 @fuzz(300)
-def test_encoder_configurations(models: Path, changes: list[tuple[float, Any]]) -> None:
+def test_fuzzed_encoder_configurations(models: Path, changes: list[tuple[float, Any]]) -> None:
     """Forged: with the hash that belongs to the change."""
     weights = (models / "encoder/model.safetensors").read_bytes()
     config = {"format": 3, **changed(CONFIG, changes)}
@@ -194,7 +194,7 @@ def test_encoder_configurations(models: Path, changes: list[tuple[float, Any]]) 
 
 @given(EDITS)
 @fuzz(200)
-def test_encoder_weights(models: Path, edits: list[Edit]) -> None:
+def test_fuzzed_encoder_weights(models: Path, edits: list[Edit]) -> None:
     weights = damaged((models / "encoder/model.safetensors").read_bytes(), edits)
     config = {"format": 3, **CONFIG}
     Path("model.safetensors").write_bytes(weights)
@@ -205,7 +205,7 @@ def test_encoder_weights(models: Path, edits: list[Edit]) -> None:
 
 @given(EDITS)
 @fuzz(150)
-def test_classifiers(models: Path, edits: list[Edit]) -> None:
+def test_fuzzed_classifiers(models: Path, edits: list[Edit]) -> None:
     content = damaged((models / "classifier/classifier.skops").read_bytes(), edits)
     about = {"format": 2, "kind": "ridge"}
     Path("classifier.skops").write_bytes(content)
@@ -216,7 +216,7 @@ def test_classifiers(models: Path, edits: list[Edit]) -> None:
 
 @given(st.sampled_from(["images.npy", "labels.npy", "description.json"]), EDITS)
 @fuzz(200)
-def test_image_sets(name: str, edits: list[Edit]) -> None:
+def test_fuzzed_image_sets(name: str, edits: list[Edit]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 1, 3, 4)
         write_image_set(Path(folder), images.shape, [images], np.arange(5) % 2, ["a", "b"])

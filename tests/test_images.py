@@ -47,7 +47,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("images", [COLOUR, GREY], ids=["colour", "grey"])
-def test_every_kind_gives_the_same_pixels(kind, images):
+def test_every_kind_of_image_gives_the_same_pixels(kind, images):
     found = whole(KINDS[kind](images), images.shape[1])
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, images)
@@ -61,13 +61,13 @@ def test_files_give_the_same_pixels(tmp_path):
     np.testing.assert_array_equal(whole(Image.open(files[2])), COLOUR[2:3])
 
 
-def test_grey_images_need_no_axis_for_the_channel():
+def test_grey_images_need_no_channel_axis():
     np.testing.assert_array_equal(whole(GREY[:, 0], 1), GREY)
     np.testing.assert_array_equal(whole(list(GREY[:, 0]), 1), GREY)
 
 
 @pytest.mark.parametrize("width", [1, 3, 4])
-def test_a_single_image_is_not_taken_for_many(width):
+def test_a_single_image_is_not_mistaken_for_many(width):
     """`[H, W, 1]`, or grey images that are so wide."""
     images = np.arange(6 * 5 * width, dtype=np.uint8).reshape(6, 5, width)
     with pytest.raises(ConvaeError, match=rf"pass images\[None\]; for grey images {width} pixels wide, "):
@@ -80,7 +80,7 @@ def test_a_single_image_is_not_taken_for_many(width):
         np.testing.assert_array_equal(whole(images[None], 1), images[None].transpose(0, 3, 1, 2))
 
 
-def test_where_both_orders_fit_channels_come_first():
+def test_if_both_layouts_are_possible_channels_come_first():
     images = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
     np.testing.assert_array_equal(whole(images), images)
     np.testing.assert_array_equal(whole(list(images)), images)
@@ -97,14 +97,14 @@ def test_a_mask_is_not_dropped():
         batches(np.ma.masked_array(COLOUR, COLOUR > 9))
 
 
-def test_pictures_become_grey_or_coloured_as_the_encoder_needs(tmp_path):
+def test_pictures_are_converted_to_the_encoders_channels(tmp_path):
     luma = np.einsum("nchw,c->nhw", COLOUR, [0.299, 0.587, 0.114])
     np.testing.assert_allclose(whole(pictures(tmp_path, COLOUR), 1)[:, 0], luma, atol=1)
     np.testing.assert_array_equal(whole(pictures(tmp_path, GREY), 3), GREY.repeat(3, axis=1))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", torch.bfloat16])
-def test_floating_point_numbers_go_from_zero_to_one(dtype):
+def test_floats_range_from_zero_to_one(dtype):
     images = COLOUR / 255
     images = torch.tensor(images, dtype=dtype) if isinstance(dtype, torch.dtype) else images.astype(dtype)
     found = whole(images)
@@ -112,12 +112,12 @@ def test_floating_point_numbers_go_from_zero_to_one(dtype):
     np.testing.assert_allclose(found, COLOUR / 255, atol=4e-3 if dtype == torch.bfloat16 else 3e-4)
 
 
-def test_rounding_beyond_the_ends_is_cut_off():
+def test_rounding_errors_beyond_the_range_are_clipped():
     found = whole(np.full((1, 3, 2, 2), 1 + 1e-6, np.float32) - np.float32(0))
     assert found.max() == 1
 
 
-def test_arrays_that_are_views_or_locked_are_read_without_a_warning():
+def test_views_and_read_only_arrays_are_read_without_a_warning():
     locked = COLOUR.copy()
     locked.flags.writeable = False
     with warnings.catch_warnings():
@@ -126,7 +126,7 @@ def test_arrays_that_are_views_or_locked_are_read_without_a_warning():
         np.testing.assert_array_equal(whole(COLOUR[:, ::-1, ::-1]), COLOUR[:, ::-1, ::-1])
 
 
-def test_batches_are_of_one_size_and_in_order():
+def test_batches_have_one_image_size_and_keep_the_order():
     sizes = [(6, 7), (6, 7), (6, 7), (8, 9), (6, 7)]
     images = [np.full((3, *size), index, np.uint8) for index, size in enumerate(sizes)]
     found = batches(images, size=2)
@@ -159,13 +159,13 @@ SHAPES = r"expected for 3 channel\(s\): \[N, 3, H, W\] or \[N, H, W, 3\]"
         ([None], 1, "an image is a NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(images, channels, message):
+def test_invalid_images_are_refused_in_one_line(images, channels, message):
     with pytest.raises(ConvaeError, match=message) as refusal:
         batches(images, channels)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_damaged_picture_is_refused_by_its_name(tmp_path):
+def test_a_damaged_picture_is_refused_by_name(tmp_path):
     (file,) = pictures(tmp_path, COLOUR[:1])
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(ConvaeError, match=f"{file}: "):

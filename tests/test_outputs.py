@@ -36,7 +36,7 @@ def pictures(convae: Convae) -> Convae:
         (["export", "--onnx", "e.onnx"], "e.onnx"),
     ],
 )
-def test_a_file_that_exists_is_overwritten_only_by_force(pictures: Convae, command: list[str], taken: str) -> None:
+def test_an_existing_file_is_overwritten_only_with_force(pictures: Convae, command: list[str], taken: str) -> None:
     Path("made").mkdir()
     if not Path(taken).exists():
         Path(taken).write_bytes(b"precious")
@@ -48,7 +48,7 @@ def test_a_file_that_exists_is_overwritten_only_by_force(pictures: Convae, comma
     assert not Path(taken).exists() or Path(taken).read_bytes() != before[Path(taken)]
 
 
-def test_a_link_to_a_folder_takes_reconstructions(pictures: Convae) -> None:
+def test_reconstructions_can_be_written_to_a_linked_folder(pictures: Convae) -> None:
     Path("elsewhere").mkdir()
     Path("made").symlink_to("elsewhere")
     Path("lost").symlink_to("nowhere")
@@ -59,7 +59,7 @@ def test_a_link_to_a_folder_takes_reconstructions(pictures: Convae) -> None:
     assert pictures("reconstruct", "pictures", "-o", "picture.png") == f"convae: picture.png: {file}"
 
 
-def test_no_source_is_overwritten_even_by_force(pictures: Convae) -> None:
+def test_no_source_is_overwritten_even_with_force(pictures: Convae) -> None:
     before = Path("pictures/0.png").read_bytes()
     for folder in ("pictures", "link"):
         if folder == "link":
@@ -69,14 +69,14 @@ def test_no_source_is_overwritten_even_by_force(pictures: Convae) -> None:
         assert Path("pictures/0.png").read_bytes() == before
 
 
-def test_a_folder_that_is_a_link_is_not_left_out_in_silence(pictures: Convae) -> None:
+def test_a_linked_folder_is_not_silently_skipped(pictures: Convae) -> None:
     Path("elsewhere").mkdir()
     Path("pictures/more").symlink_to(Path("elsewhere").absolute())
     said = "links to folders are not followed; name the linked folder, or remove the link"
     assert pictures("classify", "pictures") == f"convae: pictures/more: {said}"
 
 
-def test_where_there_are_no_pictures_it_is_said_what_lies_there(
+def test_a_folder_without_pictures_is_reported_with_its_content(
     pictures: Convae, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty").mkdir()
@@ -88,7 +88,7 @@ def test_where_there_are_no_pictures_it_is_said_what_lies_there(
     assert pictures("classify", "-") == "convae: no pictures: standard input is empty"
 
 
-def test_files_of_another_suffix_are_counted(pictures: Convae, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_with_other_suffixes_are_counted(pictures: Convae, capsys: pytest.CaptureFixture[str]) -> None:
     Path("pictures/more.gif").write_bytes(b"GIF89a")
     assert pictures("classify", "pictures") == ""
     said = capsys.readouterr()
@@ -97,7 +97,7 @@ def test_files_of_another_suffix_are_counted(pictures: Convae, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("command", ["features", "classify", "reconstruct", "info", "export"])
-def test_without_a_run_it_is_said_how_to_have_an_encoder(convae: Convae, command: str) -> None:
+def test_without_an_encoder_the_message_says_how_to_get_one(convae: Convae, command: str) -> None:
     shutil.rmtree("models")
     arguments = {
         "features": ["picture.png", "-o", "f.npy"],
@@ -111,9 +111,7 @@ def test_without_a_run_it_is_said_how_to_have_an_encoder(convae: Convae, command
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_any_encoding_of_the_terminal_is_survived(
-    convae: Convae, monkeypatch: pytest.MonkeyPatch, encoding: str
-) -> None:
+def test_any_terminal_encoding_works(convae: Convae, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     classes = ["シャツ", "パンツ", "靴"]
     save_classifier(Path("models/classifier"), fitted(), ABOUT | {"classes": classes, "encoder": sha256()})
     shutil.copy("picture.png", "日本.png")

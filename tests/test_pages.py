@@ -38,7 +38,7 @@ def test_the_readme_is_short() -> None:
 
 
 @pages
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
         if not target.startswith("https://"):
             name, _, anchor = target.partition("#")
@@ -67,13 +67,13 @@ def test_commands_and_keys_exist(
         assert key in keys or any(name.startswith(f"{key}.") for name in keys), key
 
 
-def test_the_commands_to_reuse_an_encoder_are_those_that_are_tested() -> None:
+def test_the_commands_to_reuse_an_encoder_are_tested() -> None:
     section = README.split("## Reuse the encoder")[1].split("\n## ")[0]
     assert commands(section)
     assert commands(section) <= commands((REPOSITORY / "docs/reuse.md").read_text("utf-8"))
 
 
-def test_the_accuracy_is_that_of_the_committed_results() -> None:
+def test_the_accuracy_matches_the_committed_results() -> None:
     metrics = read_json(REPOSITORY / "reports/metrics.json")
     figures = [100 * metrics["test"][name] for name in ("accuracy", "accuracy_low", "accuracy_high")]
     assert (
@@ -82,13 +82,13 @@ def test_the_accuracy_is_that_of_the_committed_results() -> None:
     assert f"(4, {metrics['features']['dimension']})" in README
 
 
-def test_the_concern_is_that_of_the_committed_results() -> None:
+def test_the_concern_matches_the_committed_results() -> None:
     report = (REPOSITORY / "reports/report.html").read_text("utf-8")
     (similar,) = re.findall(r"Test images that look like a copy of [^:]*: (\d+) of 10000\.", report)
     assert f"{similar} of the 10 000 test images look like copies of other images" in WORDS
 
 
-def test_speeds_are_those_of_the_committed_benchmark() -> None:
+def test_speeds_match_the_committed_benchmark() -> None:
     rows = {row["name"]: row for row in read_json(REPOSITORY / "reports/benchmark.json")}
 
     def speedup(name: str) -> float:
@@ -121,7 +121,7 @@ def test_the_table_lists_the_systems() -> None:
     assert {name for row in rows for name in re.findall(r"\w+", row)} == systems
 
 
-def test_the_ladder_is_told_as_it_is() -> None:
+def test_the_ladder_claims_match_its_results() -> None:
     accuracies = defaultdict(list)
     for row in read_json(REPOSITORY / "reports/ladder.json"):
         accuracies[row["dataset"], row["system"]].append(row["test_accuracy"])

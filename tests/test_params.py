@@ -23,7 +23,7 @@ def test_the_shipped_experiments_are_valid(repository):
         load_experiment(path)
 
 
-def test_the_seed_cae_is_the_recipe_of_the_article(repository):
+def test_the_seed_cae_follows_the_article(repository):
     params = flatten(load_experiment(repository / "systems/seed_cae.yaml").model_dump(mode="json"))
     recipe = {
         "data.dataset": "mnist",
@@ -44,7 +44,7 @@ def test_the_seed_cae_is_the_recipe_of_the_article(repository):
     assert {key: params[key] for key in recipe} == recipe
 
 
-def test_numbers_are_read_as_dvc_reads_them(repository, tmp_path):
+def test_numbers_are_read_as_by_dvc(repository, tmp_path):
     path = changed(repository, tmp_path, r"learning_rate: 0.003", "learning_rate: 1e-5")
     assert load_params(path).train.learning_rate == 1e-5
 
@@ -101,7 +101,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("old", "new", "message"), MISTAKES)
-def test_a_mistake_gives_one_line_that_names_it(repository, tmp_path, old, new, message):
+def test_a_mistake_is_named_in_one_line(repository, tmp_path, old, new, message):
     with pytest.raises(ConvaeError) as mistake:
         load_experiment(changed(repository, tmp_path, old, new))
     lines = [line for line in str(mistake.value).splitlines() if message in line]
@@ -121,7 +121,7 @@ def test_a_filter_bank_has_four_to_28_filters_of_seven_pixels(repository, tmp_pa
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "just words", "\udcff"])
-def test_a_file_that_is_no_experiment_is_refused(tmp_path, content):
+def test_a_file_that_is_not_an_experiment_is_refused(tmp_path, content):
     path = tmp_path / "params.yaml"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConvaeError) as mistake:
@@ -129,6 +129,6 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path, content):
     assert "\n" not in str(mistake.value)
 
 
-def test_a_missing_file_says_where_to_run(tmp_path):
+def test_a_missing_file_message_says_where_to_run(tmp_path):
     with pytest.raises(ConvaeError, match="run from the repository's top folder"):
         load_params(tmp_path / "params.yaml")

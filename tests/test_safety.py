@@ -53,7 +53,7 @@ def dangers(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_no_source_runs_what_a_file_holds(path: Path) -> None:
+def test_no_source_executes_file_contents(path: Path) -> None:
     assert dangers(path.read_text("utf-8")) == []
 
 
@@ -75,11 +75,11 @@ def test_no_source_runs_what_a_file_holds(path: Path) -> None:
         "eval(text)",
     ],
 )
-def test_the_rule_sees_what_is_dangerous(source: str) -> None:
+def test_the_rule_detects_dangerous_calls(source: str) -> None:
     assert dangers(source)
 
 
-def test_what_unpickles_is_called_after_the_checksum_alone() -> None:
+def test_unpickling_readers_run_only_after_the_checksum() -> None:
     """torchvision is imported by one module, in functions that `read` calls once the MD5 is that of the catalogue."""
     ours = [path for path in SOURCES if "speed" not in path.parts]  # there the usual way reads pictures of ours
     users = [path.name for path in ours if any(name.startswith("torchvision") for name in names(parsed(path)))]
@@ -97,7 +97,7 @@ def test_what_unpickles_is_called_after_the_checksum_alone() -> None:
 
 @pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_what_is_not_the_published_archive_is_never_unpickled(tmp_path: Path, name: str, trust: bool) -> None:
+def test_only_the_published_archive_is_unpickled(tmp_path: Path, name: str, trust: bool) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "unpickled",)
@@ -120,7 +120,7 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
-def test_every_locked_dependency_is_one_version_with_hashes() -> None:
+def test_every_dependency_is_locked_to_one_version_with_hashes() -> None:
     text = (REPOSITORY / "requirements.lock").read_text("utf-8").replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     assert len(lines) > 100

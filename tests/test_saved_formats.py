@@ -44,7 +44,7 @@ def if_scikit_learn_allows(published: Path) -> Iterator[None]:
         pytest.skip(str(error))
 
 
-def test_a_saved_encoder(saved: Path, expected: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_an_older_saved_encoder_loads(saved: Path, expected: dict[str, np.ndarray], tmp_path: Path) -> None:
     folder = saved / "convae-encoder/data/model/encoder"
     assert read_json(folder / "config.json")["format"] == FORMATS[saved.name]
     encoder = load_encoder(folder)
@@ -53,19 +53,19 @@ def test_a_saved_encoder(saved: Path, expected: dict[str, np.ndarray], tmp_path:
     assert_same(load_encoder(tmp_path / "again").features(expected["images"]), expected["features"])
 
 
-def test_a_saved_classifier(saved: Path, expected: dict[str, np.ndarray]) -> None:
+def test_an_older_saved_classifier_loads(saved: Path, expected: dict[str, np.ndarray]) -> None:
     with if_scikit_learn_allows(saved / "convae-classifier"):
         classifier = load_image_classifier(saved / "convae-classifier/data/model")
     assert_same(classifier.scores(expected["images"]), expected["scores"])
     assert classifier.predict(expected["images"]) == expected["labels"].tolist()
 
 
-def test_a_published_encoder(saved: Path, expected: dict[str, np.ndarray]) -> None:
+def test_an_older_published_encoder_loads(saved: Path, expected: dict[str, np.ndarray]) -> None:
     model = mlflow.pyfunc.load_model(str(saved / "convae-encoder"))
     assert_same(model.predict(expected["images"]), expected["features"])
 
 
-def test_a_published_classifier(saved: Path, expected: dict[str, np.ndarray]) -> None:
+def test_an_older_published_classifier_loads(saved: Path, expected: dict[str, np.ndarray]) -> None:
     with if_scikit_learn_allows(saved / "convae-classifier"):
         model = mlflow.pyfunc.load_model(str(saved / "convae-classifier"))
     table = model.predict(expected["images"])

@@ -14,7 +14,7 @@ from convae.params import load_params
 PAGE = (REPOSITORY / "docs/scale.md").read_text("utf-8")
 
 
-def test_the_classifier_that_learns_in_pieces_learns(tmp_path: Path) -> None:
+def test_the_incremental_classifier_in_the_docs_learns(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     labels = np.random.default_rng(0).integers(0, 3, 4500)
     features = np.random.default_rng(1).standard_normal((4500, 8)).astype(np.float32)
@@ -27,7 +27,7 @@ def test_the_classifier_that_learns_in_pieces_learns(tmp_path: Path) -> None:
     assert float(done.stdout) > 0.95
 
 
-def test_its_parameters_are_there() -> None:
+def test_the_parameters_in_the_docs_exist() -> None:
     params = load_params(REPOSITORY / "params.yaml").model_dump()
     for section, key in re.findall(r"`(data|features|train)\.(\w+)[:`]", PAGE):
         assert key in params[section]

@@ -75,7 +75,9 @@ IDX: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", IDX)
-def test_idx(tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams], case: str) -> None:
+def test_damaged_idx_files_are_refused(
+    tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams], case: str
+) -> None:
     damage, message = IDX[case]
     local = tiny.write(tmp_path / "local")
     (local / IMAGES).unlink()
@@ -93,9 +95,7 @@ def test_idx(tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams], 
     assert [path.name for path in tmp_path.rglob("raw*/*")] == ["earlier.npy"]
 
 
-def test_a_root_that_cannot_be_looked_at_is_told(
-    tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams]
-) -> None:
+def test_an_unreadable_root_is_reported(tmp_path: Path, tiny: Any, data_params: Callable[..., DataParams]) -> None:
     with pytest.raises(ConvaeError, match=f"{'a' * 300}: "):
         download(data_params(root="a" * 300), tmp_path / "raw", tmp_path / "downloads")
 
@@ -156,7 +156,7 @@ TARS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", TARS)
-def test_tar(tmp_path: Path, case: str) -> None:
+def test_damaged_tar_archives_are_refused(tmp_path: Path, case: str) -> None:
     damage, message = TARS[case]
     path = tmp_path / "stl10_binary.tar.gz"
     damage(path)
@@ -172,7 +172,7 @@ def test_tar(tmp_path: Path, case: str) -> None:
     assert not any(file.is_symlink() for file in tmp_path.rglob("*"))
 
 
-def test_a_link_does_not_lead_what_follows_out_of_the_folder(tmp_path: Path) -> None:
+def test_a_link_cannot_redirect_later_members_outside_the_folder(tmp_path: Path) -> None:
     path, elsewhere = tmp_path / "stl10_binary.tar.gz", tmp_path / "elsewhere"
     elsewhere.mkdir()
     tar(path, ("stl10_binary", tarfile.SYMTYPE, str(elsewhere)))
@@ -222,7 +222,9 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", CONTENT)
-def test_another_content_under_the_right_md5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_wrong_content_with_the_right_md5_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     name, write, message = CONTENT[case]
     path = tmp_path / ("train_32x32.mat" if name == "svhn" else "archive.tar.gz")
     write(path)

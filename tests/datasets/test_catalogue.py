@@ -13,23 +13,23 @@ IDX = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "kmnist"
 TAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}
 
 
-def test_every_data_set_that_parameters_allow_is_known() -> None:
+def test_every_data_set_that_parameters_allow_is_in_the_catalogue() -> None:
     assert {*CATALOGUE, "image_folder"} == set(get_args(DatasetName))
 
 
 @pytest.mark.parametrize("name", IDX)
-def test_idx_archives_and_mirrors_are_those_of_torchvision(name: str) -> None:
+def test_idx_archives_and_mirrors_equal_torchvisions(name: str) -> None:
     assert dict(CATALOGUE[name].archives) == dict(IDX[name].resources)
     assert list(CATALOGUE[name].mirrors) == IDX[name].mirrors
 
 
 @pytest.mark.parametrize("name", TAR)
-def test_tar_archives_and_mirrors_are_those_of_torchvision(name: str) -> None:
+def test_tar_archives_and_mirrors_equal_torchvisions(name: str) -> None:
     assert dict(CATALOGUE[name].archives) == {TAR[name].filename: TAR[name].tgz_md5}
     assert [mirror + TAR[name].filename for mirror in CATALOGUE[name].mirrors] == [TAR[name].url]
 
 
-def test_svhn_is_that_of_torchvision() -> None:
+def test_svhn_equals_torchvisions() -> None:
     (mirror,) = CATALOGUE["svhn"].mirrors
     listed = [datasets.SVHN.split_list[split] for split in ("train", "test")]
     assert [(mirror + file, file, md5) for file, md5 in CATALOGUE["svhn"].archives.items()] == [*map(tuple, listed)]

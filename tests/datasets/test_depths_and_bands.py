@@ -44,7 +44,7 @@ COLOURS = {
 @pytest.mark.parametrize("kind", COLOURS)
 @pytest.mark.parametrize("white", [None, 4095])
 @pytest.mark.filterwarnings("ignore")
-def test_colours_of_16_bits_are_scaled_by_their_white(kind: str, white: int | None) -> None:
+def test_sixteen_bit_colours_are_scaled_by_their_white_level(kind: str, white: int | None) -> None:
     content = COLOURS[kind]
     if "interlaced" in kind:  # the checksum of the header that was changed
         content = content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
@@ -52,19 +52,19 @@ def test_colours_of_16_bits_are_scaled_by_their_white(kind: str, white: int | No
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_compressed_colours_of_16_bits(order: str) -> None:
+def test_compressed_sixteen_bit_colours(order: str) -> None:
     raw = zlib.compress(DEEP.astype(f"{order}u2").tobytes())
     found = decode(tiff(DEEP, order=order, compression=8, raw=raw), Reading(3, white_level=4095)).pixels
     np.testing.assert_array_equal(found, scaled(DEEP, 4095))
 
 
-def test_grey_of_12_bits_reaches_white_by_its_own_depth() -> None:
+def test_twelve_bit_grey_is_scaled_by_its_own_depth() -> None:
     levels = np.array([[[0], [2048]], [[4095], [1]]], np.uint16)
     packed = bytes([0x00, 0x08, 0x00, 0xFF, 0xF0, 0x01])
     assert decode(tiff(levels, 1, bits=12, raw=packed), Reading(1)).pixels.tolist() == [[[0, 128], [255, 0]]]
 
 
-def test_grey_of_16_bits_of_which_12_are_used() -> None:
+def test_sixteen_bit_grey_that_uses_12_bits() -> None:
     content = png(2, 1, 16, 0, b"\0" + pair(4095, 2048))
     assert decode(content, Reading(1)).pixels.tolist() == [[[16, 8]]]
     assert decode(content, Reading(1, white_level=4095)).pixels.tolist() == [[[255, 128]]]
@@ -72,20 +72,20 @@ def test_grey_of_16_bits_of_which_12_are_used() -> None:
         decode(content, Reading(1, white_level=4000))
 
 
-def test_pictures_of_8_bits_do_not_care_for_the_white_of_deeper_ones() -> None:
+def test_the_white_level_does_not_affect_eight_bit_pictures() -> None:
     content = png(2, 1, 8, 0, b"\0" + bytes([7, 200]))
     assert decode(content, Reading(1, white_level=4095)).pixels.tolist() == [[[7, 200]]]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_where_white_is_zero_the_picture_is_inverted(dtype: type) -> None:
+def test_pictures_with_white_as_zero_are_inverted(dtype: type) -> None:
     top = np.iinfo(dtype).max
     levels = np.array([[[0], [top], [top // 255 * 100]]], dtype)
     assert decode(tiff(levels, 0), Reading(1)).pixels.tolist() == [[[255, 0, 155]]]
     assert decode(tiff(levels, 1), Reading(1)).pixels.tolist() == [[[0, 255, 100]]]
 
 
-def test_deep_pictures_that_are_dark_are_marked() -> None:
+def test_dark_deep_pictures_are_flagged() -> None:
     grey = png(2, 1, 16, 0, b"\0" + pair(4095, 7))
     for content in (grey, COLOURS["PNG"], COLOURS["TIFF"]):
         assert decode(content, Reading(3)).dim
@@ -93,7 +93,7 @@ def test_deep_pictures_that_are_dark_are_marked() -> None:
     assert not decode(png(2, 1, 8, 0, b"\0\1\2"), Reading(3)).dim
 
 
-def test_alpha_of_16_bits_is_laid_on_white_whatever_white_is() -> None:
+def test_sixteen_bit_alpha_is_composited_on_white_at_any_white_level() -> None:
     """Whether it has as many bits as the colours, or all 16."""
     for opaque in (4095, 65535):
         content = png(2, 1, 16, 6, b"\0" + pair(4095, 0, 0, opaque, 4095, 0, 0, 0))
@@ -130,20 +130,20 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.filterwarnings("ignore")
-def test_bands_and_numbers_of_another_kind_are_refused(case: str, channels: int) -> None:
+def test_unsupported_bands_and_number_types_are_refused(case: str, channels: int) -> None:
     content, message = REFUSED[case]
     with pytest.raises(UnusableError, match=message):
         decode(content, Reading(channels))
 
 
 @pytest.mark.parametrize("case", ["four bands", "five bands", "signed, 16 bits", "32 bits"])
-def test_they_are_refused_from_pillow_too(case: str) -> None:
+def test_unsupported_types_are_refused_from_pillow_too(case: str) -> None:
     content, message = REFUSED[case]
     with Image.open(io.BytesIO(content)) as image, pytest.raises(UnusableError, match=message):
         from_pillow(image, Reading(3))
 
 
-def test_a_loaded_picture_of_pillow_keeps_its_depth() -> None:
+def test_a_loaded_pillow_image_keeps_its_depth() -> None:
     levels = np.array([[[0], [2048]], [[4095], [1]]], np.uint16)
     with Image.open(io.BytesIO(tiff(levels, 1, bits=12, raw=bytes([0x00, 0x08, 0x00, 0xFF, 0xF0, 0x01])))) as image:
         image.load()
@@ -154,7 +154,7 @@ def test_a_loaded_picture_of_pillow_keeps_its_depth() -> None:
             from_pillow(image, Reading(3))
 
 
-def test_pages_of_a_picture_of_pillow_do_not_vanish() -> None:
+def test_pages_of_a_pillow_image_are_not_dropped() -> None:
     stream = io.BytesIO()
     Image.new("L", (2, 2)).save(stream, "TIFF", save_all=True, append_images=[Image.new("L", (2, 2), 255)])
     with Image.open(stream) as image:
@@ -164,14 +164,14 @@ def test_pages_of_a_picture_of_pillow_do_not_vanish() -> None:
         assert from_pillow(image.copy(), Reading(1)).pixels.min() == 255
 
 
-def test_a_picture_of_pillow_is_not_changed() -> None:
+def test_a_pillow_image_is_not_modified() -> None:
     with Image.open(io.BytesIO(png(4, 1, 2, 0, b"\0\x1b", chunk(b"tRNS", pair(1))))) as image:
         assert from_pillow(image, Reading(1)).pixels.tolist() == [[[0, 255, 170, 255]]]
         assert image.info["transparency"] == 1
 
 
 @pytest.mark.parametrize("fourth", [0, 255, None])
-def test_a_bitmap_of_32_bits_has_three_bands(fourth: int | None) -> None:
+def test_a_32_bit_bitmap_has_three_bands(fourth: int | None) -> None:
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels[..., 3] = [[1, 2], [3, 4]] if fourth is None else fourth
     stream = io.BytesIO()
@@ -183,18 +183,18 @@ def test_a_bitmap_of_32_bits_has_three_bands(fourth: int | None) -> None:
         assert decode(stream.getvalue(), Reading(3)).pixels.max() == 0
 
 
-def test_a_picture_that_pillow_would_cut_is_refused_from_pillow() -> None:
+def test_a_pillow_image_that_pillow_would_truncate_is_refused() -> None:
     with Image.open(io.BytesIO(COLOURS["PNG"])) as image, pytest.raises(UnusableError, match="pass the file instead"):
         from_pillow(image, Reading(3))
 
 
 @pytest.mark.parametrize("extra", [[1], [2]])
-def test_what_is_said_to_be_transparency_is(extra: list[int]) -> None:
+def test_a_band_declared_as_transparency_is_treated_as_such(extra: list[int]) -> None:
     pixels = np.array([[[10, 20, 30, 255], [0, 0, 0, 0]]], np.uint8)
     assert decode(tiff(pixels, extra=extra), Reading(3)).pixels.tolist() == [[[10, 255]], [[20, 255]], [[30, 255]]]
 
 
-def test_bands_of_8_bits_one_after_the_other() -> None:
+def test_planar_eight_bit_bands() -> None:
     found = decode(tiff(EIGHT[..., :3], planar=2), Reading(3)).pixels
     np.testing.assert_array_equal(found, EIGHT[..., :3].transpose(2, 0, 1))
 
@@ -211,7 +211,7 @@ WIDE_PNG = png(8, 4, 8, 0, b"".join(b"\0" + row.tobytes() for row in WIDE))
         ("pad", None, 0.0),
     ],
 )
-def test_a_picture_is_fit_as_asked(fit: Any, expected: list[list[int]] | None, cropped: float) -> None:
+def test_pictures_are_fitted_as_requested(fit: Any, expected: list[list[int]] | None, cropped: float) -> None:
     pixels, lost, _ = decode(WIDE_PNG, Reading(1, (4, 4), fit))
     picture = Image.fromarray(WIDE)
     if fit == "stretch":
@@ -247,13 +247,13 @@ MORE = {
 
 @pytest.mark.parametrize("case", MORE)
 @pytest.mark.filterwarnings("ignore")
-def test_what_tiffs_leave_open_is_not_guessed(case: str) -> None:
+def test_ambiguous_tiffs_are_refused(case: str) -> None:
     content, message = MORE[case]
     with pytest.raises(UnusableError, match=message):
         decode(content, Reading(1))
 
 
-def test_a_bitmap_of_16_bits_a_pixel_is_read() -> None:
+def test_a_bitmap_with_16_bits_per_pixel_is_read() -> None:
     header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 70, 0, 0, 66, 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0)
     masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
     content = header + masks + struct.pack("<HH", 0xF800, 0)

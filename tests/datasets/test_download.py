@@ -47,7 +47,7 @@ def test_every_source_leaves_the_same_bytes(tmp_path: Path, tiny: Any, from_mirr
     assert np.load(tmp_path / "raw4/test_labels.npy").tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
 
 
-def test_wrong_data_makes_way_for_the_next_source(
+def test_wrong_data_falls_back_to_the_next_source(
     tmp_path: Path, tiny: Any, from_mirror: Any, data_params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = tiny.write(tmp_path / "local")
@@ -62,7 +62,7 @@ def test_wrong_data_makes_way_for_the_next_source(
     assert f"{tmp_path / 'system'}: {tmp_path / 'system'} lacks t10k-labels-idx1-ubyte.gz" in said
 
 
-def test_if_none_serves_one_message_says_why_and_what_helps(
+def test_if_every_source_fails_one_message_says_why_and_what_to_do(
     tmp_path: Path, tiny: Any, from_mirror: Any, data_params: Params
 ) -> None:
     from_mirror.files = {}
@@ -101,7 +101,7 @@ def debian(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bin"
 
 
-def test_debian_serves(tmp_path: Path, tiny: Any, debian: Path, data_params: Params) -> None:
+def test_debians_archive_is_used(tmp_path: Path, tiny: Any, debian: Path, data_params: Params) -> None:
     assert download(data_params(), tmp_path / "raw", tmp_path / "downloads") == "Debian's archive"
     tiny.write(tmp_path / "local")
     download(data_params(), tmp_path / "from local", tmp_path / "downloads")
@@ -119,20 +119,24 @@ def test_debian_serves(tmp_path: Path, tiny: Any, debian: Path, data_params: Par
         ("exit 0", "apt-get download dataset-tiny left no file"),
     ],
 )
-def test_debian_fails(tmp_path: Path, debian: Path, data_params: Params, script: str, reason: str) -> None:
+def test_a_failure_of_debians_archive_is_reported(
+    tmp_path: Path, debian: Path, data_params: Params, script: str, reason: str
+) -> None:
     _program(debian, "apt-get", script)
     with pytest.raises(ConvaeError, match=f"Debian's archive: {reason}") as caught:
         download(data_params(), tmp_path / "raw", tmp_path / "downloads")
     assert "apt-get install dataset-tiny; or set data.dataset" in str(caught.value)
 
 
-def test_debian_is_absent(tmp_path: Path, debian: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_debian_tools_are_reported(
+    tmp_path: Path, debian: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConvaeError, match="Debian's archive: apt-get and dpkg-deb are not installed"):
         download(data_params(), tmp_path / "raw", tmp_path / "downloads")
 
 
-def test_digits_need_no_download_and_give_the_same_bytes_twice(tmp_path: Path, data_params: Params) -> None:
+def test_digits_need_no_download_and_are_reproducible(tmp_path: Path, data_params: Params) -> None:
     for name in ("one", "two"):
         assert download(data_params(dataset="digits"), tmp_path / name, tmp_path / "downloads") == "scikit-learn"
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")

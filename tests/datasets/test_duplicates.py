@@ -56,7 +56,7 @@ def changed(image: np.ndarray, change: str) -> np.ndarray:
     return np.asarray(picture).transpose(2, 0, 1)
 
 
-def test_duplicates_are_found_in_every_part_that_follows() -> None:
+def test_duplicates_are_found_in_every_later_part() -> None:
     random = np.random.default_rng(0)
     test, train, validation, more = (random.integers(0, 256, (n, 1, 4, 4), np.uint8) for n in (50, 200, 20, 30))
     train[[7, 9]] = test[3]  # twice: the first counts
@@ -78,7 +78,7 @@ def test_duplicates_are_found_in_every_part_that_follows() -> None:
     assert (many["images"], len(many["examples"])) == (50, 20)
 
 
-def test_the_same_picture_in_two_classes_is_found_in_and_across_parts() -> None:
+def test_the_same_picture_in_two_classes_is_found_within_and_across_parts() -> None:
     random = np.random.default_rng(0)
     test, train = (random.integers(0, 256, (n, 1, 4, 4), np.uint8) for n in (10, 40))
     parts = image_sets(test, test[:0], train)
@@ -97,7 +97,7 @@ def test_the_same_picture_in_two_classes_is_found_in_and_across_parts() -> None:
 
 
 @pytest.mark.parametrize("change", ["JPEG 90", "JPEG 75", "JPEG 50", "half", "blur", "crop", "shade"])
-def test_copies_that_differ_are_found_and_nothing_else(change: str) -> None:
+def test_altered_copies_are_found_and_nothing_else(change: str) -> None:
     train, test = scenes(300, 0), scenes(60, 1)
     copied = np.arange(0, 60, 3)
     test[copied] = [changed(train[5 * index], change) for index in copied]
@@ -122,7 +122,7 @@ def test_many_copies_of_a_picture_do_not_hide_each_other(copies: int) -> None:
     assert [pair[0] for pair in found["near_duplicates"]["test"]["examples"]] == [0, 1, 2, 3, 4]
 
 
-def test_images_of_one_kind_are_no_copies() -> None:
+def test_similar_images_are_not_copies() -> None:
     """Any two digits are near each other."""
     digits = load_digits().images.round().astype(np.uint8)[:, None] * 15
     for seed in range(3):
@@ -140,7 +140,7 @@ def test_flat_images_have_no_near_duplicates(shape: tuple[int, int, int]) -> Non
     assert describe(flat).any(axis=1).all()
 
 
-def test_a_rare_class_of_like_images_is_not_taken_for_copies() -> None:
+def test_a_rare_class_of_similar_images_is_not_mistaken_for_copies() -> None:
     """Five like images among many others: the nearest is no nearer than the fifth."""
     train, test = scenes(200, 0, channels=1), scenes(20, 1, channels=1)
     rare = (0.7 * scenes(1, 2, channels=1) + 0.3 * scenes(6, 3, channels=1)).astype(np.uint8)
@@ -148,7 +148,7 @@ def test_a_rare_class_of_like_images_is_not_taken_for_copies() -> None:
     assert find_duplicates(image_sets(test, train=train))["near_duplicates"]["test"]["images"] == 0
 
 
-def test_copies_of_validation_images_are_found_too_and_few_images_are_enough() -> None:
+def test_copies_of_validation_images_are_found_even_among_few_images() -> None:
     images = scenes(6, 0)
     validation = np.stack([changed(image, "JPEG 90") for image in images[:2]])
     found = find_duplicates(image_sets(images[:1], validation, images))["near_duplicates"]
@@ -159,7 +159,7 @@ def test_copies_of_validation_images_are_found_too_and_few_images_are_enough() -
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 9), (3, 2, 3), (1, 300, 5)])
-def test_images_of_any_size_are_described_in_whole_numbers_that_are_exact(shape: tuple[int, int, int]) -> None:
+def test_image_descriptors_are_exact_integers_for_any_size(shape: tuple[int, int, int]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, *shape), np.uint8)
     found = describe(images)
     assert np.array_equal(found, found.round())
@@ -168,7 +168,7 @@ def test_images_of_any_size_are_described_in_whole_numbers_that_are_exact(shape:
     assert (lengths > 3990).all() or shape == (1, 1, 1)
 
 
-def test_of_very_many_images_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_very_many_images_a_sample_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "MOST_PAIRS", 2000)
     train = scenes(200, 0)
     test = np.stack([changed(image, "JPEG 90") for image in train[:100]])
@@ -177,7 +177,7 @@ def test_of_very_many_images_some_are_looked_at(monkeypatch: pytest.MonkeyPatch)
     assert found["examples"][-1] == [99, "train", 99]
 
 
-def test_pieces_of_images_are_each_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_piece_of_the_images_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convae.datasets.shards.PIECE_BYTES", 20 * 3 * 32 * 32)
     train = scenes(200, 0)
     sharded = write_shards(str(tmp_path / "shards"), train.shape, [train])

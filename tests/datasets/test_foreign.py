@@ -95,7 +95,7 @@ KINDS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_other_kinds_are_told_by_pipeline_and_command_line(tmp_path: Path, case: str) -> None:
+def test_pipeline_and_command_line_name_other_file_types(tmp_path: Path, case: str) -> None:
     content, message = KINDS[case]
     (tmp_path / "train").mkdir()
     RGB.save(tmp_path / "train/1.png")
@@ -110,7 +110,7 @@ def test_other_kinds_are_told_by_pipeline_and_command_line(tmp_path: Path, case:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
-def test_pictures_are_not_taken_for_something_else(kind: str) -> None:
+def test_pictures_are_not_mistaken_for_other_file_types(kind: str) -> None:
     content = saved(kind)
     assert is_picture(content)
     assert what_it_is(content) == ""
@@ -119,14 +119,14 @@ def test_pictures_are_not_taken_for_something_else(kind: str) -> None:
 
 
 @pytest.mark.parametrize("end", range(0, 60, 3))
-def test_a_tiff_cut_anywhere_is_looked_at_safely(end: int) -> None:
+def test_a_truncated_tiff_is_inspected_safely(end: int) -> None:
     for first in (8, 0, 38, 2**32 - 1):
         content = tiff("<", new_subfile_type=1, width=1, sub_ifds=9)
         said = what_it_is((content[:4] + struct.pack("<I", first) + content[8:])[:end])
         assert said == "" or (first == 8 and end >= 46 and "raw" in said)
 
 
-def test_litter_is_known_by_name_alone() -> None:
+def test_litter_is_recognised_by_name() -> None:
     litter = ["Thumbs.db", "THUMBS.DB", "ehthumbs.db", "desktop.ini", "Icon\r", ".DS_Store", "._a.png", "@eaDir"]
     assert [name for name in litter if not is_litter(name)] == []
     assert [name for name in ("Thumbs", "icon", "thumbs.db.png", "_a.png", "desktop", "train") if is_litter(name)] == []

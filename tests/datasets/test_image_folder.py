@@ -63,7 +63,7 @@ def test_flat_folders_have_no_labels(tmp_path: Path) -> None:
     assert classes_of(files) == ()
 
 
-def test_names_are_sorted_bytewise_and_may_be_unicode_with_spaces(tmp_path: Path) -> None:
+def test_names_are_sorted_bytewise_and_may_contain_unicode_and_spaces(tmp_path: Path) -> None:
     names = ["Zebra/1.png", "é t é/1.png", "猫/ein Bild.png", "a b/1.png", "a/1.png", "a/B.png", "a/ä.png"]
     root = build(tmp_path, *names)
     paths = [path for _, _, path in listed(root)]
@@ -83,7 +83,7 @@ def test_hidden_entries_and_litter_are_ignored(tmp_path: Path) -> None:
     assert rejected == []
 
 
-def test_what_is_no_picture_is_rejected_with_its_reason(tmp_path: Path) -> None:
+def test_files_that_are_not_pictures_are_rejected_with_a_reason(tmp_path: Path) -> None:
     root = build(tmp_path / "root", "train/a/1.png", "train/b/1.png")
     folder = root / "train/a"
     outside = picture(tmp_path / "outside.png")
@@ -113,7 +113,7 @@ def test_what_is_no_picture_is_rejected_with_its_reason(tmp_path: Path) -> None:
     assert len({file.path for file in rejected}) == len(rejected)
 
 
-def test_a_link_that_stays_inside_is_a_picture(tmp_path: Path) -> None:
+def test_a_link_within_the_folder_is_a_picture(tmp_path: Path) -> None:
     root = build(tmp_path, "a/1.png", "b/1.png")
     (root / "a/2.png").symlink_to(root / "b/1.png")
     assert [path for _, _, path in listed(root)] == ["a/1.png", "a/2.png", "b/1.png"]
@@ -145,7 +145,7 @@ def test_a_link_that_stays_inside_is_a_picture(tmp_path: Path) -> None:
         (["train/a\tb/1.png", "train/b/1.png"], r"train/a\\tb: class names must be UTF-8 without control"),
     ],
 )
-def test_an_unclear_layout_is_an_error(tmp_path: Path, names: list[str], message: str) -> None:
+def test_an_ambiguous_layout_is_an_error(tmp_path: Path, names: list[str], message: str) -> None:
     for name in names:
         if name.endswith("/"):
             (tmp_path / name).mkdir(parents=True)

@@ -111,7 +111,7 @@ def refused(tmp_path: Path, data: DataParams) -> str:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("write", SPELLINGS, ids=lambda write: write.__name__)
-def test_every_spelling_in_every_folder(
+def test_every_spelling_is_found_in_every_folder(
     tmp_path: Path, tiny: Any, known: Callable[..., Dataset], data_params: Params, write: Any, folder: str
 ) -> None:
     known("mnist")
@@ -122,7 +122,7 @@ def test_every_spelling_in_every_folder(
     assert list(found) == ["test_images", "test_labels", "train_images", "train_labels"]
 
 
-def test_a_folder_that_has_all_is_preferred(
+def test_a_complete_folder_is_preferred(
     tmp_path: Path, tiny: Any, known: Callable[..., Dataset], data_params: Params
 ) -> None:
     known("mnist")
@@ -136,7 +136,7 @@ def test_a_folder_that_has_all_is_preferred(
 
 
 @pytest.mark.parametrize("trust", [False, True])
-def test_what_is_known_by_its_content_is_not_a_matter_of_trust(
+def test_trust_does_not_override_known_content(
     tmp_path: Path, tiny: Any, known: Callable[..., Dataset], data_params: Params, trust: bool
 ) -> None:
     dataset = known("mnist")
@@ -152,7 +152,7 @@ def test_what_is_known_by_its_content_is_not_a_matter_of_trust(
 
 
 @pytest.mark.parametrize("write", SPELLINGS, ids=lambda write: write.__name__)
-def test_where_an_archive_alone_is_known_one_may_say_that_another_is_right(
+def test_archives_known_only_by_their_md5_can_be_trusted(
     tmp_path: Path, tiny: Any, known: Callable[..., Dataset], data_params: Params, write: Any
 ) -> None:
     dataset = known("kmnist")
@@ -191,7 +191,7 @@ UNTRUSTED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", UNTRUSTED)
-def test_trust_leaves_all_other_checks(
+def test_trust_keeps_all_other_checks(
     tmp_path: Path, tiny: Any, known: Callable[..., Dataset], data_params: Params, case: str
 ) -> None:
     damage, message = UNTRUSTED[case]

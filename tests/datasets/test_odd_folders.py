@@ -60,7 +60,7 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names_are_kept_to_the_letter(tmp_path: Path, data_params: Params, name: str) -> None:
+def test_odd_names_are_kept_verbatim(tmp_path: Path, data_params: Params, name: str) -> None:
     classes(tmp_path / "local", name, "other")
     picture(tmp_path / "local/train/other" / f"{name}.png")
     run(data_params(**FOLDER), tmp_path)
@@ -135,7 +135,7 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
-def test_one_line_says_what_is_wrong(tmp_path: Path, data_params: Params, case: str) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, data_params: Params, case: str) -> None:
     damage, message = LAYOUTS[case]
     damage(classes(tmp_path / "local", "a", "b"))
     (tmp_path / "prepared").mkdir()
@@ -175,7 +175,7 @@ def test_a_folder_is_never_a_rejected_file(tmp_path: Path, data_params: Params, 
     assert str(refusal.value).isprintable()
 
 
-def test_links_to_nowhere_beside_pictures_without_labels_are_rejected_files(tmp_path: Path) -> None:
+def test_dangling_links_next_to_unlabelled_pictures_are_rejected(tmp_path: Path) -> None:
     for index in range(3):
         picture(tmp_path / f"train/{index}.png")
     dangling(tmp_path / "train/4.png")
@@ -184,7 +184,7 @@ def test_links_to_nowhere_beside_pictures_without_labels_are_rejected_files(tmp_
 
 
 @pytest.mark.parametrize("root", ["/dev/null", "a" * 300, "train/a/0.png"])
-def test_a_root_that_is_no_folder_is_refused(
+def test_a_root_that_is_not_a_folder_is_refused(
     tmp_path: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     monkeypatch.chdir(classes(tmp_path / "local", "a", "b"))
@@ -195,7 +195,7 @@ def test_a_root_that_is_no_folder_is_refused(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("name", ["train/a/0.png", "train/a", "train"])
-def test_what_may_not_be_read_is_told(tmp_path: Path, data_params: Params, name: str) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, data_params: Params, name: str) -> None:
     path = classes(tmp_path / "local", "a", "b") / name
     mode = path.stat().st_mode
     path.chmod(0)
@@ -225,7 +225,7 @@ def test_tens_of_thousands_of_files_are_listed(tmp_path: Path) -> None:
     shutil.rmtree(root)  # pytest would keep them
 
 
-def test_pictures_that_are_all_alike_are_prepared_and_counted(tmp_path: Path, data_params: Params) -> None:
+def test_identical_pictures_are_prepared_and_counted(tmp_path: Path, data_params: Params) -> None:
     many(tmp_path / "local", 10_000)
     run(data_params(**FOLDER | {"test_size": 0.1}), tmp_path)
     duplicates = read_json(tmp_path / "prepared/description.json")["duplicates"]

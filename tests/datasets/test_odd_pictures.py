@@ -91,7 +91,7 @@ def test_pixels(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.JPEG", "photo.tif", "photo", "photo.txt", "photo.png.bmp"])
-def test_the_content_counts_and_not_the_name(tmp_path: Path, name: str) -> None:
+def test_the_content_decides_not_the_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(PIXEL)
     assert read_picture(tmp_path / name, Reading(3)).ravel().tolist() == [1, 2, 3]
 
@@ -123,7 +123,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.filterwarnings("ignore")
-def test_refused(case: str) -> None:
+def test_odd_pictures_are_refused(case: str) -> None:
     content, message = REFUSED[case]
     tracemalloc.start()
     with pytest.raises(UnusableError, match=message) as reason:
@@ -136,7 +136,7 @@ def test_refused(case: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
 @pytest.mark.filterwarnings("ignore")
-def test_what_was_cut_off_anywhere_is_refused(kind: str) -> None:
+def test_truncated_pictures_are_refused(kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind)
@@ -153,6 +153,6 @@ def test_every_mode_is_converted(mode: str, channels: int) -> None:
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("I", 1), ("F", 3), ("LAB", 1), ("La", 1), ("La", 3)])
-def test_modes_without_a_way_to_grey_or_colour_are_refused(mode: str, channels: int) -> None:
+def test_modes_that_cannot_become_grey_or_colour_are_refused(mode: str, channels: int) -> None:
     with pytest.raises(UnusableError):
         from_pillow(Image.new(mode, (3, 2)), Reading(channels))

@@ -93,7 +93,7 @@ def test_palettes_are_resolved() -> None:
 
 
 @pytest.mark.parametrize("color", ["RGBA", "LA", "P", "tRNS"])
-def test_what_is_transparent_is_laid_on_white(color: str) -> None:
+def test_transparency_is_composited_on_white(color: str) -> None:
     options: dict[str, Any] = {}
     if color == "P":
         image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
@@ -115,7 +115,7 @@ def test_half_transparent_black_on_white_is_grey() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-def test_cmyk_has_the_right_sense(kind: str) -> None:
+def test_cmyk_is_not_inverted(kind: str) -> None:
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red: no cyan, full magenta and yellow
     red, green, blue = decode(encoded(image, kind), 3, (4, 4)).mean(axis=(1, 2))
     assert red > 250
@@ -148,14 +148,14 @@ def test_several_frames_are_refused(kind: str) -> None:
         decode(content, 3)
 
 
-def test_of_a_phone_s_jpeg_with_previews_the_photo_is_read() -> None:
+def test_the_photo_of_a_phones_jpeg_with_previews_is_read() -> None:
     photo, preview = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
     red, green, blue = decode(encoded(photo, "MPO", save_all=True, append_images=[preview]), 3).mean(axis=(1, 2))
     assert red > 250
     assert max(green, blue) < 5
 
 
-def test_the_largest_centred_part_is_taken() -> None:
+def test_the_largest_centred_crop_is_taken() -> None:
     wide = np.zeros((4, 12), np.uint8)
     wide[:, 4:8] = 200  # the middle square of three
     assert np.unique(decode(encoded(wide), 1, (4, 4))).tolist() == [200]
@@ -170,7 +170,7 @@ def test_scaling_is_antialiased() -> None:
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
-def test_any_size_becomes_any_size(height: int, width: int, rows: int, columns: int) -> None:
+def test_any_size_can_be_resized_to_any_size(height: int, width: int, rows: int, columns: int) -> None:
     pixels = decode(encoded(np.full((height, width), 77, np.uint8)), 1, (rows, columns))
     assert pixels.shape == (1, rows, columns)
     assert np.unique(pixels).tolist() == [77]
@@ -183,7 +183,7 @@ def _bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + struct.pack(">I", 100) + b"IDAT"
 
 
-def test_a_picture_of_too_many_pixels_is_refused() -> None:
+def test_a_picture_with_too_many_pixels_is_refused() -> None:
     with pytest.raises(UnusableError, match="too many pixels: "):
         decode(_bomb(30_000), 3, (12, 8))
     with (
@@ -205,7 +205,7 @@ def test_a_picture_of_too_many_pixels_is_refused() -> None:
         (encoded(RGB, "PPM"), "a PNM image; save it as PNG"),
     ],
 )
-def test_damage_and_foreign_formats_are_refused(content: bytes, reason: str) -> None:
+def test_damaged_files_and_other_formats_are_refused(content: bytes, reason: str) -> None:
     with pytest.raises(UnusableError, match=reason) as caught:
         decode(content, 3, (12, 8))
     assert "0x" not in str(caught.value)

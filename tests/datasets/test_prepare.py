@@ -32,7 +32,7 @@ def run(data: DataParams, tmp_path: Path, seed: int = 0, name: str = "prepared")
     return read_json(tmp_path / name / "description.json")
 
 
-def test_digits_are_divided_in_three(tmp_path: Path, data_params: Params) -> None:
+def test_digits_are_split_in_three(tmp_path: Path, data_params: Params) -> None:
     summary = run(data_params(dataset="digits"), tmp_path)
     assert summary == read_json(tmp_path / "prepared/description.json")
     assert summary["shape"] == [1, 8, 8]
@@ -71,7 +71,7 @@ def test_given_test_images_stay_as_they_are(tmp_path: Path, tiny: Any, data_para
     np.testing.assert_array_equal(test.labels, np.load(tmp_path / "raw/test_labels.npy"))
 
 
-def test_unlabelled_images_stay_apart(tmp_path: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabelled_images_stay_separate(tmp_path: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     known = catalogue.CATALOGUE["stl10"]
     dataset = replace(known, shape=(3, 4, 4), images={"train": 40, "test": 10, "unlabelled": 25})
     monkeypatch.setitem(catalogue.CATALOGUE, "stl10", dataset)  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def test_missing_raw_images_are_an_error(tmp_path: Path, data_params: Params) ->
         ({"validation_size": 2}, "data.validation_size = 2: 2 and 38 images cannot each hold 3 classes"),
     ],
 )
-def test_an_impossible_division_leaves_earlier_results(
+def test_an_impossible_split_leaves_earlier_results_alone(
     tmp_path: Path, tiny: Any, data_params: Params, change: dict[str, Any], message: str
 ) -> None:
     tiny.write(tmp_path / "local")
@@ -152,7 +152,7 @@ def test_an_image_folder_becomes_image_sets(tmp_path: Path, pictures: Path, fold
     assert hashes(tmp_path / "prepared") == hashes(tmp_path / "again")
 
 
-def test_what_is_lost_of_pictures_is_written_down(tmp_path: Path, folder_params: Params) -> None:
+def test_cropping_and_clipping_are_recorded(tmp_path: Path, folder_params: Params) -> None:
     """Strips of 12 bits: by default dark and cropped, by parameters whole and of full range."""
     for index in range(30):
         path = tmp_path / f"local/train/{'ab'[index % 2]}/{index}.png"

@@ -24,7 +24,7 @@ PIXELS = bytes(range(12))
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_idx_gives_the_array(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+def test_idx_is_read_as_an_array(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     (tmp_path / "file").write_bytes(pack(HEADER + PIXELS))
     array = read_idx(tmp_path / "file", (3, 4))
     assert array.dtype == np.uint8
@@ -49,7 +49,7 @@ def test_idx_gives_the_array(tmp_path: Path, pack: Callable[[bytes], bytes]) -> 
         (b"\x1f\x8b" + bytes(100), "damaged gzip file"),
     ],
 )
-def test_idx_damage_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_idx_damage_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ConvaeError, match=message):
         read_idx(tmp_path / "file", (3, 4))
@@ -68,7 +68,7 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     assert peak < 1 << 20
 
 
-def test_digits_are_those_of_the_catalogue(tmp_path: Path) -> None:
+def test_digits_match_the_catalogue(tmp_path: Path) -> None:
     ((split, images, labels),) = read(CATALOGUE["digits"], {}, tmp_path)
     assert (split, images.shape, images.max()) == ("train", (1797, 1, 8, 8), 255)
     assert labels is not None
@@ -138,9 +138,7 @@ def test_nothing_is_unpickled_before_the_checksum_is_right(tmp_path: Path) -> No
     assert not (tmp_path / "scratch").exists()
 
 
-def test_only_the_members_that_are_known_are_unpacked(
-    tmp_path: Path, cifar: tuple[dict[str, bytes], np.ndarray]
-) -> None:
+def test_only_known_members_are_unpacked(tmp_path: Path, cifar: tuple[dict[str, bytes], np.ndarray]) -> None:
     path = _tar(tmp_path / "cifar.tar.gz", {"../outside": b"x", "cifar-10-batches-py/extra": b"x"} | cifar[0])
     dataset = _known(CATALOGUE["cifar10"], path, images={"train": 4, "test": 2})
     assert len(list(read(dataset, {path.name: path}, tmp_path / "scratch"))) == 2
@@ -148,7 +146,7 @@ def test_only_the_members_that_are_known_are_unpacked(
     assert not (tmp_path / "scratch/cifar-10-batches-py/extra").exists()
 
 
-def test_links_in_an_archive_get_nowhere(tmp_path: Path, cifar: tuple[dict[str, bytes], np.ndarray]) -> None:
+def test_links_in_an_archive_are_not_followed(tmp_path: Path, cifar: tuple[dict[str, bytes], np.ndarray]) -> None:
     path = tmp_path / "cifar.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         link = tarfile.TarInfo("cifar-10-batches-py")
@@ -192,7 +190,7 @@ def test_stl10_images_are_stored_column_by_column(tmp_path: Path) -> None:
     assert [None if labels is None else labels.tolist() for _, _, labels in found] == [[0, 9], [4], None]
 
 
-def test_labels_beyond_the_classes_are_refused(tmp_path: Path, tiny: Any) -> None:
+def test_labels_outside_the_classes_are_refused(tmp_path: Path, tiny: Any) -> None:
     folder = tiny.write(tmp_path)
     dataset = replace(tiny.dataset, classes=("a", "b"))
     with pytest.raises(ConvaeError, match="the train labels are 0 to 2, expected 0 to 1"):

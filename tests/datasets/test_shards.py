@@ -40,7 +40,7 @@ def run(data: DataParams, folder: Path) -> Path:
     return folder / "prepared"
 
 
-def test_slices_and_rows_are_those_of_an_array(written: ShardedImages) -> None:
+def test_shards_index_like_an_array(written: ShardedImages) -> None:
     rows = np.array([49, 3, 3, 17])
     for some in (written, ShardedImages(written.address, np.arange(0, 50, 3), written.hashes)):
         array = PIXELS[some.index]
@@ -52,14 +52,14 @@ def test_slices_and_rows_are_those_of_an_array(written: ShardedImages) -> None:
         assert [some.rows_of(piece).stop for piece in range(6)] == [some.rows_of(piece).start for piece in range(1, 7)]
 
 
-def test_a_sample_is_spread_over_all(written: ShardedImages) -> None:
+def test_a_sample_covers_all_shards(written: ShardedImages) -> None:
     sample = written.sample(3 * shards.PIECE_BYTES)
     np.testing.assert_array_equal(sample, PIXELS[[*range(8), *range(24, 32), *range(48, 50)]])
     np.testing.assert_array_equal(written.sample(10**9), PIXELS)
     np.testing.assert_array_equal(written.sample(1), PIXELS[:8])
 
 
-def test_writers_share_an_array_and_what_never_comes_is_black(tmp_path: Path) -> None:
+def test_writers_share_an_array_and_missing_images_are_black(tmp_path: Path) -> None:
     address, expected = str(tmp_path / "shards"), PIXELS.copy()
     expected[[0, 20, 49]] = 0
     create_shards(address, PIXELS.shape)
@@ -73,7 +73,7 @@ def test_writers_share_an_array_and_what_never_comes_is_black(tmp_path: Path) ->
     np.testing.assert_array_equal(ShardedImages(address, np.arange(50), hashes)[:], expected)
 
 
-def test_what_is_there_already_stays(written: ShardedImages) -> None:
+def test_existing_shards_are_kept(written: ShardedImages) -> None:
     pieces = sorted(Path(written.address).rglob("c/*/0/0/0"))
     pieces[1].write_bytes(bytes(len(pieces[1].read_bytes())))
     before = [piece.stat().st_mtime_ns for piece in pieces]
@@ -84,7 +84,7 @@ def test_what_is_there_already_stays(written: ShardedImages) -> None:
     np.testing.assert_array_equal(other[:], PIXELS[:20])
 
 
-def test_digits_in_pieces_are_the_digits(tmp_path: Path, data_params: Params) -> None:
+def test_sharded_digits_are_the_digits(tmp_path: Path, data_params: Params) -> None:
     whole = run(data_params(dataset="digits"), tmp_path / "whole")
     pieces = run(data_params(dataset="digits", shards=str(tmp_path / "shards")), tmp_path / "pieces")
     for part in ("train", "validation", "test", "unlabelled"):
@@ -96,7 +96,7 @@ def test_digits_in_pieces_are_the_digits(tmp_path: Path, data_params: Params) ->
     assert not (pieces / "train/images.npy").exists()
 
 
-def test_pictures_in_pieces_are_the_pictures(tmp_path: Path, data_params: Params) -> None:
+def test_sharded_pictures_are_the_pictures(tmp_path: Path, data_params: Params) -> None:
     for index, pixels in enumerate(PIXELS[:40].transpose(0, 2, 3, 1)):
         path = tmp_path / f"local/{'ab'[index % 2]}/{index:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def test_pictures_in_pieces_are_the_pictures(tmp_path: Path, data_params: Params
     assert (whole / "train/paths.txt").read_bytes() == (pieces / "train/paths.txt").read_bytes()
 
 
-def test_an_object_store_is_a_folder_as_well(
+def test_an_object_store_works_like_a_folder(
     tmp_path: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "PIECE_BYTES", 300 * 64)  # each is some requests
@@ -131,7 +131,7 @@ def test_an_object_store_is_a_folder_as_well(
             run(data_params(dataset="digits", shards="s3://nowhere/images"), tmp_path)
 
 
-def test_a_piece_that_is_missing_or_another_is_told(written: ShardedImages) -> None:
+def test_a_missing_or_wrong_shard_is_reported(written: ShardedImages) -> None:
     piece = Path(written.address) / "c/2/0/0/0"
     content = piece.read_bytes()
     piece.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -151,7 +151,7 @@ def test_a_piece_that_is_missing_or_another_is_told(written: ShardedImages) -> N
 
 
 @pytest.mark.parametrize("other", [{"compressors": "auto"}, {"dtype": "float32"}, {"zarr_format": 2}])
-def test_what_prepare_does_not_write_is_not_read(written: ShardedImages, other: dict[str, Any]) -> None:
+def test_files_not_written_by_prepare_are_not_read(written: ShardedImages, other: dict[str, Any]) -> None:
     kept: dict[str, Any] = {"shape": PIXELS.shape, "chunks": (8, 2, 3, 4), "dtype": "uint8", "overwrite": True}
     zarr.create_array(written.address, **kept | other)
     with pytest.raises(ConvaeError, match="not an array of images as `prepare` writes them"):

@@ -15,14 +15,14 @@ def part(labels: np.ndarray | None, count: int = 0, index: np.ndarray | None = N
     return Part(images, labels, np.arange(total) if index is None else index)
 
 
-def test_each_class_gives_its_part() -> None:
+def test_splits_are_stratified() -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [100, 200, 300, 400]))
     kept, held = hold_out(part(labels), CLASSES, 0.1, 0, "data.test_size")
     assert np.bincount(labels[held.index]).tolist() == [10, 20, 30, 40]
     assert np.bincount(labels[kept.index]).tolist() == [90, 180, 270, 360]
 
 
-def test_the_draw_depends_on_the_seed_alone_and_keeps_the_order() -> None:
+def test_the_split_depends_only_on_the_seed_and_keeps_the_order() -> None:
     labels = np.arange(200) % 4
     draws = [hold_out(part(labels), CLASSES, 40, seed, "data.test_size")[1].index for seed in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
@@ -30,13 +30,13 @@ def test_the_draw_depends_on_the_seed_alone_and_keeps_the_order() -> None:
     assert (np.diff(draws[0]) > 0).all()
 
 
-def test_without_labels_it_is_drawn_at_random() -> None:
+def test_without_labels_the_split_is_random() -> None:
     kept, held = hold_out(part(None, 100), (), 0.25, 0, "data.test_size")
     assert len(held.index) == 25
     assert np.union1d(kept.index, held.index).tolist() == list(range(100))
 
 
-def test_only_the_images_of_the_part_are_divided() -> None:
+def test_only_the_images_of_the_part_are_split() -> None:
     index = np.arange(1, 200, 2)
     kept, held = hold_out(part(np.arange(200) // 50, index=index), CLASSES, 20, 3, "data.test_size")
     np.testing.assert_array_equal(np.union1d(kept.index, held.index), index)
@@ -70,6 +70,6 @@ def test_halves_are_disjoint_complete_and_of_the_right_size(counts: list[int], s
         ([], 1, r"0 image\(s\) can't be split, at least 2 are needed"),
     ],
 )
-def test_impossible_divisions_name_the_parameter(labels: list[int], size: float, message: str) -> None:
+def test_impossible_splits_name_the_parameter(labels: list[int], size: float, message: str) -> None:
     with pytest.raises(ConvaeError, match=f"data.validation_size = {size}: {message}"):
         hold_out(part(np.array(labels, np.int64)), CLASSES, size, 0, "data.validation_size")

@@ -129,7 +129,7 @@ def refused(params: Params, encoder: Encoder, digits: Path, tmp_path: Path) -> C
 
 
 @pytest.mark.parametrize("case", ARRAYS)
-def test_arrays(refused: Callable[[str], None], tmp_path: Path, case: str) -> None:
+def test_invalid_arrays_are_refused(refused: Callable[[str], None], tmp_path: Path, case: str) -> None:
     name, damage, message = ARRAYS[case]
     path = tmp_path / "features" / name
     np.save(path, damage(np.load(path)))
@@ -137,7 +137,7 @@ def test_arrays(refused: Callable[[str], None], tmp_path: Path, case: str) -> No
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_files(refused: Callable[[str], None], tmp_path: Path, case: str) -> None:
+def test_damaged_files_are_refused(refused: Callable[[str], None], tmp_path: Path, case: str) -> None:
     name, damage, message = FILES[case]
     damage(tmp_path / name)
     refused(message)

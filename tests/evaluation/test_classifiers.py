@@ -65,7 +65,7 @@ def test_every_candidate_is_tried_and_the_best_is_kept():
     assert estimator.n_neighbors == 3
 
 
-def test_the_first_of_equals_is_kept():
+def test_ties_keep_the_first_candidate():
     train, y, validation, y_validation = split(2)
     params = make_classifier_params("ridge", alpha=[2.0, 1.0, 3.0])
     estimator, candidates = fit_best(params, train, y, validation, y_validation, 0)
@@ -85,7 +85,7 @@ WEIGHTED = [kind for kind in CLASSIFIERS if kind not in ("k_nearest_neighbors", 
 
 
 @pytest.mark.parametrize("kind", WEIGHTED)
-def test_balanced_weights_let_a_rare_class_be_found(kind):
+def test_balanced_weights_find_a_rare_class(kind):
     settings = {"C": [1.0]} if "C" in SETTINGS[kind] else {}
     recall = {}
     for weight in (None, "balanced"):
@@ -98,7 +98,7 @@ def test_balanced_weights_let_a_rare_class_be_found(kind):
 
 
 @pytest.mark.parametrize("figure", ["accuracy", "balanced_accuracy", "macro_f1"])
-def test_the_figure_that_is_named_chooses(figure):
+def test_the_configured_metric_selects_the_settings(figure):
     candidates = [1e-4, 1e-2, 1.0]
     params = make_classifier_params("linear_svm", CHOICE | {"select_by": figure}, C=candidates)
     train, y, validation, _ = imbalanced()
@@ -116,7 +116,7 @@ def test_the_figure_that_is_named_chooses(figure):
     assert round(score(y, estimator.predict(validation)), 6) == max(values)
 
 
-def test_logistic_regression_is_fitted_with_increasing_c_and_keeps_its_own():
+def test_logistic_regression_is_fitted_with_increasing_c_and_keeps_the_best():
     params = make_classifier_params("logistic_regression", C=[1.0, 1e-6, 0.01])
     estimator, candidates = fit_best(params, *split(), 0)
     assert [candidate["C"] for candidate in candidates] == [1e-6, 0.01, 1.0]
@@ -125,7 +125,7 @@ def test_logistic_regression_is_fitted_with_increasing_c_and_keeps_its_own():
     assert estimator.C == best["C"] != 1e-6
 
 
-def test_the_same_seed_gives_the_same_mlp_and_leaves_the_validation_images_alone():
+def test_the_same_seed_gives_the_same_mlp_regardless_of_validation_images():
     train, y, validation, y_validation = split()
     params = make_classifier_params("mlp")
     first, _ = fit_best(params, train, y, validation, y_validation, 0)
@@ -136,7 +136,7 @@ def test_the_same_seed_gives_the_same_mlp_and_leaves_the_validation_images_alone
     assert not np.array_equal(first.coefs_[0], other.coefs_[0])
 
 
-def test_a_solver_that_stops_early_is_marked_and_does_not_warn(monkeypatch):
+def test_a_solver_that_stops_early_is_flagged_without_a_warning(monkeypatch):
     monkeypatch.setattr(logistic_regression, "ITERATIONS", 3)
     train, y, validation, y_validation = split()
     params = make_classifier_params("logistic_regression", C=[1.0])
@@ -159,14 +159,14 @@ def test_a_class_without_training_images_is_never_predicted(kind):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("part", ["training", "validation"])
-def test_features_that_are_not_finite_are_refused(value, part):
+def test_non_finite_features_are_refused(value, part):
     train, y, validation, y_validation = (array.copy() for array in split())
     (train if part == "training" else validation)[17, 3] = value
     with pytest.raises(ConvaeError, match=f"features of {part} image 17 hold NaN or infinity"):
         fit_best(make_classifier_params("ridge"), train, y, validation, y_validation, 0)
 
 
-def test_features_that_are_all_alike_are_refused_but_single_constant_features_are_not():
+def test_constant_features_are_refused_only_if_all_are_constant():
     train, y, validation, y_validation = (array.copy() for array in split())
     train[:, :10] = 0
     fit_best(make_classifier_params("ridge"), train, y, validation, y_validation, 0)
@@ -175,7 +175,7 @@ def test_features_that_are_all_alike_are_refused_but_single_constant_features_ar
         fit_best(make_classifier_params("ridge"), train, y, validation, y_validation, 0)
 
 
-def test_one_class_is_refused():
+def test_a_single_class_is_refused():
     train, y, validation, y_validation = split()
     with pytest.raises(ConvaeError, match="at least two"):
         fit_best(make_classifier_params("ridge"), train, np.zeros_like(y), validation, y_validation, 0)
@@ -183,7 +183,7 @@ def test_one_class_is_refused():
         fit_best(make_classifier_params("ridge"), train[:1], y[:1], validation, y_validation, 0)
 
 
-def test_a_setting_that_does_not_suit_the_data_is_one_line():
+def test_a_setting_that_the_data_rule_out_is_refused_in_one_line():
     train, y, validation, y_validation = split()
     params = make_classifier_params("k_nearest_neighbors", n_neighbors=[10_000])
     with pytest.raises(ConvaeError, match="k_nearest_neighbors, n_neighbors = 10000: ") as caught:
@@ -220,13 +220,13 @@ def fit_beyond_memory(folder, kind):
     return subprocess.run([sys.executable, "-c", BEYOND_MEMORY, *arguments], capture_output=True, text=True)
 
 
-def test_logistic_regression_needs_no_room_for_the_features(tmp_path):
+def test_logistic_regression_does_not_load_all_features(tmp_path):
     done = fit_beyond_memory(tmp_path, "logistic_regression")
     assert not done.returncode, done.stderr
     assert float(done.stdout) > 0.99
     assert "0.3 GB of training features: logistic_regression reads them from disk in pieces" in done.stderr
 
 
-def test_a_classifier_that_needs_the_features_in_memory_says_so(tmp_path):
+def test_a_classifier_that_needs_all_features_in_memory_says_so(tmp_path):
     done = fit_beyond_memory(tmp_path, "ridge")
     assert "classifier.kind = ridge: needs 0.3 GB of training features in memory; logistic_regression" in done.stderr

@@ -56,13 +56,13 @@ def found(metrics=TEST, health=HEALTH, **description):
         ({"copying": HEALTH["copying"] | {"reconstruction_mse": 0.6}}, ["no better than the mean image"]),
     ],
 )
-def test_what_is_doubtful_of_an_encoder_is_said(changes, words):
+def test_doubts_about_an_encoder_are_reported(changes, words):
     texts = found(health=HEALTH | changes)
     assert len(texts) == len(words)
     assert all(word in text for word, text in zip(words, texts, strict=True))
 
 
-def test_pictures_of_which_little_is_left_are_told():
+def test_heavily_cropped_pictures_are_reported():
     assert found(cropped=1 / 3, levels=(100, 165)) == []
     (text,) = found(cropped=0.8)
     assert text.startswith(
@@ -72,14 +72,14 @@ def test_pictures_of_which_little_is_left_are_told():
     assert text.startswith("The training images use only the levels 0 to 15 of 0 to 255. If their files use fewer bits")
 
 
-def test_files_that_are_left_out_and_dark_ones_are_told():
+def test_skipped_and_dark_files_are_reported():
     (text,) = found(rejected=[{"path": "train/a/x.jpg", "reason": "an HEIC photo; save it as PNG"}] * 2)
     assert text.startswith("Files that were skipped: 2, such as train/a/x.jpg (an HEIC photo; save it as PNG). data")
     (text,) = found(dim=6)
     assert "brighter than a quarter of white: 6 of 157. If their files use fewer" in text
 
 
-def test_an_accuracy_that_looks_at_nothing_is_told():
+def test_an_accuracy_no_better_than_the_majority_is_reported():
     for accuracy, count in ((0.99, 1), (0.98, 1), (0.991, 0)):
         texts = found(TEST | {"accuracy": accuracy, "majority_accuracy": 0.99})
         assert len(texts) == count
@@ -96,13 +96,13 @@ def test_an_accuracy_that_looks_at_nothing_is_told():
         (["a", "b\n\x1b[2J", "c", "d", "e"], r"'a', 'b\n\x1b[2J', 'c' and 2 more"),
     ],
 )
-def test_classes_that_are_never_found_are_named(names, shown):
+def test_classes_that_are_never_predicted_right_are_named(names, shown):
     (text,) = found(TEST | {"never_found": names})
     assert text.startswith(f"No test image of {shown} is recognised; ")
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-def test_a_part_without_a_class_or_with_few_of_it_is_told(part):
+def test_missing_and_rare_classes_in_a_part_are_reported(part):
     name = "training" if part == "train" else part
     assert found(**{part: (5, 9)}) == []
     (lacking,) = found(**{part: (0, 9)})
@@ -112,7 +112,7 @@ def test_a_part_without_a_class_or_with_few_of_it_is_told(part):
     assert few.startswith(f"Fewer than 5 {name} images of 'c', 'd', 'e' and 1 more (4 of 6 classes). ")
 
 
-def test_copies_are_counted_among_how_many():
+def test_copies_are_reported_with_the_total():
     test = {"images": 3, "parts": {"validation": 1, "train": 2, "unlabelled": 0}}
     (text,) = found(duplicates={"test": test})
     assert text.startswith(
@@ -127,13 +127,13 @@ def test_copies_are_counted_among_how_many():
     assert text.startswith("Images that occur in two or more classes, pixel for pixel: 2 of 157. ")
 
 
-def test_images_without_labels_can_be_doubtful_too():
+def test_concerns_cover_unlabelled_images():
     assert found({}, train=None, validation=None, test=None) == []
     (text,) = found({}, train=None, validation=None, test=None, near_duplicates={"test": {"looked_at": 7, "images": 7}})
     assert ": 7 of 7. " in text
 
 
-def test_what_an_accuracy_is_read_with_is_one_line():
+def test_the_baselines_of_an_accuracy_fit_on_one_line():
     test = {"balanced_accuracy": 0.5, "worst_recall": 0.0, "majority_accuracy": 0.99, "worst_class": "a\nb"}
     assert beside_accuracy(test) == (
         r"balanced 50.00 %, lowest recall 0.00 % (a\nb), always the commonest class 99.00 %"

@@ -28,7 +28,7 @@ def run(params, encoder, digits, tmp_path):
     return run
 
 
-def test_every_figure_follows_from_the_predictions(run, encoder, digits):
+def test_every_metric_follows_from_the_predictions(run, encoder, digits):
     metrics, out = run()
     truth = np.load(digits / "test/labels.npy")
     table = pd.read_parquet(out / "test.parquet")
@@ -54,7 +54,7 @@ def test_every_figure_follows_from_the_predictions(run, encoder, digits):
     assert pd.read_csv(out / "reports/per_class.csv")["support"].sum() == 100
 
 
-def test_the_saved_classifier_predicts_what_was_reported(run, tmp_path, experiment):
+def test_the_saved_classifier_reproduces_the_reported_predictions(run, tmp_path, experiment):
     _, out = run()
     estimator, description = load_classifier(out / "classifier")
     prediction = estimator.predict(np.load(tmp_path / "features/test.npy"))
@@ -78,7 +78,7 @@ def test_two_runs_write_the_same_bytes(run):
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
-def test_test_images_are_predicted_once_and_change_no_choice(run, digits, tmp_path, monkeypatch):
+def test_test_images_are_predicted_once_and_never_used_for_selection(run, digits, tmp_path, monkeypatch):
     _, out = run("first")
     seen = []
     score = module.class_scores
@@ -100,7 +100,7 @@ def test_a_classifier_without_probabilities_reports_a_margin(run, experiment):
     assert metrics["test"]["accuracy"] > 0.5
 
 
-def test_a_class_that_is_never_found_is_named(run, digits, tmp_path):
+def test_a_class_without_correct_predictions_is_named(run, digits, tmp_path):
     for folder in (digits / "train", tmp_path / "features"):
         name = "labels.npy" if folder.name == "train" else "train_labels.npy"
         labels = np.load(folder / name)
@@ -115,7 +115,7 @@ def test_a_class_that_is_never_found_is_named(run, digits, tmp_path):
     assert {"balanced_accuracy", "majority_accuracy", "worst_recall", "worst_class"} <= described["test"].keys()
 
 
-def test_without_labels_there_are_reconstructions_and_no_classifier(run, unlabelled, tmp_path):
+def test_without_labels_there_are_only_reconstructions(run, unlabelled, tmp_path):
     for labels in (tmp_path / "features").glob("*_labels.npy"):
         labels.unlink()
     metrics, out = run()
@@ -127,7 +127,7 @@ def test_without_labels_there_are_reconstructions_and_no_classifier(run, unlabel
         load_classifier(out / "classifier")
 
 
-def test_features_of_other_images_are_refused(run, digits, tmp_path):
+def test_features_from_other_images_are_refused(run, digits, tmp_path):
     features = tmp_path / "features"
     labels = np.load(features / "test_labels.npy")
     np.save(features / "test_labels.npy", labels[::-1])
@@ -148,7 +148,7 @@ def test_features_of_other_images_are_refused(run, digits, tmp_path):
         run()
 
 
-def test_features_of_another_encoder_are_refused(run, encoder):
+def test_features_from_another_encoder_are_refused(run, encoder):
     encoder.sha256 = "0"
     with pytest.raises(ConvaeError, match="features: not the features of this encoder; rerun `dvc repro features`"):
         run()
@@ -161,7 +161,7 @@ def test_labels_in_some_parts_only_are_refused(run, digits, tmp_path):
         run()
 
 
-def test_a_failed_evaluation_leaves_the_earlier_results(run, tmp_path):
+def test_a_failed_evaluation_keeps_earlier_results(run, tmp_path):
     _, out = run()
     before = shutil.copytree(out, tmp_path / "before")
     features = np.load(tmp_path / "features/test.npy")

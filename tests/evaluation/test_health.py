@@ -53,7 +53,7 @@ def test_dead_and_duplicate_filters_are_counted_in_every_layer(make, validation_
     assert [(layer["filters"], layer["dead"], layer["duplicates"]) for layer in found] == [(6, 2, 1), (4, 0, 2)]
 
 
-def test_a_filter_that_answers_everything_alike_is_dead(make, validation_set):
+def test_a_filter_with_constant_output_is_dead(make, validation_set):
     encoder = make([random_filters(3, 1, 3, 3)], activation="relu")
     encoder.autoencoder.layers[0].convolution.weight[:2] = 0
     encoder.autoencoder.layers[0].convolution.bias[0] = 5
@@ -95,7 +95,7 @@ def test_maps_of_one_pixel_have_no_border(make, validation_set):
     assert single["hoyer_sparsity"] is None
 
 
-def test_images_in_pieces_give_the_same_numbers(make, validation_set, monkeypatch):
+def test_health_is_the_same_for_images_in_pieces(make, validation_set, monkeypatch):
     encoder = make([random_filters(4, 1, 3, 3), random_filters(3, 4, 3, 3)])
     whole = layers_health(encoder, validation_set.images)
     monkeypatch.setattr("convae.evaluation.health.CHUNK_ACTIVATIONS", 1000)
@@ -121,7 +121,7 @@ def test_equal_features_have_no_rank():
     assert effective_rank(np.zeros((1, 4), np.float32)) == 0
 
 
-def test_a_copy_is_recognised(make, train_set, validation_set):
+def test_a_duplicate_filter_is_recognised(make, train_set, validation_set):
     filters = np.concatenate([delta(), np.zeros((15, 1, 3, 3), np.float32)])
     found = copying(make([filters]), train_set.images, validation_set.images, 0)
     train, validation = train_set.images / 255, validation_set.images / 255
@@ -130,7 +130,7 @@ def test_a_copy_is_recognised(make, train_set, validation_set):
     assert found["twin_reconstruction_mse"] < found["baseline_mse"] / 10  # random filters copy nearly as well
 
 
-def test_the_twin_has_random_frozen_filters_and_a_decoder_that_learns(make, train_set, validation_set):
+def test_the_untrained_twin_has_frozen_random_filters_and_a_trained_decoder(make, train_set, validation_set):
     encoder = make([random_filters(16, 1, 3, 3)], batch_norm=True)
     twin = untrained_twin(encoder, train_set.images, 3)
     drawn = build_autoencoder(twin.config)
@@ -146,7 +146,7 @@ def test_the_twin_has_random_frozen_filters_and_a_decoder_that_learns(make, trai
     assert errors[1] < errors[0] / 10
 
 
-def test_health_repeats_itself_and_leaves_encoder_and_generators_alone(encoder, train_set, validation_set, tmp_path):
+def test_health_is_reproducible_and_leaves_encoder_and_generators_alone(encoder, train_set, validation_set, tmp_path):
     encoder.config["sparsity"] = {"block": [4, 4], "lifetime": 0.5}
     encoder = Encoder(build_autoencoder(encoder.config), encoder.readout, encoder.config)
     encoder.autoencoder.initialize(torch.Generator().manual_seed(0))
@@ -167,7 +167,7 @@ def test_health_repeats_itself_and_leaves_encoder_and_generators_alone(encoder, 
     assert (first["images"], first["effective_rank_limit"]) == (100, 32)
 
 
-def test_without_decoder_or_layers_there_is_less_to_say(make, encoder, train_set, validation_set):
+def test_health_without_a_decoder_or_layers(make, encoder, train_set, validation_set):
     features = validation_set.images.reshape(100, -1).astype(np.float32)
     arguments = (train_set.images, validation_set.images, features, 0)
     assert encoder_health(make([random_filters(2, 1, 3, 3)], decoder=False), *arguments)["copying"] is None
@@ -176,7 +176,7 @@ def test_without_decoder_or_layers_there_is_less_to_say(make, encoder, train_set
     assert 1 < found["effective_rank"] < 64
 
 
-def test_large_encoders_are_judged_by_a_smaller_sample(make, train_set, validation_set, monkeypatch):
+def test_large_encoders_are_measured_on_a_smaller_sample(make, train_set, validation_set, monkeypatch):
     monkeypatch.setattr("convae.evaluation.health.ACTIVATIONS", 8 * 8 * 2 * 30)
     monkeypatch.setattr("convae.evaluation.health.FEATURE_VALUES", 64 * 20)
     features = validation_set.images.reshape(100, -1).astype(np.float32)
@@ -185,7 +185,7 @@ def test_large_encoders_are_judged_by_a_smaller_sample(make, train_set, validati
     assert (found["images"], found["effective_rank_limit"]) == (30, 19)
 
 
-def test_features_that_are_not_finite_are_refused(make, validation_set: ImageSet):
+def test_non_finite_features_are_refused(make, validation_set: ImageSet):
     features = np.zeros((100, 3), np.float32)
     features[7] = np.inf
     images = validation_set.images

@@ -42,7 +42,7 @@ def objective(estimator, x, y):
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("c", [0.0001, 0.01, 1.0])
-def test_the_optimum_is_that_of_scikit_learn(classes, c, monkeypatch):
+def test_the_optimum_equals_scikit_learns(classes, c, monkeypatch):
     monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-5)
     x, y = digits(classes)
     ((ours, _),) = fit_path(x, y, [c])
@@ -55,7 +55,7 @@ def test_the_optimum_is_that_of_scikit_learn(classes, c, monkeypatch):
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("c", [0.0001, 0.01, 1.0])
-def test_balanced_classes_have_the_optimum_of_scikit_learn(classes, c, monkeypatch):
+def test_the_optimum_with_balanced_classes_equals_scikit_learns(classes, c, monkeypatch):
     monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-5)
     x, y = few_of_some(classes)
     ((ours, _),) = fit_path(x, y, [c], "balanced")
@@ -67,7 +67,7 @@ def test_balanced_classes_have_the_optimum_of_scikit_learn(classes, c, monkeypat
     assert (ours.class_weight, plain.class_weight) == ("balanced", None)
 
 
-def test_as_many_images_of_each_class_are_balanced_already(monkeypatch):
+def test_balancing_equal_classes_changes_nothing(monkeypatch):
     monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-5)
     x, y = digits()
     kept = np.concatenate([np.flatnonzero(y == label)[:100] for label in range(10)])
@@ -75,7 +75,7 @@ def test_as_many_images_of_each_class_are_balanced_already(monkeypatch):
     assert np.array_equal(plain.coef_, balanced.coef_)
 
 
-def test_balanced_features_in_several_pieces_change_the_way_alone(monkeypatch):
+def test_balanced_features_in_pieces_have_the_same_optimum(monkeypatch):
     monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-4)
     x, y = few_of_some()
     ((whole, _),) = fit_path(x, y, [0.1], "balanced")
@@ -84,7 +84,7 @@ def test_balanced_features_in_several_pieces_change_the_way_alone(monkeypatch):
     assert objective(other, x, y) == pytest.approx(objective(whole, x, y), rel=1e-3)
 
 
-def test_as_shipped_it_is_as_good_as_scikit_learn_as_shipped():
+def test_with_defaults_it_is_as_accurate_as_scikit_learn():
     x, y = digits()
     ((ours, _),) = fit_path(x, y, [0.01])
     theirs = LogisticRegression(C=0.01).fit(x, y)
@@ -92,7 +92,7 @@ def test_as_shipped_it_is_as_good_as_scikit_learn_as_shipped():
     assert ours.score(x, y) == pytest.approx(theirs.score(x, y), abs=0.001)
 
 
-def test_fewer_directions_than_dimensions_and_images_in_several_pieces_change_the_way_alone(monkeypatch):
+def test_low_rank_features_in_pieces_have_the_same_optimum(monkeypatch):
     monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-4)
     x, y = digits()
     ((whole, _),) = fit_path(x, y, [0.1])
@@ -104,7 +104,7 @@ def test_fewer_directions_than_dimensions_and_images_in_several_pieces_change_th
     assert not np.array_equal(other.coef_, whole.coef_)
 
 
-def test_a_path_starts_from_the_classifier_before_and_ends_where_a_single_fit_does(monkeypatch):
+def test_a_warm_started_path_ends_where_single_fits_do(monkeypatch):
     monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-4)
     x, y = digits()
     *_, (last, _) = fit_path(x, y, [0.01, 0.03, 0.1])
@@ -113,7 +113,7 @@ def test_a_path_starts_from_the_classifier_before_and_ends_where_a_single_fit_do
     assert last.n_iter_[0] < alone.n_iter_[0]
 
 
-def test_the_same_features_give_the_same_bits_also_from_a_file(tmp_path):
+def test_the_same_features_in_memory_or_a_file_give_the_same_bits(tmp_path):
     x, y = digits()
     np.save(tmp_path / "x.npy", x)
     ((first, _),) = fit_path(x, y, [0.1])
@@ -122,7 +122,7 @@ def test_the_same_features_give_the_same_bits_also_from_a_file(tmp_path):
     assert np.array_equal(first.intercept_, again.intercept_)
 
 
-def test_labels_may_be_any_numbers_and_a_single_image_a_class_is_enough():
+def test_any_integer_labels_and_one_image_per_class_are_enough():
     x, y = digits()
     rows = [int(np.flatnonzero(y == label)[0]) for label in (3, 7)]
     ((estimator, _),) = fit_path(x[rows], y[rows], [1.0])
@@ -140,14 +140,14 @@ def test_only_the_optimum_counts_as_converged(monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e4])
-def test_features_of_any_scale_and_constant_ones_are_fitted(scale):
+def test_features_of_any_scale_and_constant_features_are_fitted(scale):
     x, y = digits()
     x = (8 + x) * np.float32(scale)  # not standardised, and some pixels are always the same
     ((estimator, _),) = fit_path(x, y, [1 / scale**2])
     assert estimator.score(x, y) > 0.95
 
 
-def test_every_class_is_seen_where_rows_are_in_their_order(monkeypatch):
+def test_sorted_rows_still_sample_every_class(monkeypatch):
     monkeypatch.setattr(logistic_regression, "IMAGES", 1000)
     seen = []
 

@@ -27,7 +27,7 @@ PREDICTION = np.array([0, 0, 0, 1, 1, 0, 2, 2])
         (29, 29, 0.8830, 1.0000),  # 1 minus the interval of 0 of 29
     ],
 )
-def test_wilson_interval_is_the_published_one(successes, trials, low, high):
+def test_wilson_interval_matches_published_values(successes, trials, low, high):
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -39,7 +39,7 @@ def test_wilson_interval_agrees_with_scipy():
         assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_every_figure_by_hand():
+def test_metrics_computed_by_hand():
     # Class 0: 3 hits, 1 missed, 1 false: 6/8. Class 1: 1 hit, 1 missed, 1 false: 2/4. Class 2: perfect.
     assert classification_metrics(TRUTH, PREDICTION, None, 1) == {
         "accuracy": 0.75,
@@ -50,7 +50,7 @@ def test_every_figure_by_hand():
     }
 
 
-def test_always_the_commonest_class_is_balanced_to_chance():
+def test_always_predicting_the_commonest_class_has_balanced_accuracy_of_chance():
     truth = np.array([0] * 98 + [1, 3])  # none of class 2
     assert classification_metrics(truth, np.zeros(100, np.int64), None, 0) == {
         "accuracy": 0.98,
@@ -61,7 +61,7 @@ def test_always_the_commonest_class_is_balanced_to_chance():
     }
 
 
-def test_balanced_accuracy_is_that_of_scikit_learn():
+def test_balanced_accuracy_equals_scikit_learns():
     generator = np.random.default_rng(0)
     for classes in (2, 5, 30):
         truth, prediction = generator.integers(0, classes, (2, 40))
@@ -71,7 +71,7 @@ def test_balanced_accuracy_is_that_of_scikit_learn():
         assert balanced_accuracy(truth, prediction) == pytest.approx(expected)
 
 
-def test_log_loss_by_hand():
+def test_log_loss_computed_by_hand():
     probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
     metrics = classification_metrics(np.array([0, 2]), np.array([0, 1]), probabilities, 0)
     assert metrics["log_loss"] == round(float(-np.log([0.5, 0.1]).mean()), 6)
@@ -101,13 +101,13 @@ def test_predictions_hold_names_and_the_highest_probability():
     }
 
 
-def test_without_probabilities_the_margin_is_reported_under_its_own_name():
+def test_without_probabilities_the_margin_is_reported_by_name():
     table = predictions_table(np.array([1, 0]), np.array([[-3.0, 2, 1.5], [0, -1, -np.inf]]), False, list("abc"))
     assert table["margin"].tolist() == [0.5, 1.0]
     assert "confidence" not in table
 
 
-def test_reconstruction_mse_is_that_of_one_large_batch(encoder, digits):
+def test_reconstruction_mse_does_not_depend_on_batches(encoder, digits):
     images = np.load(digits / "test/images.npy")
     expected = np.square(encoder.reconstruct(images) - encoder.preprocess(images)).mean()
     assert expected > 0

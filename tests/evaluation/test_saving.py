@@ -59,7 +59,7 @@ def test_two_processes_write_the_same_bytes(saved, kind):
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_a_loaded_classifier_predicts_the_same_and_is_saved_as_the_same_bytes(saved, kind, tmp_path):
+def test_a_loaded_classifier_predicts_and_saves_identically(saved, kind, tmp_path):
     estimator, description = load_classifier(saved[0] / kind)
     x, y = digits()
     fitted = make_classifier(kind, 0)
@@ -83,19 +83,19 @@ def replace_content(folder, content):
     write_json(folder / "classifier.json", {**description, "sha256": content_sha256(description, content)})
 
 
-def test_foreign_types_are_refused(tmp_path):
+def test_unknown_types_are_refused(tmp_path):
     save_classifier(tmp_path / "c", {"function": os.system}, {"kind": "ridge"})
     with pytest.raises(ConvaeError, match=r"refused, it holds .*system"):
         load_classifier(tmp_path / "c")
 
 
-def test_another_estimator_than_described_is_refused(tmp_path):
+def test_an_estimator_of_another_type_than_described_is_refused(tmp_path):
     save_classifier(tmp_path / "c", PCA(), {"kind": "ridge"})
     with pytest.raises(ConvaeError, match="a PCA, described as ridge"):
         load_classifier(tmp_path / "c")
 
 
-def test_trees_that_point_outside_themselves_are_refused(tmp_path):
+def test_trees_with_out_of_range_nodes_are_refused(tmp_path):
     x, y = digits()
     estimator = make_classifier("gradient_boosting", 0).set_params(max_iter=1).fit(x[:300], y[:300])
     for field, value in (("left", 10**6), ("right", 0), ("feature_idx", 64)):
@@ -119,7 +119,7 @@ def test_trees_that_point_outside_themselves_are_refused(tmp_path):
         ("_intercept_", np.s_[:1]),
     ],
 )
-def test_support_vectors_that_are_missing_are_refused(tmp_path, name, part):
+def test_missing_support_vectors_are_refused(tmp_path, name, part):
     x, y = digits()
     estimator = make_classifier("rbf_svm", 0).fit(x[:300], y[:300])
     setattr(estimator, name, getattr(estimator, name)[part].copy())
@@ -129,7 +129,7 @@ def test_support_vectors_that_are_missing_are_refused(tmp_path, name, part):
 
 
 @pytest.mark.parametrize("numbers", [[-5, 10**9, 5], [10**6] * 3])
-def test_numbers_of_support_vectors_that_do_not_add_up_are_refused(tmp_path, numbers):
+def test_inconsistent_support_vector_counts_are_refused(tmp_path, numbers):
     x, y = digits()
     estimator = make_classifier("rbf_svm", 0).fit(x[:300], y[:300] % 3)
     estimator._n_support = np.array(numbers, np.int32)
@@ -138,7 +138,7 @@ def test_numbers_of_support_vectors_that_do_not_add_up_are_refused(tmp_path, num
         load_classifier(tmp_path / "c")
 
 
-def test_damaged_truncated_newer_and_missing_files_are_one_line_each(tmp_path):
+def test_damaged_truncated_newer_and_missing_files_are_refused_in_one_line(tmp_path):
     folder = tmp_path / "c"
     x, y = digits()
     save_classifier(folder, make_classifier("ridge", 0).fit(x, y), {"kind": "ridge"})
@@ -252,7 +252,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("case", FORGED)
-def test_an_archive_that_would_take_more_than_its_size_is_refused(tmp_path, case):
+def test_an_archive_that_expands_too_far_is_refused(tmp_path, case):
     forge, message = FORGED[case]
     x, y = digits()
     save_classifier(tmp_path / "c", make_classifier("ridge", 0).fit(x, y), {"kind": "ridge"})
@@ -268,7 +268,7 @@ def test_an_archive_that_would_take_more_than_its_size_is_refused(tmp_path, case
 
 @pytest.mark.parametrize("name", ["classifier.json", "classifier.skops"])
 @pytest.mark.parametrize("replace", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_not_read(tmp_path, name, replace):
+def test_only_regular_files_are_read(tmp_path, name, replace):
     save_classifier(tmp_path / "c", make_classifier("ridge", 0), {"kind": "ridge"})
     (tmp_path / "c" / name).unlink()
     replace(tmp_path / "c" / name)
@@ -276,7 +276,7 @@ def test_what_is_no_file_is_not_read(tmp_path, name, replace):
         load_classifier(tmp_path / "c")
 
 
-def test_more_classes_than_anybody_has_are_refused(tmp_path):
+def test_an_absurd_number_of_classes_is_refused(tmp_path):
     save_classifier(tmp_path / "c", make_classifier("ridge", 0), {"kind": "ridge", "classes": ["a"] * 100_000})
     with pytest.raises(ConvaeError, match=r"classifier.json: more than 65536 classes"):
         load_classifier(tmp_path / "c")
@@ -296,11 +296,11 @@ ANOTHER = (
 )
 
 
-def test_the_scikit_learn_that_saved_a_classifier_is_recorded(saved):
+def test_the_scikit_learn_version_is_recorded(saved):
     assert read_json(saved[0] / "ridge/classifier.json")["scikit_learn"] == sklearn.__version__
 
 
-def test_a_classifier_of_another_scikit_learn_works_or_says_so(tmp_path):
+def test_a_classifier_from_another_scikit_learn_works_or_is_refused(tmp_path):
     other_version(tmp_path / "works")
     assert load_classifier(tmp_path / "works")[1]["kind"] == "ridge"
     other_version(tmp_path / "lacks", coef_=None)

@@ -30,7 +30,7 @@ def test_extraction_changes_no_parameter_and_no_buffer(trained, digits, tmp_path
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_training_features_are_standardised_and_the_saved_encoder_gives_the_same(trained, digits, tmp_path, train_set):
+def test_the_saved_encoder_standardises_as_in_training(trained, digits, tmp_path, train_set):
     encoder = extract_features(trained, tmp_path / "autoencoder", digits, tmp_path / "features")
     encoder.save(tmp_path / "encoder")
     features = {part: np.load(tmp_path / f"features/{part}.npy") for part in ("train", "validation", "test")}
@@ -48,13 +48,13 @@ def test_training_features_are_standardised_and_the_saved_encoder_gives_the_same
     assert np.array_equal(np.load(tmp_path / "features/train_labels.npy"), train_set.labels)
 
 
-def test_without_standardisation_features_are_plain_magnitudes(trained, digits, tmp_path):
+def test_without_standardisation_features_are_unscaled(trained, digits, tmp_path):
     params = trained.model_copy(update={"features": trained.features.model_copy(update={"standardize": False})})
     extract_features(params, tmp_path / "autoencoder", digits, tmp_path / "features")
     assert (np.load(tmp_path / "features/train.npy") >= 0).all()
 
 
-def test_the_same_bytes_twice(trained, digits, tmp_path):
+def test_extraction_is_reproducible(trained, digits, tmp_path):
     for name in ("first", "second"):
         extract_features(trained, tmp_path / "autoencoder", digits, tmp_path / name).save(tmp_path / f"{name}_encoder")
     for left, right in (("first", "second"), ("first_encoder", "second_encoder")):
@@ -64,7 +64,7 @@ def test_the_same_bytes_twice(trained, digits, tmp_path):
 
 
 @pytest.mark.parametrize("standardize", [True, False])
-def test_principal_components_are_those_of_the_training_features(trained, digits, tmp_path, standardize):
+def test_principal_components_are_fitted_on_training_features(trained, digits, tmp_path, standardize):
     def extract(**changes):
         params = trained.model_copy(update={"features": trained.features.model_copy(update=changes)})
         encoder = extract_features(params, tmp_path / "autoencoder", digits, tmp_path / "features")

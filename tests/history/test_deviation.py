@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from convae.history.deviation import largest_deviation, metric_deviations
 
 
-def test_arrays_and_weights_differ_relative_to_their_largest_magnitude(tmp_path):
+def test_deviations_are_relative_to_the_largest_magnitude(tmp_path):
     old = np.linspace(-2, 2, 12, dtype=np.float32).reshape(3, 4)
     new = old.copy()
     new[1, 2] += 0.5
@@ -20,13 +20,13 @@ def test_arrays_and_weights_differ_relative_to_their_largest_magnitude(tmp_path)
 
 
 @pytest.mark.parametrize("other", [np.zeros((2, 3)), np.zeros(2), np.array([[1, 2], [3, np.nan]])])
-def test_other_shapes_and_nan_differ_without_limit(tmp_path, other):
+def test_other_shapes_and_nan_deviate_infinitely(tmp_path, other):
     np.save(tmp_path / "old.npy", np.ones((2, 2)))
     np.save(tmp_path / "new.npy", other)
     assert largest_deviation(tmp_path / "old.npy", tmp_path / "new.npy") == np.inf
 
 
-def test_folders_differ_by_their_worst_file(tmp_path):
+def test_a_folder_deviates_as_its_worst_file(tmp_path):
     for folder, value in (("old", 2.0), ("new", 3.0)):
         (tmp_path / folder / "below").mkdir(parents=True)
         np.save(tmp_path / folder / "same.npy", np.ones(3))
@@ -39,7 +39,7 @@ def test_folders_differ_by_their_worst_file(tmp_path):
     assert largest_deviation(tmp_path / "words", tmp_path / "words") is None
 
 
-def test_metrics_differ_by_name(tmp_path):
+def test_metrics_deviate_by_name(tmp_path):
     for name, accuracy in (("old", 0.5), ("new", 0.25)):
         content = {"test": {"accuracy": accuracy, "f1": 1.0}, "kind": name, name: 1}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

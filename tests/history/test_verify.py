@@ -46,7 +46,7 @@ def _in_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_same_bits_are_identical_and_another_library_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_identical_bits_are_identical_and_other_versions_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     before, after = write(Path()), write(Path("again"), numpy="2.5")
     assert verify.report(before, after, Path("again")) == "identical"
     lines = capsys.readouterr().out.splitlines()
@@ -54,7 +54,7 @@ def test_the_same_bits_are_identical_and_another_library_is_named(capsys: pytest
     assert lines[5:] == ["environment: numpy: 2.4 before, 2.5 now", "verdict: identical"]
 
 
-def test_small_deviations_are_told_and_tolerated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_deviations_are_reported_and_tolerated(capsys: pytest.CaptureFixture[str]) -> None:
     before, after = write(Path()), write(Path("again"), shift=0.001, accuracy=0.902)
     threads = {name: replace(one, params={"seed": 0, "train.threads": 1}) for name, one in after.items()}
     assert verify.report(before, threads, Path("again")) == "equal within tolerance"
@@ -72,14 +72,14 @@ def test_large_deviations_are_different(changes: dict[str, float]) -> None:
     assert verify.report(write(Path()), write(Path("again"), **changes), Path("again")) == "different"
 
 
-def test_close_by_chance_is_different(capsys: pytest.CaptureFixture[str]) -> None:
+def test_close_results_of_other_parameters_are_different(capsys: pytest.CaptureFixture[str]) -> None:
     before, after = write(Path()), write(Path("again"), shift=0.001)
     other = {name: replace(one, params={**one.params, "seed": 1}) for name, one in after.items()}
     assert verify.report(before, other, Path("again")) == "different"
     assert "parameters: seed: 0 before, 1 now\n" in capsys.readouterr().out
 
 
-def test_other_images_are_different_however_close(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_images_are_different_even_within_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
     before, after = write(Path()), write(Path("again"))
     outputs = {"data/prepared/train.npy": "another"}
     code = {"src/convae/models": "3", "data/raw": "4"}
@@ -91,7 +91,7 @@ def test_other_images_are_different_however_close(capsys: pytest.CaptureFixture[
     assert "data/raw has" not in text
 
 
-def test_where_the_earlier_bytes_are_gone_the_metrics_decide(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_earlier_files_the_metrics_decide(capsys: pytest.CaptureFixture[str]) -> None:
     before, after = write(Path()), write(Path("again"), shift=0.001)
     for name in ("models/encoder/weights.npy", "data/features/train.npy", "reports/environment.json"):
         Path(name).unlink()
@@ -101,7 +101,7 @@ def test_where_the_earlier_bytes_are_gone_the_metrics_decide(capsys: pytest.Capt
     assert "environment: unknown, because there is no reports/environment.json" in text
 
 
-def test_the_rerun_shares_what_is_there_but_no_download_that_broke_off(tmp_path: Path) -> None:
+def test_the_rerun_shares_downloads_except_partial_ones(tmp_path: Path) -> None:
     for name in (".dvc/config", "data/downloads/whole.gz", "data/downloads/half.gz.part", "data/local/known.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("earlier")
@@ -119,7 +119,7 @@ def test_the_rerun_shares_what_is_there_but_no_download_that_broke_off(tmp_path:
     assert Path("scratch/data/local/link.png").read_text() == "earlier"
 
 
-def test_a_second_one_beside_it_is_refused(workspace: Path) -> None:
+def test_a_concurrent_verify_is_refused(workspace: Path) -> None:
     lock = workspace / ".convae/verify.lock"
     Path("dvc.lock").write_text("schema: '2.0'\n")
     subprocess.run(["git", "add", "--force", "dvc.lock"], check=True)

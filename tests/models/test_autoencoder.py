@@ -27,7 +27,7 @@ def test_the_seed_cae_is_two_convolutions():
     assert sum(p.numel() for p in network.decoder.parameters()) == 289
 
 
-def test_filters_start_with_the_variance_of_their_fan_in():
+def test_filters_are_initialised_by_fan_in():
     network = Autoencoder(3, {}, [layer(filters=512, kernel=(5, 5))], tied_weights=False)
     network.initialize(torch.Generator().manual_seed(0))
     assert network.decoder[0].weight.std().item() == pytest.approx((512 * 25) ** -0.5, rel=0.02)
@@ -53,7 +53,7 @@ def test_tied_weights_are_one_tensor():
         [layer(activation=a) for a in ("linear", "leaky_relu", "sigmoid")],
     ],
 )
-def test_every_parameter_learns_and_nothing_is_nan(layers):
+def test_every_parameter_gets_a_finite_gradient(layers):
     network = Autoencoder(2, {}, layers, tied_weights=False, sparsity={"block": (3, 3), "lifetime": 0.5})
     network.initialize(torch.Generator().manual_seed(0))
     images = torch.rand(8, 2, 13, 17)
@@ -64,7 +64,7 @@ def test_every_parameter_learns_and_nothing_is_nan(layers):
         assert parameter.grad.any(), name
 
 
-def test_one_winner_a_block_and_the_strongest_of_them_over_the_batch():
+def test_one_winner_per_block_and_the_strongest_across_the_batch():
     maps = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     code = WinnerTakeAll(3, (4, 4), None, SharedBatch())(maps)
     blocks = F.unfold((code != 0).float().flatten(0, 1).unsqueeze(1), 4, stride=4)
@@ -79,7 +79,7 @@ def test_one_winner_a_block_and_the_strongest_of_them_over_the_batch():
         assert torch.equal(kept[:, channel] != 0, (code[:, channel].abs() >= threshold))
 
 
-def test_in_evaluation_an_image_does_not_depend_on_its_batch():
+def test_in_evaluation_mode_images_are_independent_of_their_batch():
     maps = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     sparsity = WinnerTakeAll(3, (4, 4), 0.25, SharedBatch())
     trained = sparsity(maps)
@@ -96,13 +96,13 @@ def test_winners_keep_their_values_and_losers_get_no_gradient():
     assert torch.equal(code[code != 0], maps[code != 0])
 
 
-def test_a_block_larger_than_the_map_and_blocks_that_do_not_divide_it():
+def test_blocks_larger_than_the_map_or_not_dividing_it():
     maps = torch.randn(2, 3, 5, 7)
     assert ((WinnerTakeAll(3, (9, 9), None, SharedBatch())(maps) != 0).sum((2, 3)) == 1).all()
     assert ((WinnerTakeAll(3, (3, 3), None, SharedBatch())(maps) != 0).sum((2, 3)) == 6).all()
 
 
-def test_local_contrast_against_a_loop():
+def test_local_contrast_equals_a_plain_loop():
     image = torch.rand(1, 2, 6, 5)
     result = normalize_local_contrast(image, window=3, floor=0.05)
 
@@ -152,14 +152,14 @@ def test_pca_whitening_gives_uncorrelated_components_of_unit_variance():
     assert direction.norm().item() == pytest.approx(1, rel=1e-3)  # the first component is that of the largest variance
 
 
-def test_without_layers_the_preprocessed_image_is_read():
+def test_without_layers_the_encoder_returns_the_preprocessed_image():
     network = Autoencoder(1, {}, [], tied_weights=False)
     images = torch.randint(0, 256, (3, 1, 5, 6), dtype=torch.uint8)
     (maps,) = network.encode(network.preprocessing(images))
     assert torch.equal(maps, images / 255)
 
 
-def test_dropout_takes_part_in_training_alone():
+def test_dropout_is_active_only_in_training():
     network = Autoencoder(1, {}, [layer(dropout=0.5, activation="linear")], tied_weights=False)
     network.initialize(torch.Generator().manual_seed(0))
     images = torch.rand(4, 1, 9, 9)

@@ -30,7 +30,7 @@ def weights(encoder):
     return encoder.autoencoder.state_dict()
 
 
-def test_an_encoder_serves_images_of_another_size_as_it_is(experiment, saved, train_set, validation_set):
+def test_a_saved_encoder_works_unchanged_on_images_of_another_size(experiment, saved, train_set, validation_set):
     larger = np.pad(train_set.images, ((0, 0), (0, 0), (3, 5), (2, 2)))
     other = type(train_set)(larger, train_set.labels, ("other", "classes"), "hash")
     params = experiment(model={"initialize_from": "saved"}, objective={"kind": "none"})
@@ -42,7 +42,7 @@ def test_an_encoder_serves_images_of_another_size_as_it_is(experiment, saved, tr
     np.testing.assert_array_equal(encoder.reconstruct(larger), saved.reconstruct(larger))
 
 
-def test_filters_start_there_and_further_layers_at_random(experiment, saved, train_set, validation_set):
+def test_initial_filters_are_the_saved_ones_and_new_layers_are_random(experiment, saved, train_set, validation_set):
     one = experiment().model.layers[0].model_dump()
     changes = {"model": {"layers": [one, one], "initialize_from": "saved"}, "objective": {"kind": "none"}}
     encoder, _, _ = train_encoder(experiment(**changes), train_set, validation_set, print)
@@ -52,7 +52,7 @@ def test_filters_start_there_and_further_layers_at_random(experiment, saved, tra
     assert torch.equal(encoder.autoencoder.decoder[0].bias, saved.autoencoder.decoder[0].bias)
 
 
-def test_fine_tuning_with_frozen_filters_keeps_them(experiment, saved, train_set, validation_set):
+def test_fine_tuning_keeps_frozen_filters(experiment, saved, train_set, validation_set):
     params = experiment(
         model={"initialize_from": "saved"}, objective={"kind": "classify"}, train={"freeze": 1, "epochs": 1}
     )
@@ -62,9 +62,7 @@ def test_fine_tuning_with_frozen_filters_keeps_them(experiment, saved, train_set
 
 
 @pytest.mark.parametrize("freeze", ["all", "none"])
-def test_frozen_batch_norm_keeps_its_statistics_on_images_of_another_size_with_other_classes(
-    experiment, train_set, validation_set, freeze
-):
+def test_frozen_batch_norm_keeps_its_statistics_on_other_images(experiment, train_set, validation_set, freeze):
     layer = experiment().model.layers[0].model_dump() | {"batch_norm": True}
     with_norm = experiment(model={"layers": [layer]}, train={"epochs": 1})
     trained, _, _ = train_encoder(with_norm, train_set, validation_set, print)
@@ -88,7 +86,7 @@ def test_frozen_batch_norm_keeps_its_statistics_on_images_of_another_size_with_o
     assert len(history) == 1
 
 
-def test_another_encoder_to_start_from_is_another_training(experiment, saved, train_set, validation_set):
+def test_the_initial_encoder_is_part_of_the_training_key(experiment, saved, train_set, validation_set):
     params = experiment(model={"initialize_from": "saved"}, train={"epochs": 1})
     first, _, _ = train_encoder(params, train_set, validation_set, print)
     first.sha256 = "of another encoder"
@@ -123,7 +121,7 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), MISFITS)
-def test_an_encoder_that_does_not_suit_is_refused_before_anything_runs(experiment, saved, tmp_path, changes, message):
+def test_an_incompatible_encoder_is_refused_before_anything_runs(experiment, saved, tmp_path, changes, message):
     model = changes.get("model", {}) | {"initialize_from": "saved"}
     params = experiment(**changes | {"model": model})
     Path("params.yaml").write_text(json.dumps(params.model_dump(mode="json")))
@@ -132,14 +130,14 @@ def test_an_encoder_that_does_not_suit_is_refused_before_anything_runs(experimen
     assert "\n" not in str(refusal.value)
 
 
-def test_another_kernel_is_named(experiment, saved, train_set, validation_set):
+def test_a_different_kernel_is_named(experiment, saved, train_set, validation_set):
     layer = experiment().model.layers[0].model_dump() | {"kernel": (5, 5)}
     params = experiment(model={"layers": [layer], "initialize_from": "saved"})
     with pytest.raises(ConvaeError, match=r"model.layers\[0\].kernel is \[3, 3\] in that encoder, but \[5, 5\] here"):
         train_encoder(params, train_set, validation_set, print)
 
 
-def test_a_folder_without_an_encoder_means_none_and_a_damaged_one_is_refused(
+def test_a_folder_without_an_encoder_is_ignored_and_a_damaged_encoder_is_refused(
     experiment, saved, train_set, validation_set
 ):
     params = experiment(model={"initialize_from": "saved"}, train={"epochs": 1})

@@ -12,7 +12,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def test_gaussian_noise_has_the_deviation_asked_for():
+def test_gaussian_noise_has_the_requested_deviation():
     noisy, counted = Corruption("gaussian", 0.3, (1, 1), SharedBatch())(IMAGES)
     assert counted is None
     assert (noisy - IMAGES).std().item() == pytest.approx(0.3, rel=0.01)
@@ -24,7 +24,7 @@ def test_uniform_noise_stays_within_its_bounds():
     assert noise.std().item() == pytest.approx(0.5 / 3**0.5, rel=0.01)
 
 
-def test_masking_takes_whole_blocks_in_all_channels():
+def test_masking_removes_whole_blocks_in_all_channels():
     masked, hidden = Corruption("masking", 0.4, (4, 5), SharedBatch())(IMAGES)
     assert hidden.shape == (200, 1, 10, 12)
     assert torch.equal(masked, IMAGES * ~hidden)
@@ -35,7 +35,7 @@ def test_masking_takes_whole_blocks_in_all_channels():
             assert block.mean().item() == pytest.approx(0.4, abs=0.12)
 
 
-def test_the_error_counts_masked_pixels_alone():
+def test_the_error_counts_only_masked_pixels():
     target = torch.zeros(1, 2, 1, 3)
     reconstruction = torch.tensor([[[[1.0, 2.0, 9.0]], [[3.0, 4.0, 9.0]]]])
     hidden = torch.tensor([[[[True, True, False]]]])

@@ -19,7 +19,7 @@ paddings = st.sampled_from(["full", "same", "valid"])
 
 @settings(max_examples=2000, deadline=None)
 @given(sides, kernels, strides, paddings, pools)
-def test_sizes_are_those_of_torch_and_the_transpose_gives_the_input_back(size, kernel, stride, padding, pool):
+def test_sizes_equal_torchs_and_the_transpose_restores_the_input(size, kernel, stride, padding, pool):
     layer = LayerGeometry(kernel, stride, padding, pool)
     assume(padding != "same" or (kernel[0] % 2 and kernel[1] % 2))
     image = torch.zeros(1, 1, *size)
@@ -52,7 +52,7 @@ def test_the_decoder_always_returns_the_size_of_the_input(size, geometries):
     assert network(images).shape == images.shape
 
 
-def test_the_seed_cae_has_the_maps_of_the_article():
+def test_the_seed_cae_has_the_articles_activation_maps():
     layer = LayerGeometry((3, 3), padding="full")
     assert layer.output((28, 28)) == (30, 30)
 
@@ -82,7 +82,7 @@ def test_a_kernel_as_large_as_the_image_is_a_dense_layer():
     assert sizes == [((8, 6), (3, 2)), ((3, 2), (1, 1)), ((1, 1), (1, 1))]
 
 
-def test_on_reconstructions_every_layer_sees_the_size_of_the_image():
+def test_stacked_on_reconstructions_every_layer_sees_the_image_size():
     layers = [LayerGeometry((3, 3), padding="full"), LayerGeometry((5, 5), padding="full")]
     assert layer_sizes((8, 6), layers, "reconstructions") == [((8, 6), (10, 8)), ((8, 6), (12, 10))]
     assert layer_sizes((8, 6), layers, "maps") == [((8, 6), (10, 8)), ((10, 8), (14, 12))]
@@ -95,7 +95,7 @@ usable = geometries.filter(lambda layer: layer.padding != "same" or (layer.kerne
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(usable, max_size=4), st.sampled_from(["maps", "reconstructions"]))
-def test_no_smaller_image_than_the_smallest_leaves_a_map_to_each_layer(layers, stacked_on):
+def test_the_smallest_image_is_the_smallest_that_leaves_a_map_in_each_layer(layers, stacked_on):
     height, width = smallest_size(layers, stacked_on)
     layer_sizes((height, width), layers, stacked_on)
     for size in ((height - 1, width), (height, width - 1)):
@@ -104,6 +104,6 @@ def test_no_smaller_image_than_the_smallest_leaves_a_map_to_each_layer(layers, s
                 layer_sizes(size, layers, stacked_on)
 
 
-def test_the_smallest_size_of_any_layers_is_known_at_once():
+def test_the_smallest_size_is_found_fast_for_any_layers():
     layers = [LayerGeometry((3, 3), pool=(65535, 2))] * 100
     assert smallest_size(layers) == (65535**100, 2**100)

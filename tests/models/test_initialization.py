@@ -35,7 +35,7 @@ def test_the_bank_has_the_textbook_filters():
     assert (bank.flatten(1) @ bank.flatten(1).T - torch.eye(16)).max() < 0.95  # no filter twice
 
 
-def test_a_gabor_filter_answers_most_to_its_own_orientation():
+def test_a_gabor_filter_responds_most_to_its_own_orientation():
     bank = filter_bank(16, 1, 11, 11)
     x = torch.arange(11.0) - 5
     grating = torch.sin(2 * torch.pi * x / 11).expand(11, 11)  # varies from left to right
@@ -45,13 +45,13 @@ def test_a_gabor_filter_answers_most_to_its_own_orientation():
     assert (odd * grating.T).sum((1, 2)).abs().argmax() == 3
 
 
-def test_a_bank_of_colour_filters_is_alike_in_all_channels():
+def test_a_colour_filter_bank_is_equal_in_all_channels():
     bank = filter_bank(8, 3, 5, 7)
     assert torch.equal(bank[:, 0], bank[:, 2])
     torch.testing.assert_close(bank.flatten(1).norm(dim=1), torch.ones(8))
 
 
-def test_a_bank_that_has_no_room_is_refused():
+def test_a_filter_bank_with_too_small_kernels_is_refused():
     with pytest.raises(ConvaeError, match="3 filters of 7×7 pixels; 4 to 28 are possible"):
         filter_bank(3, 1, 7, 7)
     with pytest.raises(ConvaeError, match="17 filters of 3×3 pixels; 4 to 16 are possible"):
@@ -61,13 +61,13 @@ def test_a_bank_that_has_no_room_is_refused():
 
 
 @pytest.mark.parametrize("side", [3, 4, 7, 11])
-def test_no_filter_of_a_full_bank_is_empty_or_there_twice(side):
+def test_a_full_filter_bank_has_no_empty_or_duplicate_filters(side):
     bank = filter_bank(4 + 12 * {3: 1, 4: 2, 7: 2, 11: 3}[side], 1, side, side).flatten(1)
     similar = (bank @ bank.T).fill_diagonal_(0)
     assert similar.abs().max() < 0.999
 
 
-def test_patches_are_found_in_the_images():
+def test_patch_filters_occur_in_the_images():
     network = Autoencoder(2, {}, [LAYER, LAYER | {"filters": 4}], tied_weights=True)
     network.initialize(generator())
     set_filters(network, "patches", images(2), generator())
@@ -81,14 +81,14 @@ def test_patches_are_found_in_the_images():
     assert not network.layers[0].convolution.bias.any()
 
 
-def test_patches_without_contrast_are_left_out():
+def test_patches_without_contrast_are_skipped():
     maps = torch.zeros(50, 1, 8, 8)
     maps[:25] = torch.randn(25, 1, 8, 8, generator=generator())
     patches = draw_patches(maps, (3, 3), generator())
     torch.testing.assert_close(patches.norm(dim=1), torch.ones(len(patches)))
 
 
-def test_kmeans_finds_the_directions_that_patches_are_made_of():
+def test_kmeans_finds_the_directions_of_the_patches():
     axes = torch.eye(12)[:5]
     signs = torch.randint(0, 2, (3000, 1), generator=generator()) * 2 - 1
     chosen = axes[torch.randint(0, 5, (3000,), generator=generator())]
@@ -100,7 +100,7 @@ def test_kmeans_finds_the_directions_that_patches_are_made_of():
     assert ((found @ axes.T).abs().max(1).values > 0.9).all()
 
 
-def test_kmeans_and_patches_are_the_same_bits_again():
+def test_kmeans_and_patches_are_reproducible():
     for kind in ("kmeans", "patches"):
         networks = []
         for _ in range(2):

@@ -35,7 +35,7 @@ def results(channels, tied, training, sparsity, **changes):
 
 
 @pytest.mark.parametrize("changes", LAYERS, ids=[" ".join(changes) or "same" for changes in LAYERS])
-def test_reconstruction_and_gradients_are_those_of_whole_convolutions(monkeypatch, changes):
+def test_reconstruction_and_gradients_equal_full_convolutions(monkeypatch, changes):
     for channels, tied, training, lifetime in product((1, 3), (True, False), (True, False), (0.3, None)):
         sparsity = SPARSITY | {"lifetime": lifetime}
         alone, whole = (
@@ -59,7 +59,7 @@ def test_reconstruction_and_gradients_are_those_of_whole_convolutions(monkeypatc
         ({"pool": {"kind": "max", "size": (2, 2)}}, SPARSITY, False),
     ],
 )
-def test_where_other_activations_count_or_winners_are_many_all_maps_are_computed(changes, sparsity, found):
+def test_all_maps_are_computed_if_others_count_or_winners_are_many(changes, sparsity, found):
     network = Autoencoder(1, {}, [layer(**changes)], tied_weights=True, sparsity=sparsity)
     images = torch.rand(2, 1, 8, 8)
     assert can_find_winners(network.layers[0], network.sparsity[0], images) == found

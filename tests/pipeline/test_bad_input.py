@@ -168,14 +168,14 @@ def refuse(workspace, capsys):
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
-def test_parameters(workspace, refuse, case):
+def test_invalid_parameters_end_in_one_line(workspace, refuse, case):
     old, new, message = PARAMETERS[case]
     change(workspace, old, new)
     refuse(message, "validate")
 
 
 @pytest.mark.parametrize("case", ARCHIVES)
-def test_archives(workspace, refuse, monkeypatch, case):
+def test_damaged_archives_end_in_one_line(workspace, refuse, monkeypatch, case):
     without_copy = replace(CATALOGUE["fashion_mnist"], system_folder="/nowhere")  # it would serve instead
     monkeypatch.setitem(CATALOGUE, "fashion_mnist", without_copy)
     damage, message = ARCHIVES[case]
@@ -184,7 +184,7 @@ def test_archives(workspace, refuse, monkeypatch, case):
 
 
 @pytest.mark.parametrize("case", FOLDERS)
-def test_folders_and_images(workspace, refuse, tmp_path, case):
+def test_odd_folders_and_images_end_in_one_line(workspace, refuse, tmp_path, case):
     damage, message = FOLDERS[case]
     damage(folder(tmp_path / "pictures"))
     change(workspace, "dataset: fashion_mnist", "dataset: image_folder")

@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_in_every_stage_the_pipeline_ends_with_the_same_bits(folder, tmp_path):
+def test_a_pipeline_interrupted_in_every_stage_ends_with_the_same_bits(folder, tmp_path):
     clone = make_clone(folder / "convae", *EXPERIMENT, history=False)
     undisturbed = make_clone(folder / "undisturbed", *EXPERIMENT, history=False)
     durations = run_undisturbed(undisturbed, "dvc", "repro")

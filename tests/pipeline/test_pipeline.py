@@ -29,7 +29,7 @@ def stages_to_compute(repository, *changes):
     return changed - {"validate"}
 
 
-def test_every_result_is_there_and_the_second_time_nothing_runs(finished):
+def test_every_result_exists_and_a_second_repro_runs_nothing(finished):
     metrics = json.loads(finished.read("reports/metrics.json"))
     assert metrics["test"]["accuracy_low"] < metrics["test"]["accuracy"] < metrics["test"]["accuracy_high"]
     assert metrics["test"]["accuracy"] > 0.9
@@ -45,7 +45,7 @@ def test_every_result_is_there_and_the_second_time_nothing_runs(finished):
     assert finished.run("git", "status", "--porcelain", "--", "data", "models", "src").stdout == ""
 
 
-def test_predictions_agree_with_the_accuracy(finished):
+def test_predictions_match_the_accuracy(finished):
     predictions = pd.read_parquet(finished.folder / "data/predictions/test.parquet")
     metrics = json.loads(finished.read("reports/metrics.json"))
     assert (predictions["truth"] == predictions["prediction"]).mean() == pytest.approx(
@@ -53,7 +53,7 @@ def test_predictions_agree_with_the_accuracy(finished):
     )
 
 
-def test_the_saved_encoder_gives_the_features_that_were_evaluated(finished):
+def test_the_saved_encoder_reproduces_the_evaluated_features(finished):
     encoder = load_encoder(finished.folder / "models/encoder")
     images = np.load(finished.folder / "data/prepared/test/images.npy")
     features = np.load(finished.folder / "data/features/test.npy")
@@ -87,7 +87,7 @@ def test_a_parameter_reruns_the_stages_that_read_it(finished, change, stages):
     ],
     ids=["switched off", "no server for two stages", "no server for any stage"],
 )
-def test_forced_and_untracked_it_ends_with_the_same_bits(finished, tracking, options, warnings):
+def test_a_forced_untracked_repro_gives_the_same_bits(finished, tracking, options, warnings):
     reports = sorted(path for path in (finished.folder / "reports").rglob("*") if path.is_file())
     before = {path: path.read_bytes() for path in [finished.folder / "dvc.lock", *reports]}
     database = (finished.folder / "mlflow.db").stat().st_mtime_ns
@@ -115,7 +115,7 @@ def test_the_readmes_commands_compare_experiments_and_restore_the_committed_one(
 
 
 @pytest.mark.slow
-def test_verified_elsewhere_at_another_place_and_time_it_is_identical(finished):
+def test_verify_in_another_environment_is_identical(finished):
     before = finished.run("git", "status", "--porcelain").stdout
     done = finished.run("python", "-m", "convae.cli", "verify", **ELSEWHERE)
     assert done.stdout.endswith("\nverdict: identical\n")
@@ -124,7 +124,7 @@ def test_verified_elsewhere_at_another_place_and_time_it_is_identical(finished):
     assert not (finished.folder / ".convae/verify").exists()
 
 
-def test_a_mistake_in_the_parameters_stops_at_once_and_leaves_results_alone(finished):
+def test_a_mistake_in_the_parameters_stops_at_once_and_keeps_results(finished):
     results = ["dvc.lock", "reports/metrics.json", "models/classifier/classifier.json", "data/features/test.npy"]
     before = {name: finished.read(name) for name in ["params.yaml", *results]}
     finished.set("classifier.logistic_regression.C=[-1]", "model.layers.0.kernel=40", "train.epochs=5")

@@ -38,7 +38,7 @@ def equal(left, right):
     return all(np.allclose(value, second[name], rtol=1e-3, atol=1e-5) for name, value in first.items())
 
 
-def test_a_training_that_lost_a_process_goes_on_with_another_number_of_them(clone, tmp_path):
+def test_training_that_lost_a_process_resumes_with_another_world_size(clone, tmp_path):
     repository = clone(history=False)
     repository.set("train.epochs=60", "train.checkpoint_minutes=0.001")
     repository.run("dvc", "repro", "train")
@@ -77,7 +77,7 @@ def is_train(run):
     return run.data.tags["mlflow.runName"].startswith("train")
 
 
-def test_images_and_features_are_the_same_bytes(clone, tmp_path):
+def test_images_and_features_do_not_depend_on_the_number_of_processes(clone, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (300, 20, 16, 3), dtype=np.uint8)

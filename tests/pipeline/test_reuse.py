@@ -122,7 +122,7 @@ def test_the_command_line_gives_the_features_of_the_pipeline(published, convae, 
         assert_same(table.to_numpy(), expected)
 
 
-def test_onnx_gives_the_features_of_the_pipeline_and_those_of_other_sizes(published, convae, expected):
+def test_onnx_gives_the_features_of_the_pipeline_and_of_other_sizes(published, convae, expected):
     convae("export", "--onnx", "build/encoder.onnx")
     session = onnxruntime.InferenceSession(published.folder / "build/encoder.onnx")
     assert_same(session.run(None, {"images": images_of(published)})[0], expected)
@@ -141,7 +141,7 @@ def test_mlflow_gives_the_features_of_the_pipeline(published, client, expected):
     assert_same(CAEFeatures("models:/convae-encoder/1").fit_transform(images), expected)
 
 
-def test_every_door_gives_the_predictions_of_the_pipeline(published, convae, client):
+def test_every_interface_gives_the_predictions_of_the_pipeline(published, convae, client):
     truth = pd.read_parquet(published.folder / "data/predictions/test.parquet")[:IMAGES]
     labels = [str(label) for label in truth["prediction"]]
     classifier = load_image_classifier(published.folder / "models")
@@ -194,7 +194,7 @@ def test_mlflow_serves_the_classifier_over_http(published, repository, client, t
     np.testing.assert_allclose([list(row.values()) for row in rows], classifier.scores(images), atol=1e-4)
 
 
-def test_a_published_model_says_what_it_is_and_holds_no_pickle(published, client, tmp_path):
+def test_a_published_model_describes_itself_and_contains_no_pickle(published, client, tmp_path):
     version = client.get_model_version_by_alias("convae-classifier", "champion")
     accuracy = read_json(published.folder / "reports/metrics.json")["test"]["accuracy"]
     assert f"test {100 * accuracy:.2f} %" in version.description
@@ -221,14 +221,14 @@ def test_publishing_again_adds_nothing(convae, client):
     assert len(client.search_model_versions("name = 'convae-classifier'")) == 1
 
 
-def test_a_store_that_lacks_the_runs_gets_them_first(published, tmp_path):
+def test_missing_runs_are_added_to_the_store_before_publishing(published, tmp_path):
     other = f"sqlite:///{tmp_path / 'other.db'}"
     assert "champion is version 1" in published.run(*CONVAE, "publish", MLFLOW_TRACKING_URI=other).stdout
     version = MlflowClient(other).get_model_version_by_alias("convae-classifier", "champion")
     assert MlflowClient(other).get_run(version.run_id).data.tags["dvc.stage"] == "evaluate"
 
 
-def test_what_no_lock_knows_is_not_published(published, refused, tmp_path):
+def test_models_absent_from_every_lock_are_not_published(published, refused, tmp_path):
     shutil.copytree(published.folder / "models", tmp_path / "models")
     estimator, about = load_classifier(tmp_path / "models/classifier")
     changed = {name: value for name, value in about.items() if name not in ("format", "sha256")} | {"settings": {}}
@@ -240,11 +240,11 @@ def test_what_no_lock_knows_is_not_published(published, refused, tmp_path):
 @pytest.mark.parametrize(
     "address", ["models:/convae-encoder@nobody", "models:/nothing/1", "runs:/0123456789abcdef0123456789abcdef/x"]
 )
-def test_an_address_without_a_model_is_one_line(refused, address):
+def test_an_address_without_a_model_is_refused_in_one_line(refused, address):
     assert refused("info", address).startswith(f"convae: {address}: ")
 
 
-def test_an_address_without_a_store_makes_none(tmp_path):
+def test_an_address_without_a_store_creates_none(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     command = [sys.executable, "-m", "convae.cli", "info", "models:/convae-encoder/1"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -256,7 +256,7 @@ def test_an_address_without_a_store_makes_none(tmp_path):
 @pytest.mark.parametrize(
     "source", ["models/encoder", "models:/convae-classifier@champion", "models:/convae-encoder@champion"]
 )
-def test_info_says_what_how_good_and_from_where(published, convae, source):
+def test_info_describes_a_model_its_accuracy_and_its_origin(published, convae, source):
     text = convae("info", source)
     metrics = read_json(published.folder / "reports/metrics.json")
     for part in (
@@ -271,8 +271,8 @@ def test_info_says_what_how_good_and_from_where(published, convae, source):
         assert part in text
 
 
-def test_an_encoder_that_does_not_fit_stops_a_training_and_leaves_results_alone(published, tmp_path):
-    """`test_the_commands_of_the_pages_run` has one that fits."""
+def test_an_incompatible_initial_encoder_stops_training_and_keeps_results(published, tmp_path):
+    """`test_the_commands_in_the_docs_run` has one that fits."""
     own = published.copy(tmp_path / "convae")
     encoder, initial = own.folder / "models/encoder", own.folder / "models/initial"
     for name in ("config.json", "model.safetensors"):
@@ -287,7 +287,7 @@ def test_an_encoder_that_does_not_fit_stops_a_training_and_leaves_results_alone(
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reuse.md"])
-def test_the_python_of_the_pages_runs(published, repository, page):
+def test_the_python_in_the_docs_runs(published, repository, page):
     blocks = re.findall(r"^```python\n(.*?)^```$", (repository / page).read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
     shutil.copy(published.folder / "pictures/00.png", published.folder / "photo.png")
@@ -298,7 +298,7 @@ def test_the_python_of_the_pages_runs(published, repository, page):
         assert labels == str(load_image_classifier(published.folder / "models").predict(images_of(published)[:4]))
 
 
-def test_the_commands_of_the_pages_run(published, repository, tmp_path):
+def test_the_commands_in_the_docs_run(published, repository, tmp_path):
     """But for the wheel and the server, which other tests build and start; tests/test_pages.py looks at README's."""
     page = (repository / "docs/reuse.md").read_text()
     blocks = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)

@@ -49,7 +49,7 @@ def epochs(client, experiment):
     return sum(len(client.get_metric_history(run.info.run_id, "validation_loss")) for run in runs)
 
 
-def test_killed_workers_lose_nothing_and_each_trial_is_an_experiment_and_a_row(clone):
+def test_killed_workers_lose_no_trial_and_each_is_an_experiment_and_a_row(clone):
     (clone.folder / "search.yaml").write_text(SEARCH)
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     storage = optuna.storages.RDBStorage(f"sqlite:///{clone.folder}/search.db")

@@ -32,7 +32,7 @@ def imported(path):
 @pytest.mark.parametrize(
     ("package", "home"), [("mlflow", "tracking"), ("pytorch_lightning", "training"), ("optuna", "search")]
 )
-def test_a_framework_is_known_in_one_place(repository, package, home):
+def test_each_framework_is_imported_in_one_package(repository, package, home):
     users = {
         path.relative_to(repository).as_posix()
         for folder in ("src", "pipeline")
@@ -58,7 +58,7 @@ def own_imports(path, known):
             yield inner if inner in known else inner.rpartition(".")[0]
 
 
-def test_imports_go_round_in_no_circle(repository):
+def test_imports_are_acyclic(repository):
     known = modules(repository)
     graph = {name: set(own_imports(path, known)) - {name} for name, path in known.items() if name}
     assert list(TopologicalSorter(graph).static_order())  # raises CycleError
@@ -82,7 +82,7 @@ ORDER = [
 ]
 
 
-def test_imports_run_one_way(repository):
+def test_imports_follow_the_layers(repository):
     level = {name: height for height, names in enumerate(ORDER) for name in names}
 
     def height(module):
@@ -104,7 +104,7 @@ RECORD = ("tracking", "history")  # nothing that a stage writes depends on them
     ("project", "stage", "script"),
     [*((".", stage, f"pipeline/{stage}.py") for stage in STAGES), (LADDER, "inputs", f"{LADDER}/parameters.py")],
 )
-def test_a_stage_depends_on_just_the_modules_that_it_imports(repository, project, stage, script):
+def test_a_stage_depends_on_exactly_the_modules_that_it_imports(repository, project, stage, script):
     known, script = modules(repository), repository / script
     found, waiting = {script}, [script]
     while waiting:
@@ -140,7 +140,7 @@ def parameters_of(stage):
 DECIDE_NOTHING = ("train.devices", "train.nodes", "train.strategy", "train.accelerator", "train.checkpoint_minutes")
 
 
-def test_what_cannot_change_a_result_is_no_dependency(repository):
+def test_files_that_cannot_change_a_result_are_not_dependencies(repository):
     stages = YAML(typ="safe").load((repository / "dvc.yaml").read_text())["stages"]
     keys = {key for stage in stages.values() for key in parameters_of(stage)}
     assert not [key for key in keys if key.startswith(("tracking", *DECIDE_NOTHING))]

@@ -29,9 +29,7 @@ COPIES = {
 
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_what_is_doubtful_is_told_on_any_terminal(
-    repository: Path, tmp_path: Path, labelled: bool, encoding: str
-) -> None:
+def test_concerns_are_printed_on_any_terminal(repository: Path, tmp_path: Path, labelled: bool, encoding: str) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "data/prepared").mkdir(parents=True)
     write_json(tmp_path / "reports/metrics.json", {"test": TEST if labelled else {}, "health": HEALTH})

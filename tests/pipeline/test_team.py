@@ -36,7 +36,7 @@ def run(clone, lines, places):
 
 
 @pytest.mark.skipif(NO_POSTGRES, reason="Debian's package postgresql is missing")
-def test_a_colleague_has_encoder_and_rows_without_computing(clone, tmp_path, monkeypatch):
+def test_a_colleague_gets_encoder_and_rows_without_computing(clone, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "team")
     mine, colleague = clone(history=False), Clone(tmp_path)
@@ -78,7 +78,7 @@ def test_a_colleague_has_encoder_and_rows_without_computing(clone, tmp_path, mon
         assert colleague.read(name) == mine.read(name)
 
 
-def test_a_conflict_in_dvc_lock_is_settled_as_the_page_says(finished, monkeypatch):
+def test_a_conflict_in_dvc_lock_is_resolved_as_documented(finished, monkeypatch):
     monkeypatch.setenv("CONVAE_TRACKING", "off")
 
     def compute(message, *changes):

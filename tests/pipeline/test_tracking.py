@@ -151,7 +151,7 @@ def assert_rows(repository, experiments, runs):
     assert not list((repository.folder / ".dvc/tmp/exps").rglob("mlflow.db"))
 
 
-def test_an_experiment_is_a_row_beside_the_first_results(varied):
+def test_an_experiment_is_a_row_alongside_the_first_results(varied):
     assert_rows(varied, ["ridge"], 6 + 2)
 
 
@@ -160,7 +160,7 @@ def test_three_experiments_of_two_workers_are_four_rows(compared):
     assert_rows(compared, list(EXPERIMENTS), 6 + 2 + 3 + 4)
 
 
-def test_a_database_deleted_comes_back_row_for_row(varied, tmp_path):
+def test_a_deleted_database_is_rebuilt_row_for_row(varied, tmp_path):
     other = varied.copy(tmp_path / "other")
     for database in other.folder.glob("mlflow.db*"):
         database.unlink()
@@ -189,7 +189,7 @@ def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(varie
     assert sum(line.startswith("  run ") and "none" not in line for line in lines) == 4
 
 
-def test_a_training_that_is_stopped_is_killed_until_it_goes_on_in_the_same_run(finished, tmp_path):
+def test_interrupted_training_is_a_killed_run_that_resumes(finished, tmp_path):
     repository = finished.copy(tmp_path / "convae")
     client = client_of(repository)
     repository.set("train.epochs=1000000")  # it ends by being stopped alone
@@ -359,7 +359,7 @@ def three_runs(page, expect):
     page.screenshot(path=SCREENSHOTS / "three-curves.png")
 
 
-def test_a_parameter_flipped_back_adds_no_row_and_what_dvc_restores_is_marked(varied):
+def test_a_reverted_parameter_adds_no_row_and_restored_results_are_marked(varied):
     client = client_of(varied)
     before = content(client, ROWS)
     varied.set("classifier.kind=k_nearest_neighbors")

@@ -31,14 +31,14 @@ def test_resize_repeats_pixels():
 
 
 @pytest.mark.parametrize(("channels", "kernel", "count"), [(1, (3, 3), 4), (3, (7, 5), 40), (8, (1, 1), 300)])
-def test_the_first_256_filters_are_drawn_and_dead_ones_do_no_harm(tmp_path, channels, kernel, count):
+def test_only_the_first_256_filters_are_drawn_even_if_dead(tmp_path, channels, kernel, count):
     filters = np.random.default_rng(0).normal(size=(count, channels, *kernel)).astype(np.float32)
     filters[0] = 0
     save_figure(filters_figure(filters), tmp_path / "filters.png")
     assert np.isfinite(imread(tmp_path / "filters.png")).all()
 
 
-def test_pictures_keep_their_place_and_shape(tmp_path):
+def test_pictures_keep_their_position_and_shape(tmp_path):
     red, blue = np.zeros((1, 4, 8, 3)), np.zeros((1, 4, 8, 3))
     red[..., 0] = blue[..., 2] = 1
     with style():
@@ -50,7 +50,7 @@ def test_pictures_keep_their_place_and_shape(tmp_path):
     assert reds[:, 0].max() < blues[:, 0].min()
 
 
-def test_the_users_own_style_has_no_part(tmp_path):
+def test_the_users_matplotlib_style_is_ignored(tmp_path):
     import matplotlib
 
     history = pd.DataFrame({"phase": 0, "epoch": [0, 1], "train_loss": [2.0, 1.0], "validation_loss": [2.0, 1.5]})
@@ -68,7 +68,7 @@ def test_the_lowest_validation_loss_is_marked():
     assert (list(marked.get_xdata()), list(marked.get_ydata())) == ([1], [2.5])
 
 
-def test_few_classes_have_counts_and_many_have_names_only():
+def test_few_classes_show_counts_and_many_only_names():
     few = confusion_figure(np.array([[5, 1], [0, 7]]), ["a", "b"]).axes[0]
     assert [text.get_text() for text in few.texts] == ["5", "1", "7"]
     many = confusion_figure(np.eye(100, dtype=int), [f"class {index}" for index in range(100)]).axes[0]
@@ -82,7 +82,7 @@ def predictions(**columns):
 
 
 @pytest.mark.parametrize("certainty", ["confidence", "margin"])
-def test_mistakes_come_surest_first(certainty):
+def test_mistakes_are_sorted_by_confidence(certainty):
     images = np.zeros((4, 1, 5, 5), np.uint8)
     figure = mistakes_figure(images, predictions(**{certainty: [0.99, 0.5, 0.9, 0.9]}))
     shown = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]

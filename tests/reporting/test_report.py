@@ -56,7 +56,7 @@ def test_the_page_loads_nothing_and_shows_the_figures_of_the_folder(evaluated):
     assert contents == [(folder / f"figures/{name}.png").read_bytes() for name in ALL]
 
 
-def test_neither_page_nor_figures_name_a_place_or_a_time(evaluated):
+def test_page_and_figures_contain_no_path_or_time(evaluated):
     experiment = evaluated(data={"dataset": "digits", "root": "/home/somebody/pictures"})
     folder = experiment.write()
     assert str(experiment.root) not in read(folder)
@@ -66,7 +66,7 @@ def test_neither_page_nor_figures_name_a_place_or_a_time(evaluated):
         assert chunks == []
 
 
-def test_names_of_classes_and_files_stay_text(evaluated, change_description):
+def test_names_of_classes_and_files_are_escaped(evaluated, change_description):
     name = "<script>alert(1)</script>"
     experiment = evaluated(classes=[name, "$\\frac{1}$", "a,b\"'", "NA"])
     change_description(rejected=[{"path": "<img src=x onerror=alert(2)>.png", "reason": "<b>empty</b>"}])
@@ -79,7 +79,7 @@ def test_names_of_classes_and_files_stay_text(evaluated, change_description):
         assert text in "".join(page.text)
 
 
-def test_numbers_parameters_and_versions_are_there(evaluated):
+def test_numbers_parameters_and_versions_are_shown(evaluated):
     experiment = evaluated()
     text = "".join(Page(read(experiment.write())).text)
     metrics = read_json(experiment.root / "reports/metrics.json")
@@ -105,7 +105,7 @@ def test_without_labels_there_is_no_accuracy(evaluated):
     assert set(figures(folder)) == {"filters", "activation_maps", "reconstructions", "learning_curves"}
 
 
-def test_an_untrained_encoder_is_called_so(evaluated):
+def test_an_untrained_encoder_is_labelled_as_such(evaluated):
     folder = evaluated(objective={"kind": "none", "sparsity": None}, history="").write()
     text = "".join(Page(read(folder)).text)
     assert "The encoder was not trained" in text
@@ -113,7 +113,7 @@ def test_an_untrained_encoder_is_called_so(evaluated):
     assert "learning_curves" not in figures(folder)
 
 
-def test_copies_come_before_the_numbers_and_their_absence_in_the_notes(evaluated, change_description):
+def test_copies_are_shown_before_the_numbers_and_their_absence_in_the_notes(evaluated, change_description):
     experiment = evaluated()
     page = read(experiment.write())
     assert "No test or validation image is pixel for pixel in another part." in page
@@ -126,7 +126,7 @@ def test_copies_come_before_the_numbers_and_their_absence_in_the_notes(evaluated
     assert "No test or validation image" not in page
 
 
-def test_the_accuracy_does_not_stand_alone(evaluated):
+def test_the_accuracy_is_shown_with_baselines(evaluated):
     experiment = evaluated(classes=["cat", "<dog>"])
     text = "".join(Page(read(experiment.write())).text)
     test = read_json(experiment.root / "reports/metrics.json")["test"]
@@ -136,7 +136,7 @@ def test_the_accuracy_does_not_stand_alone(evaluated):
 
 
 @pytest.mark.parametrize("figure", ["accuracy", "balanced_accuracy", "macro_f1"])
-def test_settings_are_shown_with_the_figure_that_chose(evaluated, figure):
+def test_settings_are_shown_with_the_metric_that_selected_them(evaluated, figure):
     experiment = evaluated(classifier={"select_by": figure, "class_weight": "balanced"})
     text = "".join(Page(read(experiment.write())).text)
     assert f"validation {figure.replace('_', ' ').replace('f1', 'F1')}converged" in text
@@ -184,7 +184,7 @@ def test_each_layer_has_its_activation_maps(evaluated):
     assert {"activation_maps_1", "activation_maps_2"} <= set(figures(folder))
 
 
-def test_figures_of_an_earlier_run_do_not_stay(evaluated):
+def test_figures_of_an_earlier_run_are_removed(evaluated):
     experiment = evaluated()
     (experiment.root / "reports/figures").mkdir()
     (experiment.root / "reports/figures/old.png").touch()
@@ -219,16 +219,16 @@ def layer_of(**changes):
         ([], "The encoder has no layers and so no filters"),
     ],
 )
-def test_dead_and_duplicate_filters_are_told(evaluated, health_of, layers, verdict):
+def test_dead_and_duplicate_filters_are_reported(evaluated, health_of, layers, verdict):
     assert verdict in health_of(evaluated(), filters=layers)
 
 
-def test_a_low_error_is_set_against_that_of_random_filters(evaluated, health_of):
+def test_a_low_error_is_compared_with_random_filters(evaluated, health_of):
     errors = {"reconstruction_mse": 0.08, "twin_reconstruction_mse": 0.12, "baseline_mse": 0.5}
     assert "an error of 0.1200, this one with 0.0800" in health_of(evaluated(), copying=errors)
 
 
-def test_what_is_doubtful_comes_before_the_numbers(evaluated, health_of, tmp_path):
+def test_concerns_come_before_the_numbers(evaluated, health_of, tmp_path):
     experiment = evaluated()
     health_of(experiment, copying=None, filters=[layer_of()], effective_rank=50.0)
     assert 'class="note"' not in (tmp_path / "changed/report.html").read_text()
@@ -238,14 +238,14 @@ def test_what_is_doubtful_comes_before_the_numbers(evaluated, health_of, tmp_pat
     assert page.index("says nothing about the filters") < page.index("<h2>Numbers")
 
 
-def test_health_is_told_without_decoder_and_without_labels(evaluated, health_of):
+def test_health_is_shown_without_decoder_and_without_labels(evaluated, health_of):
     text = health_of(evaluated(labelled=False, objective={"kind": "none", "sparsity": None}))
     assert "There is no trained decoder" in text
     assert "The effective rank of the features is" in text
     assert "random" not in text
 
 
-def test_parameters_of_the_first_layer_are_set_against_a_dense_one(evaluated, health_of):
+def test_parameters_of_the_first_layer_are_compared_with_a_dense_one(evaluated, health_of):
     text = health_of(evaluated(shape=(3, 12, 16)))
     assert "this encoder 112 112 dense layer 2 308 9 220" in text  # 4 filters 3×3×3
     layer = {"filters": 5, "kernel": (8, 8), "padding": "valid"}

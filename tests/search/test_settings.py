@@ -81,7 +81,7 @@ def test_the_shipped_search_is_valid(repository, monkeypatch):
 
 
 @pytest.mark.parametrize(("old", "new", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_line(written, old, new, message):
+def test_a_mistake_is_refused_in_one_line(written, old, new, message):
     text, count = re.subn(old, lambda match: new, SEARCH)
     assert count == 1
     path = written(text)
@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line(written, old, new, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_change_leaves_all_else_as_it_was(written):
+def test_a_change_keeps_everything_else(written):
     params = written(SEARCH).with_name("params.yaml")
     before, comments = load_params(params).model_dump(), params.read_text().count("#")
     change(params, {"train.epochs": 7, "model.layers.0.filters": 5, "features.grid": [2, 3], "seed": 1})

@@ -45,7 +45,7 @@ def git(*arguments):
     subprocess.run(["git", "-c", "user.name=Test", "-c", "user.email=test@example.org", *arguments], check=True)
 
 
-def test_a_study_goes_on_with_the_same_search_alone(search, experiment):
+def test_a_study_resumes_only_with_the_same_search(search, experiment):
     settings = SearchSettings.model_validate(SEARCH)
     open_study(search, settings, experiment()).enqueue_trial({"train.batch_size": "32"})
     assert len(open_study(search, settings, experiment()).trials) == 1
@@ -58,7 +58,7 @@ def test_a_study_goes_on_with_the_same_search_alone(search, experiment):
     assert open_study(search, other, experiment(train={"epochs": 4})).trials == []
 
 
-def test_a_storage_that_is_none_is_one_line(search, experiment):
+def test_an_invalid_storage_is_refused_in_one_line(search, experiment):
     search.with_name("search.db").write_text("no database at all, but long enough to look like a header of one" * 9)
     with pytest.raises(ConvaeError, match=r"search.yaml: storage: ") as refusal:
         open_study(search, SearchSettings.model_validate(SEARCH), experiment())
@@ -67,7 +67,7 @@ def test_a_storage_that_is_none_is_one_line(search, experiment):
 
 @pytest.mark.skipif(NO_POSTGRES, reason="Debian's package postgresql is missing")
 @pytest.mark.slow
-def test_machines_that_begin_at_once_share_a_study_on_postgresql(search, repository):
+def test_machines_that_start_together_share_a_study_on_postgresql(search, repository):
     with postgres() as storage:
         settings = SEARCH | {"storage": storage}
         workers = []
@@ -82,7 +82,7 @@ def test_machines_that_begin_at_once_share_a_study_on_postgresql(search, reposit
         assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
-def test_trials_run_what_is_committed(search, experiment):
+def test_trials_run_the_committed_code(search, experiment):
     with pytest.raises(ConvaeError, match="there is no commit"):
         base_of_workspace(experiment(), search)
     code = search.with_name("code.py")

@@ -62,7 +62,7 @@ def test_three_failures_in_succession_end_a_worker(pipeline):
     assert not Path(".convae/search/small-2").exists()
 
 
-def test_ctrl_c_ends_the_stage_and_leaves_the_trial_to_be_taken_up(pipeline, tmp_path):
+def test_ctrl_c_ends_the_stage_and_the_trial_can_be_resumed(pipeline, tmp_path):
     began, ended = tmp_path / "began", tmp_path / "ended"
     pipeline(f"trap 'touch {ended}' INT; touch {began}; sleep 600 & wait")
     with subprocess.Popen(WORKER, stderr=subprocess.PIPE, text=True, start_new_session=True) as worker:
@@ -75,7 +75,7 @@ def test_ctrl_c_ends_the_stage_and_leaves_the_trial_to_be_taken_up(pipeline, tmp
     assert Path(".convae/search/small-0").is_dir()
 
 
-def test_a_trial_is_stopped_where_the_worker_was_started_to_ignore_ctrl_c(pipeline, tmp_path):
+def test_a_trial_is_stopped_even_if_the_worker_ignores_ctrl_c(pipeline, tmp_path):
     began, ended = tmp_path / "began", tmp_path / "ended"
     pipeline(f"trap 'touch {ended}' INT; touch {began}; sleep 600 & wait")
 
@@ -92,7 +92,7 @@ def test_a_trial_is_stopped_where_the_worker_was_started_to_ignore_ctrl_c(pipeli
     assert ended.exists()
 
 
-def test_what_a_killed_worker_left_goes_on_but_not_where_the_repository_was_moved(pipeline, tmp_path, monkeypatch):
+def test_a_killed_workers_trial_resumes_unless_the_repository_was_moved(pipeline, tmp_path, monkeypatch):
     repository = tmp_path / "repository"
     repository.mkdir()
     monkeypatch.chdir(repository)

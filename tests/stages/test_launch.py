@@ -64,7 +64,7 @@ def stage(fresh, tmp_path):
     return run
 
 
-def test_alone_there_is_one(stage):
+def test_a_single_process_has_world_size_one(stage):
     assert stage("prepare").stdout == "alone\n"
 
 
@@ -73,14 +73,14 @@ def test_a_stage_starts_its_processes_itself(stage):
     assert done.stdout == 2 * "[(0, '2'), (1, '2')]\n", done.stderr
 
 
-def test_within_a_job_of_slurm_it_has_srun_start_them_on_several_machines(stage, fresh):
+def test_in_a_slurm_job_srun_starts_the_processes_on_all_nodes(stage, fresh):
     done = stage("train", {"SLURM_JOB_ID": "4711"}, nodes=2)
     assert done.stdout == 2 * "[(0, '1'), (1, '1')]\n", done.stderr
     arguments = (fresh / "arguments").read_text()
     assert arguments == f"--nodes=2 --ntasks-per-node=1 --kill-on-bad-exit=1 {sys.executable} -m pipeline.train\n"
 
 
-def test_elsewhere_several_machines_are_refused(stage):
+def test_several_nodes_without_slurm_are_refused(stage):
     done = stage("train", nodes=2)
     assert done.returncode == 1
     assert done.stderr.startswith("train: train.nodes = 2: a stage can start processes on other machines only")

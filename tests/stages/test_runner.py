@@ -53,7 +53,7 @@ def test_killed_stage_closes_its_run(
     ],
     ids=["turned into an exit", "first one swallowed"],
 )
-def test_library_that_catches_a_signals_exception_hides_no_signal(
+def test_a_library_that_catches_a_signals_exception_hides_no_signal(
     body: str,
     printed: list[str],
     sent: signal.Signals,
@@ -72,7 +72,9 @@ def test_library_that_catches_a_signals_exception_hides_no_signal(
     assert process.returncode == code
 
 
-def test_users_mistake_is_told_without_traceback(start_stage: StartStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_mistake_is_reported_without_traceback(
+    start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CONVAE_TRACKING", "off")
     process = start_stage("raise ConvaeError('data.root: empty\\ndata.dataset: wrong')")
     assert process.communicate() == ("", "train: data.root: empty\ntrain: data.dataset: wrong\n")
@@ -84,7 +86,7 @@ def test_users_mistake_is_told_without_traceback(start_stage: StartStage, monkey
     ["bytearray(1 << 62)", "import numpy\nnumpy.empty(1 << 50)", "import torch\ntorch.empty(1 << 60)"],
     ids=["Python", "NumPy", "torch"],
 )
-def test_too_little_memory_is_told_without_traceback(
+def test_too_little_memory_is_reported_without_traceback(
     body: str, start_stage: StartStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVAE_TRACKING", "off")
@@ -155,7 +157,7 @@ def test_second_stage_in_one_workspace_waits_for_the_first(
     assert Path("touched").exists()
 
 
-def test_process_besides_the_first_shares_the_lock_and_records_nothing(
+def test_ranks_above_zero_share_the_lock_and_record_nothing(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -168,9 +170,7 @@ def test_process_besides_the_first_shares_the_lock_and_records_nothing(
     assert recorded(client) == []
 
 
-def test_processes_that_read_different_parameters_do_not_work_together(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_with_different_parameters_are_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "from convae.stages.runner import run_stage\nrun_stage('train', lambda *_: None, parallel=True)"
     environment = os.environ | {"CONVAE_TRACKING": "off", "PYTHONPATH": str(REPOSITORY / "src"), "WORLD_SIZE": "2"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

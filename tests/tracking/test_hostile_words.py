@@ -53,7 +53,7 @@ def card() -> str:
 
 @needs_chromium
 @pytest.mark.slow
-def test_mlflow_runs_nothing_of_a_note_or_a_card(tmp_path: Path) -> None:
+def test_mlflow_executes_nothing_in_a_note_or_a_card(tmp_path: Path) -> None:
     with mlflow_server(tmp_path) as (address, _):
         client = MlflowClient(address, address)
         experiment = client.create_experiment("hostile")

@@ -27,7 +27,7 @@ def rows(uri, experiment="convae-ladder"):
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
 
 
-def test_a_cell_is_recorded_once_and_a_changed_one_anew(tmp_path, monkeypatch):
+def test_a_cell_is_recorded_once_and_again_after_a_change(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert record(uri, "convae", [CELL, {**CELL, "seed": 1}]) == 2
@@ -44,7 +44,7 @@ def test_a_cell_is_recorded_once_and_a_changed_one_anew(tmp_path, monkeypatch):
     assert [(entry.step, entry.value) for entry in history] == [(64, 0.9), (2048, 0.9625)]
 
 
-def test_a_store_that_cannot_be_used_costs_a_warning(tmp_path, monkeypatch, capsys):
+def test_an_unusable_store_causes_one_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Path("mlflow.db").write_text("no database")

@@ -102,7 +102,7 @@ def client_here() -> MlflowClient:
 
 
 @pytest.mark.parametrize("name", ["moved", "100%25 #1; größer?"])
-def test_a_moved_repository_has_all_it_had_and_the_old_folder_stays_gone(
+def test_a_moved_repository_keeps_everything_and_leaves_the_old_folder_absent(
     name: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = store.with_name(name)
@@ -119,7 +119,7 @@ def test_a_moved_repository_has_all_it_had_and_the_old_folder_stays_gone(
     assert not moved.exists()
 
 
-def test_a_model_loads_before_anything_else_was_done_in_the_moved_repository(
+def test_a_model_loads_first_thing_in_a_moved_repository(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = store.rename(tmp_path / "moved")
@@ -155,7 +155,7 @@ def test_a_database_copied_alone_never_writes_into_the_original(store: Path, mon
     assert listing(store) == before
 
 
-def test_figures_elsewhere_keep_their_address_and_new_ones_lie_beside_the_database(
+def test_artifacts_elsewhere_keep_their_address_and_new_ones_are_next_to_the_database(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a database was named whose figures went to the repository, or one that several repositories share."""
@@ -172,7 +172,7 @@ def test_figures_elsewhere_keep_their_address_and_new_ones_lie_beside_the_databa
     assert added.info.artifact_uri == f"{store.as_uri()}/kept/mlartifacts/{added.info.run_id}/artifacts"
 
 
-def test_figures_on_a_disk_that_is_not_mounted_keep_their_address(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_on_an_unmounted_disk_keep_their_address(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounted = store.with_name("disk")
     with closing(sqlite3.connect(store / "mlflow.db")) as connection, connection:
         for table, column in COLUMNS:
@@ -184,7 +184,7 @@ def test_figures_on_a_disk_that_is_not_mounted_keep_their_address(store: Path, m
     assert {run.info.artifact_uri.startswith(f"file://{mounted}/projects/a/") for run in recorded(client)} == {True}
 
 
-def test_folders_of_others_are_left_alone(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_peoples_folders_are_left_alone(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_here()
     others = [
         "file:///data/figures",
@@ -198,9 +198,7 @@ def test_folders_of_others_are_left_alone(store: Path, monkeypatch: pytest.Monke
     assert [client.get_experiment(number).artifact_location for number in made] == others
 
 
-def test_a_row_that_nothing_brings_back_is_known_after_the_repository_moved(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_row_is_recognised_after_a_move(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = Records(uri(), ROWS)
     tags = {KEY: "gone", REPOSITORY_TAG: this_repository(), COMMAND: "dvc exp apply gone", NOTE: "Bring it back"}
     row = records.client.create_run(records.rows, tags=tags).info.run_id
@@ -210,9 +208,7 @@ def test_a_row_that_nothing_brings_back_is_known_after_the_repository_moved(
     assert moved.client.get_run(row).data.tags[COMMAND] == GONE
 
 
-def test_a_link_to_the_repository_leads_to_one_and_the_same_folder(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_to_the_repository_is_the_same_repository(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = store.with_name("link")
     link.symlink_to(store)
     monkeypatch.chdir(link)

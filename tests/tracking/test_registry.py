@@ -36,12 +36,12 @@ def publish(tmp_path):
     return publish
 
 
-def test_the_first_is_champion_and_the_better_takes_its_place(publish):
+def test_the_first_model_is_champion_until_a_better_one(publish):
     assert publish("a", "A", 0.5) == ("champion is version 1: models:/convae-classifier@champion", (1, 1))
     assert publish("b", "B", 0.75) == ("champion is version 2: models:/convae-classifier@champion", (2, 2))
 
 
-def test_who_is_worse_or_just_as_good_does_not(publish):
+def test_a_worse_or_equal_model_does_not_become_champion(publish):
     publish("a", "A", 0.5)
     said = "champion stays with version 1: validation accuracy 50.00 %, this version "
     assert publish("b", "B", 0.25) == (f"{said}25.00 %", (1, 1))
@@ -55,7 +55,7 @@ def test_accuracies_on_other_images_are_not_compared(publish):
     assert champions == (1, 1)
 
 
-def test_what_is_there_already_is_not_registered_again(publish):
+def test_a_registered_model_is_not_registered_again(publish):
     publish("a", "A", 0.5)
     assert publish("a", "A", 0.5) == ("champion stays with version 1, this version", (1, 1))
     assert publish("a", "B", 0.75) == ("champion is version 2: models:/convae-classifier@champion", (1, 2))

@@ -39,7 +39,7 @@ def history(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, str
     return [(entry.step, repr(entry.value)) for entry in client.get_metric_history(run_id, name)]
 
 
-def test_a_stage_is_recorded_with_all_that_belongs_to_it(client: MlflowClient, params: Params) -> None:
+def test_a_stage_is_recorded_completely(client: MlflowClient, params: Params) -> None:
     losses = [1 / 3, 0.1, float("nan"), 1e-30]
     with start_run("train", params) as run:
         for step, loss in enumerate(losses):
@@ -80,7 +80,7 @@ def test_a_stage_is_recorded_with_all_that_belongs_to_it(client: MlflowClient, p
     assert "data/prepared/train" in tags["mlflow.note.content"]
 
 
-def test_parameters_are_those_that_the_stage_has_read(
+def test_recorded_parameters_are_those_that_the_stage_read(
     client: MlflowClient, start_stage: StartStage, workspace: Path
 ) -> None:
     """An editor saves params.yaml while the recorder is still on its way."""
@@ -96,7 +96,7 @@ def test_parameters_are_those_that_the_stage_has_read(
     assert (train.data.params["train.epochs"], train.data.tags["own"]) == ("1", "1")
 
 
-def test_a_model_is_linked_to_its_run_and_its_bytes_stay_where_they_are(client: MlflowClient, workspace: Path) -> None:
+def test_a_model_is_linked_to_its_run_and_not_copied(client: MlflowClient, workspace: Path) -> None:
     record(f"sqlite:///{workspace}/mlflow.db")
     (train,) = recorded(client)
     (model,) = client.search_logged_models([train.info.experiment_id])
@@ -118,7 +118,7 @@ def test_curves_are_visible_while_the_stage_runs(client: MlflowClient, params: P
     assert history(client, train.info.run_id, "train_loss") == [(0, "0.5"), (1, "0.25")]
 
 
-def test_an_experiment_gives_its_name_to_the_run(
+def test_a_run_is_named_after_its_experiment(
     client: MlflowClient, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "rusty-lamb")
@@ -178,16 +178,14 @@ def test_status_of_runs_that_end_early(
     assert [item.dataset.name for item in train.inputs.dataset_inputs] == ["fashion_mnist prepared/train"]
 
 
-def test_a_stage_that_is_killed_outright_is_closed_by_its_recorder(
-    client: MlflowClient, start_stage: StartStage
-) -> None:
+def test_the_recorder_closes_the_run_of_a_killed_stage(client: MlflowClient, start_stage: StartStage) -> None:
     process = start_stage("run.log_metrics({'train_loss': 0.5})\ntime.sleep(600)")
     wait_for(lambda: any(run.data.metrics for run in recorded(client)))
     process.send_signal(signal.SIGKILL)
     wait_for(lambda: recorded(client)[0].info.status == "KILLED")
 
 
-def test_a_run_whose_processes_vanished_is_closed_by_the_next(
+def test_the_next_run_closes_one_whose_processes_vanished(
     client: MlflowClient, params: Params, start_stage: StartStage
 ) -> None:
     kill_with_recorder(start_stage("run.log_metrics({'train_loss': 0.5})\ntime.sleep(600)"), client)
@@ -199,7 +197,9 @@ def test_a_run_whose_processes_vanished_is_closed_by_the_next(
     assert (vanished.info.status, train.info.status) == ("KILLED", "FINISHED")
 
 
-def test_what_was_stopped_goes_on_in_its_run(client: MlflowClient, params: Params, start_stage: StartStage) -> None:
+def test_an_interrupted_stage_resumes_in_the_same_run(
+    client: MlflowClient, params: Params, start_stage: StartStage
+) -> None:
     kill_with_recorder(start_stage("run.log_epoch({'epoch': 0, 'train_loss': 0.5})\ntime.sleep(600)"), client)
     for _ in range(2):
         with start_run("train", params) as run:
@@ -221,7 +221,7 @@ def test_sigterm_handler_is_restored(workspace: Path, params: Params) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_user_without_a_name_is_no_reason_to_fail(
+def test_a_user_without_a_name_is_no_error(
     client: MlflowClient, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown() -> str:
@@ -236,7 +236,7 @@ def test_a_user_without_a_name_is_no_reason_to_fail(
 
 
 @pytest.mark.parametrize("switch", ["variable", "parameter"])
-def test_switched_off_leaves_no_trace(
+def test_tracking_switched_off_leaves_no_trace(
     switch: str, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -279,7 +279,7 @@ def test_address_comes_from_environment_then_parameters(
     assert store_uri(tracking) == "sqlite:////elsewhere/runs.db"
 
 
-def test_eight_processes_at_once_on_a_fresh_database(fresh: Path) -> None:
+def test_eight_concurrent_processes_on_a_fresh_database(fresh: Path) -> None:
     code = """
 import sys
 from convae.params import load_params
@@ -319,7 +319,7 @@ def assert_one_warning(capfd: pytest.CaptureFixture[str], reason: str) -> None:
     assert "secret" not in errors
 
 
-def test_refusing_server_costs_one_warning(
+def test_a_server_that_refuses_connections_causes_one_warning(
     fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server = f"127.0.0.1:{free_port()}"
@@ -329,7 +329,7 @@ def test_refusing_server_costs_one_warning(
 
 
 @pytest.mark.parametrize("status", [403, 500])
-def test_server_that_answers_no_request_costs_one_warning(
+def test_a_server_that_fails_every_request_causes_one_warning(
     status: int, fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with failing_server(status) as address:
@@ -339,7 +339,7 @@ def test_server_that_answers_no_request_costs_one_warning(
 
 
 @pytest.mark.parametrize(("timeout", "patience", "reason"), [("1", 60, "{address}: "), ("60", 4, "no answer in time")])
-def test_hanging_server_costs_one_warning(
+def test_a_hanging_server_causes_one_warning(
     timeout: str,
     patience: float,
     reason: str,
@@ -358,7 +358,7 @@ def test_hanging_server_costs_one_warning(
     assert psutil.Process().children() == before
 
 
-def test_more_epochs_than_a_silent_server_takes_do_not_hold_up_the_stage(
+def test_a_silent_server_does_not_block_a_stage_of_many_epochs(
     fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runs, "SERVER_PATIENCE", 2)
@@ -390,7 +390,9 @@ def test_ctrl_c_while_waiting_for_the_server_leaves_the_stage_successful(fresh: 
     assert process.returncode == 0
 
 
-def test_spoilt_database_costs_one_warning(workspace: Path, params: Params, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_corrupt_database_causes_one_warning(
+    workspace: Path, params: Params, capfd: pytest.CaptureFixture[str]
+) -> None:
     (workspace / "mlflow.db").write_bytes(b"this is no database, and never was one")
     assert record_four_epochs(params) == [0, 1, 2, 3]
     assert_one_warning(capfd, "DatabaseError: ")
@@ -412,7 +414,7 @@ def is_down(address: str) -> bool:
     return False
 
 
-def test_server_records_until_it_dies(
+def test_a_server_records_until_it_dies(
     fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with mlflow_server(fresh) as (address, server):

@@ -70,7 +70,7 @@ def test_a_refused_name_is_one_line_that_says_what_to_do(
         assert call(secret, LOAD).stdout == f"{words}\n"
 
 
-def test_with_the_options_of_the_page_it_answers_programs_and_browsers(
+def test_with_the_documented_options_the_server_answers_programs_and_browsers(
     call: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
     page = (REPOSITORY / "docs/team.md").read_text("utf-8")

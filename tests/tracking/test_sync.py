@@ -141,7 +141,7 @@ def names(client: MlflowClient) -> list[str]:
     return sorted(str(run.info.run_name) for run in recorded(client, ROWS))
 
 
-def test_a_database_rebuilt_is_the_one_that_was(tracked: Path, client: MlflowClient) -> None:
+def test_a_rebuilt_database_equals_the_original(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     dvc("exp", "run", "--name", "longer", "--set-param", "train.epochs=4")
     assert sync() == (0, 0)
@@ -164,9 +164,7 @@ def test_a_database_rebuilt_is_the_one_that_was(tracked: Path, client: MlflowCli
     assert sync("other.db") == (0, 0)
 
 
-def test_every_commit_branch_and_experiment_is_found_without_a_run_ever_tracked(
-    computed: Path, client: MlflowClient
-) -> None:
+def test_commits_branches_and_experiments_are_found_without_tracking(computed: Path, client: MlflowClient) -> None:
     commit("First")
     set_epochs(3)
     untracked("repro")
@@ -203,7 +201,7 @@ def test_every_commit_branch_and_experiment_is_found_without_a_run_ever_tracked(
     assert any(name.endswith("Seven") for name in names(client))
 
 
-def test_parameters_edited_while_a_stage_runs_are_not_recorded_as_its_own(pipeline: Path, client: MlflowClient) -> None:
+def test_parameters_edited_during_a_stage_are_not_recorded(pipeline: Path, client: MlflowClient) -> None:
     def edit(old: str, new: str) -> str:
         change = f"file = Path('params.yaml'); file.write_text(file.read_text().replace({old!r}, {new!r}))"
         Path("train.py").write_text(TRAIN.replace("    Path(", f"    {change}\n    Path(", 1))
@@ -226,7 +224,7 @@ def test_parameters_edited_while_a_stage_runs_are_not_recorded_as_its_own(pipeli
     assert Path("params.yaml").read_text() != before
 
 
-def test_a_run_leads_to_its_producers_by_content(tracked: Path, client: MlflowClient) -> None:
+def test_a_run_is_linked_to_its_producers_by_content(tracked: Path, client: MlflowClient) -> None:
     train, report = recorded(client)
     (row,) = recorded(client, ROWS)
     link = f"#/experiments/{train.info.experiment_id}/runs"
@@ -239,7 +237,7 @@ def test_a_run_leads_to_its_producers_by_content(tracked: Path, client: MlflowCl
         assert [item.model_id for item in client.get_run(run.info.run_id).inputs.model_inputs] == [model.model_id]
 
 
-def test_a_stage_whose_results_dvc_had_already_appears_as_restored(computed: Path, client: MlflowClient) -> None:
+def test_a_stage_restored_by_dvc_is_recorded_as_restored(computed: Path, client: MlflowClient) -> None:
     Path("reports/report.html").unlink()
     dvc("repro", "--force", "--single-item", "report")
     origins = {run.data.tags["dvc.stage"]: run.data.tags["convae.origin"] for run in recorded(client)}
@@ -254,7 +252,7 @@ def training_runs(client: MlflowClient) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("target", ["train", "report"], ids=["last stage", "another stage follows"])
-def test_what_broke_off_while_the_stage_carried_on_comes_once(
+def test_a_stage_that_outlived_its_recording_is_completed_once(
     pipeline: Path, client: MlflowClient, target: str
 ) -> None:
     """As if a server had died."""
@@ -270,7 +268,7 @@ def test_what_broke_off_while_the_stage_carried_on_comes_once(
     assert sync() == (0, 0)
 
 
-def test_a_killed_run_stays_one_when_its_repetition_was_not_tracked(
+def test_a_killed_run_stays_killed_if_its_repetition_is_untracked(
     pipeline: Path, client: MlflowClient, start_stage: Callable[[str], "subprocess.Popen[str]"]
 ) -> None:
     script = Path("train.py").read_text()
@@ -319,7 +317,7 @@ def write_until(calls: int, write: Callable[[Records], object], database: str) -
 
 
 @pytest.mark.parametrize("write", [write_live, pytest.param(module.sync, marks=pytest.mark.slow)])
-def test_whatever_was_half_written_ends_as_if_nothing_had_happened(
+def test_half_written_runs_are_repaired(
     computed: Path, client: MlflowClient, write: Callable[[Records], object]
 ) -> None:
     expected = None
@@ -355,7 +353,7 @@ BREAK = """\
 """
 
 
-def test_doubles_written_from_two_machines_are_removed(computed: Path, client: MlflowClient) -> None:
+def test_duplicates_written_by_two_machines_are_removed(computed: Path, client: MlflowClient) -> None:
     assert sync() == (2, 1)
     records = Records(f"sqlite:///{computed}/mlflow.db", ROWS)
     *_, place = places()
@@ -367,9 +365,7 @@ def test_doubles_written_from_two_machines_are_removed(computed: Path, client: M
     assert (len(recorded(client)), len(recorded(client, ROWS))) == (2, 1)
 
 
-def test_an_execution_that_is_repeated_is_a_run_of_its_own_but_no_second_row(
-    tracked: Path, client: MlflowClient
-) -> None:
+def test_a_repeated_execution_is_a_new_run_but_no_new_row(tracked: Path, client: MlflowClient) -> None:
     dvc("repro", "--force")
     assert len(recorded(client)) == 4
     assert len({run.data.tags["convae.key"] for run in recorded(client)}) == 2
@@ -378,7 +374,7 @@ def test_an_execution_that_is_repeated_is_a_run_of_its_own_but_no_second_row(
     assert len(recorded(client)) == 4
 
 
-def test_what_dvc_keeps_beside_its_experiments_is_none(tracked: Path, client: MlflowClient) -> None:
+def test_internal_refs_of_dvc_are_not_experiments(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     dvc("exp", "run", "--name", "longer", "--set-param", "train.epochs=4")
     git("checkout", "--quiet", "--", ".")
@@ -387,7 +383,7 @@ def test_what_dvc_keeps_beside_its_experiments_is_none(tracked: Path, client: Ml
     assert sync() == (0, 0)
 
 
-def test_a_row_says_so_when_nothing_brings_it_back_any_more(tracked: Path, client: MlflowClient) -> None:
+def test_an_unreachable_row_is_marked(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     for epochs in (4, 5):
         dvc("exp", "run", "--force", "--name", "mine", "--set-param", f"train.epochs={epochs}")
@@ -410,7 +406,7 @@ def test_numbers_come_from_the_commit_that_has_them(computed: Path, client: Mlfl
     assert str(rows["2"].info.run_name).endswith("And its reports")
 
 
-def test_a_lock_file_that_nobody_can_read_is_left_out(
+def test_an_unreadable_lock_file_is_skipped(
     computed: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commit("Results \u2028 of two lines")
@@ -433,7 +429,7 @@ CONFLICT = (
 )
 
 
-def test_a_conflict_in_the_lock_file_is_one_line_that_says_what_to_do(
+def test_a_conflict_in_the_lock_file_is_reported_in_one_line(
     computed: Path, client: MlflowClient, start_stage: Callable[[str], "subprocess.Popen[str]"]
 ) -> None:
     commit("Results")
@@ -455,7 +451,7 @@ def test_any_path_can_be_an_input(pipeline: Path, client: MlflowClient) -> None:
     assert sum(name.startswith("input.") for name in run.data.tags) == len(paths)
 
 
-def test_an_experiment_that_was_deleted_in_the_interface_comes_back(tracked: Path, client: MlflowClient) -> None:
+def test_an_experiment_deleted_in_the_interface_is_restored(tracked: Path, client: MlflowClient) -> None:
     found = client.get_experiment_by_name(ROWS)
     assert found is not None
     client.delete_experiment(found.experiment_id)
@@ -500,9 +496,7 @@ def test_lineage_of_something_copied_elsewhere(tracked: Path, client: MlflowClie
     assert train.info.run_id not in done.stdout
 
 
-def test_lineage_tells_of_the_code_at_hand_where_other_code_gave_the_same_bits(
-    tracked: Path, client: MlflowClient
-) -> None:
+def test_lineage_prefers_the_current_code_among_equal_results(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     definition = Path("dvc.yaml").read_text()
     Path("dvc.yaml").write_text(definition.replace("[data/prepared/train]", "[data/prepared/train, train.py]"))
@@ -534,7 +528,7 @@ def test_sync_from_the_command_line(computed: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_hashes_and_keys_are_those_of_dvc(tracked: Path, client: MlflowClient) -> None:
+def test_hashes_and_keys_equal_dvcs(tracked: Path, client: MlflowClient) -> None:
     executions = read_lock(Path("dvc.lock").read_text())
     assert {run.data.tags["convae.key"] for run in recorded(client)} == {one.key for one in executions.values()}
     train, report = executions["train"], executions["report"]

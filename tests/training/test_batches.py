@@ -20,7 +20,7 @@ def order(batches: Batches, epoch: int = 0) -> list[int]:
     return torch.cat([images for images, _ in batches.of_epoch(epoch)]).flatten().tolist()
 
 
-def test_every_image_comes_once_and_the_order_follows_seed_and_epoch():
+def test_every_image_occurs_once_in_an_order_set_by_seed_and_epoch():
     batches = ImageBatches(images(10), 4, seed=1)
     assert len(batches) == 3
     first, again = order(batches), order(batches)
@@ -30,13 +30,13 @@ def test_every_image_comes_once_and_the_order_follows_seed_and_epoch():
     assert order(ImageBatches(images(10), 4, seed=2)) != first
 
 
-def test_no_image_is_left_alone_in_a_batch():
+def test_no_batch_has_a_single_image():
     assert [len(pixels) for pixels, _ in ImageBatches(images(9), 4).of_epoch(0)] == [4, 5]
     assert len(ImageBatches(images(9), 4)) == 2
     assert [len(pixels) for pixels, _ in ImageBatches(images(3), 1, seed=0).of_epoch(0)] == [1, 1, 1]
 
 
-def test_without_a_seed_the_order_is_that_of_the_images():
+def test_without_a_seed_images_keep_their_order():
     assert order(ImageBatches(images(10), 4)) == list(range(10))
 
 
@@ -58,7 +58,7 @@ def test_processes_share_each_batch(count):
             assert len({len(share) for share, _ in parts}) <= 2
 
 
-def test_the_sizes_of_batches_are_known_beforehand():
+def test_batch_sizes_are_known_in_advance():
     for count in (3, 8, 9, 10):
         batches = ImageBatches(images(count), 4)
         assert [batches.size(index) for index in range(len(batches))] == [
@@ -77,7 +77,7 @@ def streamed(tmp_path, monkeypatch):
     return lambda size, seed=1, processes=ALONE: StreamedBatches(some, size, seed, some.index, processes)
 
 
-def test_streamed_images_come_once_and_their_order_follows_seed_and_epoch(streamed):
+def test_every_streamed_image_occurs_once_in_an_order_set_by_seed_and_epoch(streamed):
     batches = streamed(4)
     first, again = order(batches), order(batches)
     second = order(batches, 1)
@@ -90,7 +90,7 @@ def test_streamed_images_come_once_and_their_order_follows_seed_and_epoch(stream
         assert pixels.flatten().tolist() == labels.tolist()
 
 
-def test_streamed_images_go_on_from_any_batch(streamed):
+def test_streaming_resumes_from_any_batch(streamed):
     whole = list(streamed(4).of_epoch(0))
     for first in range(len(whole) + 1):
         rest = list(streamed(4).of_epoch(0, first))
@@ -130,12 +130,12 @@ except MemoryError:
 """
 
 
-def test_streamed_images_need_no_room_for_all(tmp_path):
+def test_streaming_does_not_load_all_images(tmp_path):
     done = subprocess.run([sys.executable, "-c", BEYOND_MEMORY, tmp_path], capture_output=True, text=True)
     assert done.stdout == "{512}\nno room for all\n", done.stderr
 
 
-def test_augmented_images_are_mirrored_and_moved_ones():
+def test_augmentation_mirrors_and_shifts_images():
     torch.manual_seed(0)
     picture = torch.arange(30, dtype=torch.uint8).view(1, 2, 3, 5)
     batch = picture.repeat(500, 1, 1, 1)

@@ -51,7 +51,7 @@ def moved(objective, batch, steps=3):
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
 
 
-def test_greedily_one_layer_learns_and_everything_else_stays():
+def test_greedy_training_changes_only_one_layer():
     changed = moved(LayerReconstruction(network(), None, None, 1), (IMAGES, None))
     assert changed
     assert {name.rsplit(".", 1)[0].split(".")[1] for name in changed} == {"1"}
@@ -66,7 +66,7 @@ def test_a_layer_reconstructs_the_maps_of_the_one_below():
     torch.testing.assert_close(objective((IMAGES, None)), F.mse_loss(reconstruction, below))
 
 
-def test_end_to_end_the_image_comes_back_through_all_layers():
+def test_end_to_end_the_image_is_reconstructed_through_all_layers():
     made = network().eval()
     torch.testing.assert_close(
         Reconstruction(made, None, None).eval()((IMAGES, None)), F.mse_loss(made(IMAGES / 255), IMAGES / 255)
@@ -74,7 +74,7 @@ def test_end_to_end_the_image_comes_back_through_all_layers():
     assert {name.split(".")[1] for name in moved(Reconstruction(made, None, None), (IMAGES, None))} == {"0", "1", "2"}
 
 
-def test_masked_pixels_alone_are_to_be_reconstructed():
+def test_only_masked_pixels_count():
     made = network().eval()
     objective = Reconstruction(made, Corruption("masking", 0.5, (4, 4), made.batch), None).eval()
     torch.manual_seed(3)
@@ -106,7 +106,7 @@ def test_stacked_reconstructions_have_the_channels_of_the_image_and_no_gradient_
     torch.testing.assert_close(filters, alone)
 
 
-def test_denoising_stacked_reconstructions_all_imitate_the_clean_image():
+def test_denoising_stacked_reconstructions_all_target_the_clean_image():
     made = network(stacked_on="reconstructions").eval()
     objective = SimultaneousReconstruction(made, Corruption("uniform", 0.5, (1, 1), made.batch), None).eval()
     torch.manual_seed(3)
@@ -120,7 +120,7 @@ def test_denoising_stacked_reconstructions_all_imitate_the_clean_image():
     torch.testing.assert_close(loss, expected)
 
 
-def test_labels_teach_the_encoder_and_not_the_decoder():
+def test_classification_trains_the_encoder_and_not_the_decoder():
     torch.manual_seed(0)
     labels = torch.arange(6) % 3
     objective = Classification(network(), None, (8, 8), 3, seed=0)
@@ -131,9 +131,7 @@ def test_labels_teach_the_encoder_and_not_the_decoder():
 
 
 @pytest.mark.parametrize("order", ["greedy", "greedy_then_end_to_end", "simultaneous", "end_to_end"])
-def test_phases_follow_each_other_and_a_resumed_one_ends_with_the_same_bits(
-    experiment, train_set, validation_set, order
-):
+def test_phases_run_in_order_and_resume_with_the_same_bits(experiment, train_set, validation_set, order):
     layer = experiment().model.layers[0].model_dump() | {"activation": "relu"}
     pooled = layer | {"pool": {"kind": "max", "size": (2, 2)}}
     pooled |= {"dropout": 0.2, "batch_norm": True}
@@ -163,7 +161,7 @@ def resumes_alike(params, train_set, validation_set, death, whole, history):
     assert all(torch.equal(value, state[name]) for name, value in whole.autoencoder.state_dict().items())
 
 
-def test_classification_learns_from_labels_after_a_pretraining(experiment, train_set, validation_set):
+def test_classification_learns_from_labels_after_pretraining(experiment, train_set, validation_set):
     params = experiment(
         objective={"kind": "classify", "pretraining": 2},
         train={"epochs": 6, "learning_rate": 0.01, "augmentation": {"flip": False, "shift": 1}},
@@ -176,7 +174,7 @@ def test_classification_learns_from_labels_after_a_pretraining(experiment, train
         resumes_alike(params, train_set, validation_set, death, encoder, history)
 
 
-def test_layers_that_were_frozen_learn_again_in_the_next_phase():
+def test_frozen_layers_are_unfrozen_in_the_next_phase():
     made = network()
     LayerReconstruction(made, None, None, 1).start_training()
     assert [layer.training for layer in made.layers] == [False, True, False]
@@ -184,20 +182,20 @@ def test_layers_that_were_frozen_learn_again_in_the_next_phase():
     assert all(layer.training for layer in made.layers)
 
 
-def test_layers_on_maps_all_learn_at_once_what_each_learns_alone():
+def test_layers_on_maps_learn_jointly_what_each_learns_alone():
     made = network().eval()
     total = SimultaneousReconstruction(made, None, None).eval()((IMAGES, None))
     alone = [LayerReconstruction(made, None, None, index).eval()((IMAGES, None)) for index in range(3)]
     torch.testing.assert_close(total, sum(alone))
 
 
-def test_one_image_left_over_does_not_stop_a_classification(experiment, train_set, validation_set):
+def test_a_leftover_image_does_not_stop_classification(experiment, train_set, validation_set):
     params = experiment(objective={"kind": "classify"}, train={"epochs": 1, "batch_size": 57})  # 400 = 7 * 57 + 1
     _, history, _ = train_encoder(params, train_set, validation_set, lambda row: None)
     assert len(history) == 1
 
 
-def test_without_labels_there_is_nothing_to_classify(experiment, digits, train_set, validation_set):
+def test_classification_without_labels_is_refused(experiment, digits, train_set, validation_set):
     with pytest.raises(ConvaeError, match="the training images have no labels"):
         train_encoder(
             experiment(objective={"kind": "classify"}),
@@ -225,7 +223,7 @@ def test_frozen_layers_stay_bit_for_bit_with_their_statistics(make, tied):
     assert ("decoder.0.weight" in changed) == (not tied and make is not Classification)
 
 
-def test_with_all_layers_frozen_the_head_alone_learns(experiment, train_set, validation_set):
+def test_with_all_layers_frozen_only_the_head_learns(experiment, train_set, validation_set):
     untouched, _, _ = train_encoder(experiment(objective={"kind": "none"}), train_set, validation_set, print)
     untouched.save(Path("models/initial"))
     params = experiment(
@@ -237,7 +235,7 @@ def test_with_all_layers_frozen_the_head_alone_learns(experiment, train_set, val
     assert history[1]["validation_loss"] < history[0]["validation_loss"] < 2.3  # that of ten classes by chance
 
 
-def test_the_head_has_a_learning_rate_of_its_own(experiment):
+def test_the_head_has_its_own_learning_rate(experiment):
     params = experiment(train={"head_learning_rate": 0.5, "learning_rate": 0.25, "weight_decay": 0.1})
     objective = Classification(network(), None, (8, 8), 3, 0)
     images = ImageBatches(np.zeros((4, 1, 8, 8), np.uint8), 2)
@@ -251,7 +249,7 @@ def test_the_head_has_a_learning_rate_of_its_own(experiment):
     assert all(decays[parameter] == (0.1 if parameter.ndim > 1 else 0.0) for parameter in objective.trained())
 
 
-def test_greedily_frozen_layers_are_passed_over(experiment, train_set, validation_set):
+def test_greedy_training_skips_frozen_layers(experiment, train_set, validation_set):
     one = experiment().model.layers[0].model_dump()
     untouched, _, _ = train_encoder(
         experiment(model={"layers": [one, one]}, objective={"kind": "none"}), train_set, validation_set, print
@@ -266,7 +264,7 @@ def test_greedily_frozen_layers_are_passed_over(experiment, train_set, validatio
     assert (first, second, len(history)) == (True, False, 1)
 
 
-def test_maps_stacked_on_the_reconstructions_of_frozen_layers_stay(experiment, train_set):
+def test_layers_stacked_on_frozen_reconstructions_stay_frozen(experiment, train_set):
     layers = [LAYER | {"activation": "linear"}] * 2
     made = Autoencoder(1, {}, layers, tied_weights=False, stacked_on="reconstructions")
     made.initialize(torch.Generator().manual_seed(0))
@@ -276,7 +274,9 @@ def test_maps_stacked_on_the_reconstructions_of_frozen_layers_stay(experiment, t
 
 
 @pytest.mark.parametrize("order", ["greedy", "end_to_end"])
-def test_what_cannot_be_frozen_or_has_nothing_to_learn_is_refused(experiment, train_set, validation_set, order):
+def test_freezing_that_is_impossible_or_leaves_nothing_to_learn_is_refused(
+    experiment, train_set, validation_set, order
+):
     params = experiment(train={"freeze": "all", "order": order})
     with pytest.raises(ConvaeError, match=r"train\.freeze = all: models/initial holds no encoder"):
         train_encoder(params, train_set, validation_set, print)

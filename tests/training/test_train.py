@@ -35,9 +35,7 @@ def ignore(row):
 
 
 @pytest.mark.parametrize("changes", [{}, {"schedule": "cosine", "optimizer": "adamw", "weight_decay": 0.01}])
-def test_a_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
-    experiment, train_set, validation_set, tmp_path, capsys, changes
-):
+def test_resumed_training_ends_with_the_same_bits(experiment, train_set, validation_set, tmp_path, capsys, changes):
     params = experiment(train={"epochs": 5, **changes})
     whole, history, _ = train_encoder(params, train_set, validation_set, ignore)
     whole.save(tmp_path / "whole")
@@ -81,9 +79,7 @@ def last_used(folder, days):
     os.utime(folder / "0/last.ckpt", (moment, moment))
 
 
-def test_what_was_not_taken_up_for_thirty_days_is_removed_but_never_what_is_in_use(
-    experiment, train_set, validation_set, capsys
-):
+def test_checkpoints_unused_for_thirty_days_are_removed_unless_in_use(experiment, train_set, validation_set, capsys):
     images = train_set, validation_set
     params = [experiment(seed=seed, train={"epochs": 5}) for seed in range(3)]
     abandoned, recent = interrupt(params[0], *images), interrupt(params[1], *images)
@@ -98,7 +94,7 @@ def test_what_was_not_taken_up_for_thirty_days_is_removed_but_never_what_is_in_u
     assert not list(CHECKPOINTS.iterdir())
 
 
-def test_who_takes_up_an_old_training_first_keeps_it(tmp_path):
+def test_a_resumed_old_checkpoint_is_not_removed(tmp_path):
     old, other = tmp_path / "checkpoints/old", tmp_path / "checkpoints/other"
     (old / "0").mkdir(parents=True)
     (old / "0/last.ckpt").touch()
@@ -140,7 +136,7 @@ def in_pieces(image_set, folder, monkeypatch):
 @pytest.mark.parametrize(
     "changes", [{}, RANDOM, SUPERVISED, STREAMED], ids=["as shipped", "random", "supervised", "streamed"]
 )
-def test_a_training_killed_again_and_again_within_its_epochs_goes_on_where_it_was_saved(
+def test_training_killed_repeatedly_within_epochs_resumes_from_its_checkpoints(
     experiment, train_set, validation_set, tmp_path, monkeypatch, capsys, changes
 ):
     if changes is STREAMED:
@@ -174,7 +170,7 @@ def test_a_training_killed_again_and_again_within_its_epochs_goes_on_where_it_wa
     assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
 
 
-def test_killed_before_its_first_whole_checkpoint_it_starts_afresh(experiment, train_set, validation_set, tmp_path):
+def test_training_killed_before_its_first_checkpoint_starts_afresh(experiment, train_set, validation_set, tmp_path):
     params = experiment(train={"epochs": 3})
     train_encoder(params, train_set, validation_set, ignore)[0].save(tmp_path / "whole")
 
@@ -191,7 +187,7 @@ def test_killed_before_its_first_whole_checkpoint_it_starts_afresh(experiment, t
 
 
 @pytest.mark.parametrize("removed", [[], ["last.ckpt"], ["last.ckpt", "best.ckpt"]])
-def test_killed_after_early_stopping_it_ends_the_same(
+def test_training_killed_after_early_stopping_ends_the_same(
     experiment, train_set, validation_set, tmp_path, monkeypatch, removed
 ):
     params = experiment(train={"epochs": 40, "patience": 2, **RESTLESS})
@@ -215,7 +211,7 @@ def test_killed_after_early_stopping_it_ends_the_same(
     assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "whole")
 
 
-def test_distributed_among_one_process_it_is_the_same(experiment, train_set, validation_set, tmp_path):
+def test_a_process_group_of_one_trains_identically(experiment, train_set, validation_set, tmp_path):
     for strategy in ("auto", "ddp"):
         params = experiment(train={"epochs": 1, "strategy": strategy})
         train_encoder(params, train_set, validation_set, ignore)[0].save(tmp_path / strategy)
@@ -231,7 +227,7 @@ def test_half_precision_trains_the_shipped_model(experiment, train_set, validati
     assert encoder.filters.dtype == "float32"
 
 
-def test_another_configuration_does_not_take_up_the_checkpoint(experiment, train_set, validation_set, capsys):
+def test_another_configuration_does_not_resume_the_checkpoint(experiment, train_set, validation_set, capsys):
     def die(row):
         if row["epoch"] == 1:
             raise KeyboardInterrupt
@@ -242,7 +238,7 @@ def test_another_configuration_does_not_take_up_the_checkpoint(experiment, train
     assert "resuming" not in capsys.readouterr().out
 
 
-def test_the_epoch_with_the_least_validation_loss_is_kept(experiment, train_set, validation_set):
+def test_the_epoch_with_the_lowest_validation_loss_is_kept(experiment, train_set, validation_set):
     params = experiment(train={"epochs": 5, **RESTLESS})
     images = np.resize(validation_set.images, (300, *validation_set.images.shape[1:]))  # in batches of 256 and 44
     encoder, history, _ = train_encoder(params, train_set, replace(validation_set, images=images), ignore)
@@ -260,7 +256,7 @@ def test_early_stopping_ends_the_training(experiment, train_set, validation_set)
     assert losses.index(min(losses)) == len(losses) - 3
 
 
-def test_without_an_objective_the_filters_stay_as_drawn(experiment, train_set, validation_set):
+def test_without_an_objective_filters_keep_their_initial_values(experiment, train_set, validation_set):
     params = experiment(objective={"kind": "none"})
     encoder, history, _ = train_encoder(params, train_set, validation_set, ignore)
     trained, *_ = train_encoder(experiment(), train_set, validation_set, ignore)
@@ -275,7 +271,7 @@ def test_without_an_objective_the_filters_stay_as_drawn(experiment, train_set, v
     assert (encoder.filters != trained.filters).all()
 
 
-def test_a_loss_that_is_not_finite_says_what_to_do(experiment, train_set, validation_set):
+def test_a_non_finite_loss_is_reported_with_advice(experiment, train_set, validation_set):
     params = experiment(train={"learning_rate": 1e12, "optimizer": "sgd"}, objective={"sparsity": None})
     with pytest.raises(ConvaeError, match=r"the loss became \w+ in epoch 0: lower train.learning_rate"):
         train_encoder(params, train_set, validation_set, ignore)
@@ -286,7 +282,9 @@ DENSE = {"filters": 4, "kernel": (8, 8), "padding": "valid", "batch_norm": True}
 
 @pytest.mark.parametrize("order", ["end_to_end", "greedy", "simultaneous"])
 @pytest.mark.parametrize(("images", "size"), [(1, 64), (5, 1)])
-def test_a_single_value_to_normalise_over_is_one_line(experiment, train_set, validation_set, order, images, size):
+def test_batch_norm_over_a_single_value_is_refused_in_one_line(
+    experiment, train_set, validation_set, order, images, size
+):
     params = experiment(
         model={"layers": [DENSE]}, objective={"sparsity": None}, train={"order": order, "batch_size": size}
     )
@@ -294,14 +292,14 @@ def test_a_single_value_to_normalise_over_is_one_line(experiment, train_set, val
         train_encoder(params, some(train_set, images), some(validation_set, 1), ignore)
 
 
-def test_a_single_labelled_image_is_no_batch_to_classify(experiment, train_set, validation_set):
+def test_classification_of_a_single_labelled_image_is_refused(experiment, train_set, validation_set):
     params = experiment(objective={"kind": "classify", "sparsity": None})
     with pytest.raises(ConvaeError, match=r"^batch normalisation has only one value per map to learn from"):
         train_encoder(params, some(train_set, 1), validation_set, ignore)
 
 
 @pytest.mark.parametrize("kind", ["reconstruct", "classify"])
-def test_a_last_batch_of_one_and_a_single_validation_image_are_no_matter(experiment, train_set, validation_set, kind):
+def test_a_last_batch_of_one_and_a_single_validation_image_are_allowed(experiment, train_set, validation_set, kind):
     params = experiment(
         model={"layers": [DENSE]}, objective={"kind": kind, "sparsity": None}, train={"batch_size": 4, "epochs": 1}
     )
@@ -314,14 +312,14 @@ def some(image_set, count):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_gpu_that_is_not_there_is_named(experiment, train_set, validation_set):
+def test_a_missing_gpu_is_reported(experiment, train_set, validation_set):
     with pytest.raises(ConvaeError, match=r"^train\.accelerator = gpu, .*: ") as refusal:
         train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_holds_the_images_and_the_encoder_loads_on_the_cpu(
+def test_training_on_a_gpu_gives_an_encoder_that_loads_on_the_cpu(
     experiment, train_set, validation_set, tmp_path, monkeypatch
 ):
     devices = set()
