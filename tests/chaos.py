@@ -1,8 +1,8 @@
-"""Stop the pipeline at random moments, in every way: the next `dvc repro` has to end as if nothing had happened.
+"""Interrupt the pipeline at random moments in many ways: the next `dvc repro` must end as if undisturbed.
 
-On the embedded digits, each of the six stages is stopped in each of ten ways; every time the dvc.lock has to be that of
-an undisturbed run. With `--dataset fashion_mnist` the shipped experiment's training is stopped again and again before
-it may end. What is random follows from the seed that is printed.
+On the embedded digits, each of the six stages is stopped in each of ten ways, and each time dvc.lock must equal that of
+an undisturbed run. With `--dataset fashion_mnist`, the shipped experiment's training is stopped repeatedly before it
+may finish. The printed seed reproduces all random choices.
 """
 
 import argparse
@@ -32,14 +32,14 @@ WAYS = [
     FULL_DISK,
 ]
 EXPERIMENT = (*SMALL, "train.epochs=20", "train.checkpoint_minutes=0.001")
-DISK = 1 << 30  # bytes, of the one that is filled up
+DISK = 1 << 30  # bytes; the disk that gets filled
 BALLAST = "ballast"
-PATIENCE = 600  # seconds until a run is taken to hang
+PATIENCE = 600  # seconds before a run counts as hanging
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """A way to stop a stage, and when: a part of its duration."""
+    """How to stop a stage, and when, as a fraction of its duration."""
 
     stage: str
     way: str
@@ -50,7 +50,7 @@ class Disturbance:
 
 
 def draw(count: int, seed: int) -> list[Disturbance]:
-    """So many disturbances, evenly over stages and ways, in random order."""
+    """Draw `count` disturbances in random order, evenly distributed over stages and ways."""
     generator = random.Random(seed)
     pairs = list(product(STAGES, WAYS))
     generator.shuffle(pairs)
@@ -58,7 +58,7 @@ def draw(count: int, seed: int) -> list[Disturbance]:
 
 
 def run_undisturbed(clone: Clone, *command: str) -> dict[str, float]:
-    """Run from nothing; gives the seconds that each stage took."""
+    """Run from scratch and return the seconds that each stage took."""
     durations = {}
     dvc = clone.start(*command)
     while dvc.poll() is None:
@@ -76,7 +76,7 @@ def run_undisturbed(clone: Clone, *command: str) -> dict[str, float]:
 
 
 def find_stage(dvc: int, stage: str) -> psutil.Process | None:
-    """The process that DVC started for a stage, neither its shell nor its recorder."""
+    """The process that DVC started for a stage, not its shell or recorder."""
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(dvc).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -86,7 +86,7 @@ def find_stage(dvc: int, stage: str) -> psutil.Process | None:
 
 
 def forget(clone: Clone, first: str) -> None:
-    """Take the workspace back to before a stage ran, and let DVC remember nothing of it."""
+    """Return the workspace to the state before a stage ran, and clear DVC's memory of it."""
     yaml = YAML()
     path = clone.folder / "dvc.lock"
     content = yaml.load(path)
@@ -98,7 +98,7 @@ def forget(clone: Clone, first: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or folder if it exists."""
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -109,7 +109,7 @@ def stop(
     *command: str,
     begun: Callable[[float], bool] = lambda start: True,
 ) -> str:
-    """Start DVC and stop it as it is told, counted from when the stage has `begun`; gives what it had printed."""
+    """Start DVC, disturb it at the given moment after `begun`, and return its output."""
     dvc = clone.start(*command)
     start = time.time()
     stage = None
@@ -127,7 +127,7 @@ def stop(
 
 
 def strike(folder: Path, way: str, stage: psutil.Process, dvc: "subprocess.Popen[str]") -> None:
-    """Send a signal, or fill up the disk. Who it is for may just have ended."""
+    """Send a signal or fill the disk; the target may just have ended."""
     if way == FULL_DISK:
         fill(folder)
         return
@@ -140,14 +140,14 @@ def strike(folder: Path, way: str, stage: psutil.Process, dvc: "subprocess.Popen
 
 
 def fill(folder: Path) -> None:
-    """Leave no room on the disk."""
+    """Fill the disk."""
     with suppress(OSError), (folder / BALLAST).open("wb", buffering=0) as stream:
         while True:
             stream.write(bytes(1 << 16))
 
 
 def whole(clone: Clone) -> str:
-    """What is wrong with a workspace that should be as if nothing had happened; empty if nothing is."""
+    """Describe how the workspace differs from an undisturbed one; empty if it does not."""
     left = left_behind(clone)
     if left:
         return f"left behind: {left}"
@@ -156,13 +156,13 @@ def whole(clone: Clone) -> str:
 
 
 def left_behind(clone: Clone) -> str:
-    """Checkpoints and half-written files that nobody will need."""
+    """Left-over checkpoints and half-written files."""
     left = [*clone.folder.glob(".convae/checkpoints/*"), *clone.folder.rglob("*.partial")]
     return ", ".join(str(path.relative_to(clone.folder)) for path in left)
 
 
 def stop_every_stage(clone: Clone, disturbances: list[Disturbance]) -> list[Disturbance]:
-    """Stop the pipeline on the digits; gives the disturbances after which something was wrong."""
+    """Disturb the pipeline on the digits and return the disturbances that it did not recover from."""
     durations = run_undisturbed(clone, "dvc", "repro")
     print("undisturbed:", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in durations.items()), flush=True)
     lock = clone.read("dvc.lock")
@@ -194,7 +194,7 @@ def stop_in_turn(
     *command: str,
     begun: Callable[[float], bool] = lambda start: True,
 ) -> str:
-    """Stop a command again and again before it may end; gives what is wrong then, beside other bits."""
+    """Stop a command repeatedly, let it finish, and describe what it left behind; empty if nothing."""
     for number, disturbance in enumerate(disturbances, 1):
         printed = stop(clone, disturbance, durations, *command, begun=begun)
         print(f"{number:3}/{len(disturbances)} {disturbance}: {began(printed)}; {age(clone)}", flush=True)
@@ -204,16 +204,16 @@ def stop_in_turn(
 
 
 def stop_training(clone: Clone, count: int, seed: int) -> str:
-    """Stop the shipped experiment's training so many times; gives what is wrong afterwards."""
+    """Stop the shipped experiment's training `count` times and describe what is wrong afterwards."""
     clone.run("dvc", "repro", "prepare")
     durations = run_undisturbed(clone, "dvc", "repro", "train")
     print(f"undisturbed: {durations['train']:.1f} s", flush=True)
     lock = clone.read("dvc.lock")
     forget(clone, "train")
     generator = random.Random(seed)
-    # DVC leaves Ctrl-C to its stage, which has none of it where DVC alone is sent one: that stops nothing.
+    # DVC ignores SIGINT and relies on the stage receiving it too: sent to DVC alone, it stops nothing.
     ways = [way for way in WAYS if way not in (FULL_DISK, "SIGINT of dvc")]
-    # Soon after the first new checkpoint, so that so many parts do not make up a whole.
+    # Stop soon after the first new checkpoint, or training would finish before the last disturbance.
     disturbances = [Disturbance("train", generator.choice(ways), generator.uniform(0, 0.04)) for _ in range(count)]
     repro = ("dvc", "repro", "train")
     wrong = stop_in_turn(
@@ -223,25 +223,25 @@ def stop_training(clone: Clone, count: int, seed: int) -> str:
 
 
 def began(printed: str) -> str:
-    """Where a training began."""
+    """Where training started, according to its output."""
     resumed = re.search("resuming epoch .*", printed)
     return resumed[0] if resumed else "from the beginning" if "Running stage 'train'" in printed else "no training"
 
 
 def age(clone: Clone) -> str:
-    """How long ago the last checkpoint was written."""
+    """Age of the last checkpoint."""
     saved = checkpoint_times(clone)
     return f"last checkpoint {time.time() - max(saved):.1f} s ago" if saved else "no checkpoint"
 
 
 def checkpoint_times(clone: Clone) -> list[float]:
-    """When the checkpoints that are there were written."""
+    """Modification times of the existing checkpoints."""
     return [path.stat().st_mtime for path in clone.folder.glob(".convae/checkpoints/*/*/last.ckpt")]
 
 
 @contextmanager
 def small_disk() -> Iterator[Path | None]:
-    """A folder on a disk of its own that can be filled; None where nobody may mount one."""
+    """A folder on a small separate disk; None without the right to mount one."""
     folder = Path(tempfile.mkdtemp(prefix="convae-chaos-"))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
     mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, help="how often (60 on the digits, 10 on Fashion-MNIST)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of what is random")
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make what runs in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     print(f"seed {options.seed}", flush=True)
     if options.dataset == "fashion_mnist":
         with tempfile.TemporaryDirectory(prefix="convae-chaos-") as folder:

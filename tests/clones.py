@@ -1,4 +1,4 @@
-"""Scratch copies of the repository in which the real DVC runs the real stages."""
+"""Scratch copies of the repository, in which the real DVC runs the real stages."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ class Clone:
         return done
 
     def start(self, *command: str, log: IO[str] | None = None, **environment: str) -> "subprocess.Popen[str]":
-        """Start a command there, in a process group of its own; all it says goes to `log`, else stdout to a pipe."""
+        """Start a command there in its own process group; output goes to `log`, or else stdout to a pipe."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -50,15 +50,15 @@ class Clone:
         return variables | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"}
 
     def copy(self, folder: Path) -> "Clone":
-        """The same once more, with what git ignores.
+        """Copy the clone, including files that git ignores.
 
-        Not copied by this process: it may have the database open, and to close a copied file would drop SQLite's locks.
+        `cp` does the copying: if this process has the database open, closing a second handle would drop SQLite's locks.
         """
         subprocess.run(["cp", "-a", self.folder, folder], check=True)
         return Clone(folder)
 
     def commit(self, message: str) -> None:
-        """Commit all that changed."""
+        """Commit all changes."""
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--message", message)
 
@@ -68,7 +68,7 @@ class Clone:
 
 
 def make_clone(folder: Path, *changes: str, history: bool = True) -> Clone:
-    """A fresh copy with these changes of params.yaml; without `history`, without the results that are shipped too."""
+    """Make a fresh copy with these changes to params.yaml; with `history=False`, without the committed results."""
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -80,7 +80,7 @@ def make_clone(folder: Path, *changes: str, history: bool = True) -> Clone:
         if (REPOSITORY / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, folder / name)
-    # A ladder in a clone starts empty, and `convae sync` has nothing to record of it.
+    # A clone starts with an empty ladder, so that `convae sync` has nothing to record for it.
     shutil.rmtree(folder / "benchmark/ladder/cells", ignore_errors=True)
     for name in ("benchmark/ladder/dvc.lock", "reports/ladder.json"):
         (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The shipped experiment shrunk to the embedded digits."""
+"""Fixtures: the shipped experiment, reduced to the embedded digits."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 from convae.datasets.image_set import ImageSet, write_image_set
 from convae.params import Params, load_params
 
-# The longest files go first, or one worker would end with them while the others have nothing left to do. The second
-# needs no finished pipeline, and gives the first time to make it.
+# The longest files run first, or one worker would still be busy with them while the others are idle. The second file
+# needs no finished pipeline, which gives the first one time to make it.
 LONGEST = (
     "pipeline/test_pipeline.py",
     "tracking/test_sync.py",
@@ -34,9 +34,9 @@ LONGEST = (
 
 
 def pytest_configure() -> None:
-    """Let tests start this environment's commands, and interrupt them, however pytest itself was started."""
+    """Let tests start and interrupt this environment's commands, however pytest was started."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make what runs in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +51,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def experiment() -> Callable[..., Params]:
-    """`experiment(train={"epochs": 2})`: params.yaml on the digits, a small encoder, with these keys changed."""
+    """`experiment(train={"epochs": 2})`: params.yaml for the digits and a small encoder, with these keys changed."""
 
     def build(**changes: Any) -> Params:
         content = load_params(REPOSITORY / "params.yaml").model_dump()
@@ -73,7 +73,7 @@ def experiment() -> Callable[..., Params]:
 
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
-    """A folder of prepared image sets: 400 training, 100 validation, 100 test digits, none unlabelled."""
+    """A folder of prepared image sets: 400 training, 100 validation and 100 test digits."""
     bunch = load_digits()
     images = np.round(bunch.images * 255 / 16).astype(np.uint8)[:, None]
     classes = [str(digit) for digit in range(10)]
@@ -101,7 +101,7 @@ def validation_set(digits: Path) -> ImageSet:
 
 @pytest.fixture
 def convae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a command beside `models/`; the line that it ends with, or nothing."""
+    """Run a command in a folder with `models/` and return the line that it ends with, if any."""
     monkeypatch.chdir(tmp_path)
     save_models()
     return lambda *arguments: ending(monkeypatch, *arguments)

@@ -1,4 +1,4 @@
-"""Random damage to good input; the same every time, so that a failure can be seen again."""
+"""Reproducible random damage to valid input."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ EDITS = st.lists(
 
 
 def damaged(content: bytes, edits: list[Edit]) -> bytes:
-    """`content` with bytes flipped, cut out or put in at some places, or with its end cut off."""
+    """Flip, cut out or insert bytes of `content` at some places, or cut off its end."""
     for kind, place, some in edits:
         at = int(place * len(content))
         if kind == "flip":
@@ -64,7 +64,7 @@ CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), VALUES), min_siz
 
 
 def places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every value of nested dictionaries and lists: what holds it, and its key or index."""
+    """Yield the container and the key or index of every value in nested dictionaries and lists."""
     for key in tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
         yield tree, key
         yield from places(tree[key])
@@ -82,7 +82,7 @@ def changed(tree: Any, changes: list[tuple[float, Any]]) -> Any:
 
 @contextlib.contextmanager
 def one_line(allowed: type[Exception] = ConvaeError) -> Iterator[None]:
-    """What is damaged may be refused, in one line."""
+    """Allow damaged input to be refused, in one line."""
     said = ""
     try:
         yield

@@ -1,4 +1,4 @@
-"""What several tests wait for, ask MLflow, or need as a server."""
+"""Helpers shared by several tests: waiting, queries of MLflow, and servers."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-if TYPE_CHECKING:  # a test that needs only REPOSITORY does not wait for MLflow
+if TYPE_CHECKING:  # importing MLflow takes seconds
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from playwright.sync_api import Browser
@@ -35,7 +35,7 @@ NO_POSTGRES = subprocess.run([POSTGRES, "find"], capture_output=True, check=Fals
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that whichever of pytest's workers needs it first has `make` write: for all to read, or to copy."""
+    """Create a folder once per test session; all workers share it."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     made = folder.with_suffix(".made")
@@ -48,21 +48,21 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
-    """Return once `condition` holds; fail if it never does."""
+    """Wait until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited for {seconds} s in vain"
+        assert time.monotonic() < deadline, f"timed out after {seconds} s"
         time.sleep(0.1)
 
 
 def recorded(client: "MlflowClient", experiment: str = STAGES) -> "list[Run]":
-    """The runs of an experiment, oldest first; none before there is one."""
+    """The runs of an experiment, oldest first; empty if it does not exist yet."""
     found = client.get_experiment_by_name(experiment)
     return list(client.search_runs([found.experiment_id], order_by=["start_time"])) if found else []
 
 
 def content(client: "MlflowClient", experiment: str) -> list[tuple[object, ...]]:
-    """All that can be rebuilt of an experiment's runs, in an order of its own."""
+    """Everything in an experiment's runs that `convae sync` can rebuild, sorted."""
     return sorted(
         (
             run.data.tags["convae.key"],
@@ -88,7 +88,7 @@ def content(client: "MlflowClient", experiment: str) -> list[tuple[object, ...]]
 
 
 def kill_with_recorder(stage: "subprocess.Popen[str]", client: "MlflowClient") -> None:
-    """Kill a stage that has recorded a number, and its recorder before that: nobody closes the run."""
+    """Once a stage has recorded a metric, kill its recorder and then the stage, so that the run stays open."""
     wait_for(lambda: any(run.data.metrics for run in recorded(client)))
     (recorder,) = psutil.Process(stage.pid).children()
     recorder.kill()
@@ -98,7 +98,7 @@ def kill_with_recorder(stage: "subprocess.Popen[str]", client: "MlflowClient") -
 
 @contextmanager
 def chromium() -> Iterator["Browser"]:
-    """A real browser."""
+    """A headless browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -108,7 +108,7 @@ def chromium() -> Iterator["Browser"]:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -146,9 +146,9 @@ def failing_server(status: int) -> Iterator[str]:
 def mlflow_server(
     folder: Path, store: str = "sqlite:///server.db", artifacts: str = "artifacts", options: str = ""
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """The address and the process of MLflow's own server, which keeps artifacts in a folder or at an address.
+    """The address and the process of an MLflow server that keeps artifacts in a folder or at an address.
 
-    `{port}` in further options is the port that it listens at.
+    `{port}` in `options` stands for the port that it listens on.
     """
     port = free_port()
     options = f"--host 127.0.0.1 --port {port} --workers 1 --artifacts-destination {artifacts} {options}"
@@ -181,7 +181,7 @@ def mlflow_server(
 
 
 def with_name(folder: Path, name: str) -> str:
-    """A PYTHONPATH with which processes find this machine under another name, as by an entry in their resolver."""
+    """A PYTHONPATH that makes `name` resolve to this machine."""
     source = f"""\
 import socket
 ask = socket.getaddrinfo
@@ -194,7 +194,7 @@ socket.getaddrinfo = lambda host, *more, **others: ask("127.0.0.1" if host == {n
 
 @contextmanager
 def s3_server(folder: Path, bucket: str) -> Iterator[str]:
-    """The address of an S3 store with an empty bucket, which takes whatever credentials."""
+    """The address of an S3 store with an empty bucket that accepts any credentials."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
@@ -216,7 +216,7 @@ def s3_server(folder: Path, bucket: str) -> Iterator[str]:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The address of an empty PostgreSQL database with a server of its own."""
+    """The address of an empty PostgreSQL database on its own server."""
     port = str(free_port())
     started = subprocess.run([POSTGRES, "start", port], stdout=subprocess.PIPE, text=True, check=True)
     folder = started.stdout.strip()

@@ -1,4 +1,4 @@
-"""Pictures made byte by byte, as no library writes them."""
+"""Pictures written byte by byte, in ways that no library offers."""
 
 import struct
 import zlib

@@ -51,7 +51,7 @@ def params() -> Params:
 
 @pytest.fixture(autouse=True)
 def plain_environment() -> Iterator[None]:
-    """Without what steers tracking; what a stage sets is undone."""
+    """Remove the variables that control tracking, and undo what a stage sets."""
     before = dict(os.environ)
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "DVC_", "CONVAE_")):
@@ -67,7 +67,7 @@ def run(*command: str) -> str:
 
 @pytest.fixture(scope="session")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository, and a database whose tables exist: making both takes seconds, copying them nothing."""
+    """The repository and a database with its tables: creating both takes seconds, copying no time."""
     return made_once(tmp_path_factory, "templates", _make_templates)
 
 
@@ -100,7 +100,7 @@ def record(uri: str) -> None:
 
 @pytest.fixture
 def fresh(tmp_path: Path, templates: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The repository as the current folder, nothing recorded yet."""
+    """The repository as the current folder, with nothing recorded yet."""
     folder = tmp_path / "repository"
     shutil.copytree(templates / "repository", folder)
     monkeypatch.chdir(folder)
@@ -109,7 +109,7 @@ def fresh(tmp_path: Path, templates: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.fixture
 def workspace(fresh: Path, templates: Path) -> Path:
-    """The same, with a database without runs of ours."""
+    """The same with an empty database."""
     with closing(sqlite3.connect(templates / "mlflow.db")) as source, closing(sqlite3.connect("mlflow.db")) as target:
         source.backup(target)  # with what is still in the write-ahead log
     return fresh
@@ -117,7 +117,7 @@ def workspace(fresh: Path, templates: Path) -> Path:
 
 @pytest.fixture
 def start_stage(fresh: Path) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
-    """Runs the stage `train`, whose body is given as source, in a process of its own."""
+    """Run the stage `train`, whose body is given as source, in a separate process."""
     processes = []
 
     def start(body: str) -> "subprocess.Popen[str]":

@@ -1,4 +1,4 @@
-"""A folder of an encoder and a classifier that work together, and hands that damage or forge it."""
+"""A folder with a matching encoder and classifier, and functions that damage or forge it."""
 
 import json
 import sys
@@ -86,11 +86,11 @@ def sha256() -> str:
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """Run `convae` in this process; the one line that it ends with, or nothing."""
+    """Run `convae` in this process and return the one line that it ends with, or nothing."""
     monkeypatch.setattr(sys, "argv", ["convae", *arguments])
     try:
         main()
-    except SystemExit as end:  # nothing else may come through
+    except SystemExit as end:  # no other exception may get through
         said = str(end.code)
     else:
         return ""
@@ -100,7 +100,7 @@ def ending(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
 
 
 def change(value: Any, *keys: Any) -> Callable[[], None]:
-    """Forge config.json: one value, and the hash that belongs to it."""
+    """Forge config.json: change one value and update the hash."""
 
     def damage() -> None:
         path = Path("models/encoder/config.json")
@@ -124,7 +124,7 @@ def write(name: str, content: bytes) -> Callable[[], None]:
 
 
 def weights(damage: Callable[[dict[str, np.ndarray]], object]) -> Callable[[], None]:
-    """Forge the weights, and the hash that belongs to them."""
+    """Forge the weights and update the hash."""
 
     def forge() -> None:
         tensors = load_file("models/encoder/model.safetensors")

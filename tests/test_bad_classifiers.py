@@ -16,7 +16,7 @@ from convae.evaluation.saving import save_classifier
 
 
 def saved(estimator: BaseEstimator | None = None, **about: Any) -> Callable[[], None]:
-    """Another classifier or description, honestly saved."""
+    """Another classifier or description, saved with the right hash."""
 
     def save() -> None:
         content = {"encoder": sha256(), **ABOUT, **about}
@@ -65,7 +65,7 @@ def test_damaged_classifiers_are_refused_in_one_line(convae: Callable[..., str],
     damage, message = CLASSIFIERS[case]
     damage()
     assert message in convae("classify", "picture.png")
-    convae("info")  # says what the encoder is, or one line
+    convae("info")  # prints the encoder's description, or one line
 
 
 @pytest.mark.parametrize("about", [{"test": 3}, {"test": {}}, {"validation": None}, {"test": {"accuracy": "high"}}])

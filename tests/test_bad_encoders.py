@@ -173,7 +173,7 @@ class Trap:
 @pytest.mark.parametrize("name", ["encoder/model.safetensors", "classifier/classifier.skops"])
 @pytest.mark.parametrize("dump", [pickle.dumps, lambda trap: (torch.save(trap, "x.pt"), Path("x.pt").read_bytes())[1]])
 def test_nothing_is_unpickled(convae: Callable[..., str], name: str, dump: Callable[[object], bytes]) -> None:
-    """Not even with the hashes that belong to it."""
+    """Not even with matching hashes."""
     content = dump(Trap())
     write(name, content)()
     change(3, "format")()

@@ -1,4 +1,4 @@
-"""params.yaml as a careless or malicious hand may leave it: one line for each mistake."""
+"""Careless and malicious edits of params.yaml: one line for each mistake."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ Change = Callable[[str], Text]
 
 
 def by(old: str, new: str) -> Change:
-    """Replace the one place where `old` stands."""
+    """Replace the only occurrence of `old`."""
 
     def change(text: str) -> str:
         assert text.count(old) == 1, old
@@ -23,7 +23,7 @@ def by(old: str, new: str) -> Change:
 
 
 def layer(**keys: object) -> Change:
-    """Give the one layer these keys alone; what is left out has a default."""
+    """Give the only layer just these keys; the others have defaults."""
     entries = ", ".join(f"{key}: {value}" for key, value in keys.items())
 
     def change(text: str) -> str:
@@ -43,7 +43,7 @@ def several(*changes: Change) -> Change:
 
 
 def laughs(kind: str, first: str) -> str:
-    """Thirty values, each nine times the one before: more than any memory holds, were they written out."""
+    """Thirty values, each nine times the previous one: written out, they would exceed any memory."""
     levels = (kind.format(index=i, many=", ".join([f"*x{i - 1}"] * 9)) for i in range(1, 30))
     return f"[&x0 {first}, {', '.join(levels)}]"
 

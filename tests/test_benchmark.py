@@ -1,4 +1,4 @@
-"""The table of the speed benchmark: medians of runs in turn, and groups that are measured anew one by one."""
+"""The table of the speed benchmark: medians of alternating runs, and groups that are remeasured separately."""
 
 import json
 

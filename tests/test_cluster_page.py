@@ -1,4 +1,4 @@
-"""What docs/cluster.md offers to copy is whole: shell that parses, a manifest with what the operator looks for."""
+"""The examples in docs/cluster.md are complete: shell that parses, a manifest as the operator expects."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""`convae features`, `classify`, `reconstruct`, `info` on files as they lie about."""
+"""`convae features`, `classify`, `reconstruct` and `info` on everyday files."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def models(experiment, digits, train_set, validation_set, tmp_path, monkeypatch)
 
 @pytest.fixture
 def here(models, monkeypatch, capsys):
-    """`convae` in this process, which has torch already; what it wrote to standard output."""
+    """Run `convae` in this process, which has imported torch, and return its standard output."""
 
     def run(*arguments, text=""):
         monkeypatch.setattr(sys, "argv", ["convae", *arguments])
@@ -67,7 +67,7 @@ def test_pictures_come_from_files_folders_patterns_and_standard_input(here):
         (["pictures/b/3.png", "pictures/a/0.png"], "", ["pictures/b/3.png", "pictures/a/0.png"]),
         (["pictures/**/[0-3].png"], "", [f"pictures/{name}.png" for name in ("a/0", "a/2", "b/1", "b/3")]),
         (["-"], "pictures/a/4.png\n\npictures/b/5.png\n", ["pictures/a/4.png", "pictures/b/5.png"]),
-        (["pictures/notes.txt"], "", ["pictures/notes.txt"]),  # named, it is taken for what it is
+        (["pictures/notes.txt"], "", ["pictures/notes.txt"]),  # named explicitly, it is used
     ):
         assert here("features", *arguments, "-o", "f.npy", "--force", text=text).split() == expected
         images = [np.asarray(Image.open(file)) for file in expected]

@@ -166,7 +166,7 @@ def truncate(file: Path) -> None:
 
 
 def forge(folder: Path, **changes) -> None:
-    """As `rewrite`, with the hash that belongs to it."""
+    """Like `rewrite`, and update the hash."""
     config = json.loads((folder / "config.json").read_text()) | changes
     del config["sha256"]
     rewrite(folder, **changes, sha256=content_sha256(config, (folder / "model.safetensors").read_bytes()))

@@ -1,4 +1,4 @@
-"""The transformers as scikit-learn's users meet them."""
+"""The transformers as scikit-learn's users see them."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def test_scikit_learns_estimator_checks_pass(folder):
-    """Their tables of any width are images of one row here."""
+    """Treat their tables of any width as images with one row."""
     for estimator in (
         CAEFeatures(folder, image_shape=(1, -1), value_range=(-1e4, 1e4)),
         ConvolutionalAutoencoderFeatures((4,), kernel=3, image_shape=(1, -1)),
@@ -110,7 +110,7 @@ def test_the_same_random_state_gives_the_same_bits_and_leaves_no_files(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-# Prints what differs after a fit; in a process of its own, in which the first one imports whatever it needs.
+# Prints what a fit changed, in a fresh process whose first fit does the imports.
 UNCHANGED = """
 import logging, os, random, sys, warnings
 import numpy as np

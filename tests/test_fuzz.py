@@ -1,6 +1,6 @@
-"""Good input with random damage: a result, or the error that is documented, and nothing else; in bounded time.
+"""Valid input with random damage: a result or the documented error, and nothing else, in bounded time.
 
-The examples are always the same, so that a failure can be seen again.
+The examples are always the same, so that failures are reproducible.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ STL10 = stl10()
 @given(EDITS, EDITS, st.booleans())
 @fuzz(150)
 def test_fuzzed_archives(inner: list[Edit], outer: list[Edit], damage_gzip: bool) -> None:
-    """As if the published MD5 were that of the damaged archive: without it nothing would be unpacked."""
+    """Pretend that the damaged archive has the published MD5; otherwise nothing would be unpacked."""
     content = gzip.compress(damaged(STL10, inner), 1, mtime=0)
     content = damaged(content, outer) if damage_gzip else content
     path = Path("archive.tar.gz")
@@ -146,7 +146,7 @@ SHIPPED = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_tex
 def test_fuzzed_parameters(changes: list[tuple[float, Any]]) -> None:
     tree = changed(SHIPPED, changes)
     path = Path("params.yaml")
-    path.write_text(json.dumps(tree), "utf-8")  # JSON is YAML, but for NaN
+    path.write_text(json.dumps(tree), "utf-8")  # JSON is YAML, except for NaN
     check_params(path)
 
 
@@ -178,7 +178,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(CHANGES)
 @fuzz(300)
 def test_fuzzed_encoder_configurations(models: Path, changes: list[tuple[float, Any]]) -> None:
-    """Forged: with the hash that belongs to the change."""
+    """Forged: changed, with the hash updated."""
     weights = (models / "encoder/model.safetensors").read_bytes()
     config = {"format": 3, **changed(CONFIG, changes)}
     Path("model.safetensors").write_bytes(weights)
@@ -187,8 +187,8 @@ def test_fuzzed_encoder_configurations(models: Path, changes: list[tuple[float, 
         warnings.simplefilter("ignore")
         encoder = load_encoder(Path())
         image = np.zeros((1, encoder.config["channels"], *encoder.config["image_size"]), np.uint8)
-        for use in (encoder.features, encoder.reconstruct):  # what loads works
-            with one_line():  # but for what it has none of
+        for use in (encoder.features, encoder.reconstruct):  # if it loads, it works
+            with one_line():  # unless it lacks the part
                 use(image)
 
 

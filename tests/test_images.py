@@ -1,4 +1,4 @@
-"""The same images in every kind that people have them, and what is no image."""
+"""The same images in every common form, and objects that are not images."""
 
 import warnings
 from pathlib import Path

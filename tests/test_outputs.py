@@ -1,4 +1,4 @@
-"""What commands write and say: no file of anybody else's is touched, and every terminal takes the words."""
+"""Outputs and messages of commands: other files are never touched, and any terminal can show the messages."""
 
 import io
 import json

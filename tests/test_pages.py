@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs/: links lead somewhere, commands and keys exist, figures are as measured."""
+"""README, CONTRIBUTING and docs/: links resolve, commands and keys exist, and figures match the measurements."""
 
 import re
 from collections import defaultdict
@@ -28,7 +28,7 @@ def commands(text: str) -> set[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of a page's headings."""
+    """The anchors that GitHub derives from a page's headings."""
     titles = re.findall(r"^#+ (.*)", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 

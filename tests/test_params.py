@@ -1,4 +1,4 @@
-"""params.yaml: what is shipped is valid, and a mistake gives one line that says what is allowed."""
+"""params.yaml: the shipped file is valid, and a mistake gives one line that says what is allowed."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Nothing that comes in is executed: rules for the sources and the lock that hold by test."""
+"""Input is never executed: rules for the sources and the lock file."""
 
 import ast
 import io
@@ -16,7 +16,7 @@ from convae.datasets.readers import read
 from convae.errors import ConvaeError
 
 SOURCES = sorted(path for folder in ("src", "pipeline", "benchmark") for path in (REPOSITORY / folder).rglob("*.py"))
-# What would run code that a file holds. torchvision's readers unpickle CIFAR; see `convae.datasets.readers`.
+# Names that can run code from a file. torchvision's readers unpickle CIFAR; see `convae.datasets.readers`.
 FORBIDDEN = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pandas.read_pickle"}
 
 
@@ -80,8 +80,8 @@ def test_the_rule_detects_dangerous_calls(source: str) -> None:
 
 
 def test_unpickling_readers_run_only_after_the_checksum() -> None:
-    """torchvision is imported by one module, in functions that `read` calls once the MD5 is that of the catalogue."""
-    ours = [path for path in SOURCES if "speed" not in path.parts]  # there the usual way reads pictures of ours
+    """One module imports torchvision, in functions that `read` calls only after the MD5 matches the catalogue."""
+    ours = [path for path in SOURCES if "speed" not in path.parts]  # there the usual way reads our own pictures
     users = [path.name for path in ours if any(name.startswith("torchvision") for name in names(parsed(path)))]
     assert users == ["readers.py"]
     tree = parsed(REPOSITORY / "src/convae/datasets/readers.py")

@@ -1,4 +1,4 @@
-"""What earlier versions saved and published still loads and computes the same; `saved/make.py` made it."""
+"""Models that earlier versions saved and published still load and compute the same; made by `saved/make.py`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
 
 @contextmanager
 def if_scikit_learn_allows(published: Path) -> Iterator[None]:
-    """Another scikit-learn than that which saved a classifier loads it, or else a line says which one did."""
+    """Another scikit-learn version loads a saved classifier, or one line names the version that saved it."""
     try:
         yield
     except ConvaeError as error:

@@ -1,4 +1,4 @@
-"""The built wheel with nothing but the packages that it names."""
+"""The built wheel with only the packages that it requires."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from helpers import REPOSITORY
 from PIL import Image
 from test_commands import models  # noqa: F401, a fixture
 
-# Refuses to import what none of the wheel's own requirements brings.
+# Refuses imports that none of the wheel's requirements provides.
 GUARD = """\
 import sys
 ALLOWED = set({allowed!r})
@@ -44,7 +44,7 @@ def wheel(tmp_path_factory):
 
 
 def requirements(name: str, found: set[str]) -> set[str]:
-    """Distributions that this one needs without extras."""
+    """Distributions that this one requires, without extras."""
     for requirement in distribution(name).requires or []:
         other = re.split(r"[^\w.-]", requirement)[0].lower()
         if "extra ==" in requirement or other in found:
@@ -58,7 +58,7 @@ def requirements(name: str, found: set[str]) -> set[str]:
 
 
 def modules(distributions: set[str]) -> list[str]:
-    """Names of modules that distributions bring."""
+    """Names of the modules in these distributions."""
     known = {re.sub(r"[-_.]+", "-", name) for name in distributions}
     return [
         module
@@ -101,4 +101,4 @@ def test_the_wheel_encodes_and_classifies(wheel, models):  # noqa: F811
     refused = subprocess.run(
         [sys.executable, "-c", "import mlflow"], env=environment, capture_output=True, text=True, check=False
     )
-    assert "is no requirement of the wheel" in refused.stderr  # the guard does its work
+    assert "is no requirement of the wheel" in refused.stderr  # the guard works

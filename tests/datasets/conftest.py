@@ -1,4 +1,4 @@
-"""A data set small enough to write here, and a server that behaves as badly as it is told to."""
+"""Fixtures: a tiny data set, and a server that misbehaves on request."""
 
 import gzip
 import hashlib
@@ -87,7 +87,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tiny:
 
 @dataclass
 class Server:
-    """Serves `files`; `misbehave(path, request number)` may name what goes wrong. `log` has each Range."""
+    """Serves `files`; `misbehave(path, request number)` names the fault, if any; `log` holds each Range."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
 class _QuietServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Stay quiet when a client hangs up: some tests do so on purpose."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Archives that are not what their name says: refused in one line, unpacked nowhere, and no further than need be."""
+"""Archives with unexpected content: refused in one line, never unpacked elsewhere or further than needed."""
 
 import bz2
 import gzip
@@ -43,7 +43,7 @@ def plain(content: bytes) -> Callable[[Path], object]:
 
 
 def bomb(path: Path) -> None:
-    """A gibibyte of zeros after a good header, in members of gzip: a megabyte."""
+    """A valid header and a gibibyte of zeros, compressed to about a megabyte."""
     zeros = gzip.compress(bytes(1 << 26), 1)
     path.write_bytes(gzip.compress(idx(40, 6, 5, content=b"")) + 16 * zeros)
 
@@ -105,7 +105,7 @@ CONTENTS = [bytes(2 * 27648), b"\1\2", bytes(27648), b"\3", bytes(27648)]
 
 
 def tar(path: Path, *added: tuple[str, bytes, str], leave_out: int = 0) -> None:
-    """The archive's members from `leave_out` on, after others: name, type and what a link leads to."""
+    """Write members with the given name, type and link target, then the archive's own from `leave_out` on."""
     with tarfile.open(path, "w:gz") as stream:
         for name, kind, target in added:
             member = tarfile.TarInfo(name)
@@ -160,7 +160,7 @@ def test_damaged_tar_archives_are_refused(tmp_path: Path, case: str) -> None:
     damage, message = TARS[case]
     path = tmp_path / "stl10_binary.tar.gz"
     damage(path)
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()  # or else nothing would be unpacked at all
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()  # with a wrong one, nothing would be unpacked
     images = {"train": 2, "test": 1, "unlabelled": 1}
     dataset = replace(CATALOGUE["stl10"], archives={path.name: md5}, images=images)
     (tmp_path / "in/scratch").mkdir(parents=True)
@@ -228,7 +228,7 @@ def test_wrong_content_with_the_right_md5_is_refused(
     name, write, message = CONTENT[case]
     path = tmp_path / ("train_32x32.mat" if name == "svhn" else "archive.tar.gz")
     write(path)
-    # torchvision knows each file's MD5 as well; without one it looks no closer.
+    # torchvision checks each file's MD5 too, unless it is None.
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", None]])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [])
     monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": None})

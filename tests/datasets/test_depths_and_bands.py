@@ -1,4 +1,4 @@
-"""What is not plainly 8 bits of grey or colour in a single frame: the right pixels, or one line that says why not."""
+"""Unusual bit depths, bands and frames: the right pixels, or one line that says why not."""
 
 import io
 import struct
@@ -94,7 +94,7 @@ def test_dark_deep_pictures_are_flagged() -> None:
 
 
 def test_sixteen_bit_alpha_is_composited_on_white_at_any_white_level() -> None:
-    """Whether it has as many bits as the colours, or all 16."""
+    """Alpha may have as many bits as the colours, or all 16."""
     for opaque in (4095, 65535):
         content = png(2, 1, 16, 6, b"\0" + pair(4095, 0, 0, opaque, 4095, 0, 0, 0))
         found = decode(content, Reading(3, white_level=4095)).pixels.tolist()

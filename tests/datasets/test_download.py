@@ -91,7 +91,7 @@ def _program(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def debian(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Programs named as Debian's, of which the tests write what they do: the real ones need the network."""
+    """Stand-ins for Debian's programs, which need the network; each test writes what they do."""
     dataset = replace(tiny.dataset, package="dataset-tiny", system_folder="/nowhere/tiny")
     monkeypatch.setitem(catalogue.CATALOGUE, "fashion_mnist", dataset)  # type: ignore[arg-type]
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")

@@ -34,7 +34,7 @@ def image_sets(
     train: np.ndarray | None = None,
     unlabelled: np.ndarray | None = None,
 ) -> dict[str, ImageSet]:
-    """Image sets without labels; those left out are empty."""
+    """Image sets without labels; parts not given are empty."""
     parts = {"test": test, "validation": validation, "train": train, "unlabelled": unlabelled}
     return {name: ImageSet(test[:0] if images is None else images, None, (), "") for name, images in parts.items()}
 
@@ -112,7 +112,7 @@ def test_altered_copies_are_found_and_nothing_else(change: str) -> None:
 
 @pytest.mark.parametrize("copies", [1, 4, 5, 6, 10, 20])
 def test_many_copies_of_a_picture_do_not_hide_each_other(copies: int) -> None:
-    """As of an augmented data set, or of a film's frames."""
+    """As in an augmented data set, or frames of a film."""
     train, test = scenes(500, 0), scenes(10, 1)
     generator = np.random.default_rng(2)
     shades = test[:5, None] * generator.uniform(0.8, 1, (5, copies, 1, 1, 1))
@@ -123,7 +123,7 @@ def test_many_copies_of_a_picture_do_not_hide_each_other(copies: int) -> None:
 
 
 def test_similar_images_are_not_copies() -> None:
-    """Any two digits are near each other."""
+    """Any two digits look similar."""
     digits = load_digits().images.round().astype(np.uint8)[:, None] * 15
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(digits))
@@ -141,7 +141,7 @@ def test_flat_images_have_no_near_duplicates(shape: tuple[int, int, int]) -> Non
 
 
 def test_a_rare_class_of_similar_images_is_not_mistaken_for_copies() -> None:
-    """Five like images among many others: the nearest is no nearer than the fifth."""
+    """Five similar images among many others: the nearest is no nearer than the fifth."""
     train, test = scenes(200, 0, channels=1), scenes(20, 1, channels=1)
     rare = (0.7 * scenes(1, 2, channels=1) + 0.3 * scenes(6, 3, channels=1)).astype(np.uint8)
     train[50:55], test[0] = rare[:5], rare[5]

@@ -1,4 +1,4 @@
-"""Files of other kinds, whatever their names say: one line says what each is and what to do."""
+"""Other file types, whatever their names: one line says what each is and what to do."""
 
 import bz2
 import gzip
@@ -105,7 +105,7 @@ def test_pipeline_and_command_line_name_other_file_types(tmp_path: Path, case: s
     assert rejected.reason.startswith(message)
     with pytest.raises(UnusableError, match=r"^\w") as refusal:
         decode(content, 3)
-    if "DNG" not in case and case != "NEF":  # of which Pillow may open the preview
+    if "DNG" not in case and case != "NEF":  # Pillow may open their preview
         assert str(refusal.value).startswith(message)
 
 
@@ -114,7 +114,7 @@ def test_pictures_are_not_mistaken_for_other_file_types(kind: str) -> None:
     content = saved(kind)
     assert is_picture(content)
     assert what_it_is(content) == ""
-    if kind != "TIFF":  # whatever stands further in
+    if kind != "TIFF":  # whatever follows
         assert what_it_is(content[:12] + b"DICM" * 2000) == ""
 
 

@@ -1,4 +1,4 @@
-"""MNIST's family as mirrors offer it: known by what the files decode to, whatever compressed them and as what."""
+"""MNIST's family as mirrors offer it: recognised by decoded content, however files are named and compressed."""
 
 import bz2
 import gzip
@@ -76,7 +76,7 @@ FOLDERS = ["", "mnist", "MNIST/raw", "raw", "mnist/raw", "mnist/MNIST/raw"]
 
 @pytest.fixture
 def known(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
-    """Stands in for MNIST or KMNIST, of which there are hashes of what files unpack to, or of archives alone."""
+    """Stands in for MNIST, whose unpacked files have known hashes, or KMNIST, which has hashes of archives only."""
 
     def put(name: str, **changes: Any) -> Dataset:
         unpacked = {file: hashlib.md5(gzip.decompress(content)).hexdigest() for file, content in tiny.files.items()}

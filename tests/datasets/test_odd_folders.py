@@ -1,4 +1,4 @@
-"""Image folders as people have them and as nobody should: the same names come out, or one line says why not."""
+"""Odd image folders: names are kept verbatim, or one line says why not."""
 
 import os
 import shutil
@@ -168,7 +168,7 @@ LEFT_OUT: dict[str, Damage] = {
 
 @pytest.mark.parametrize("case", LEFT_OUT)
 def test_a_folder_is_never_a_rejected_file(tmp_path: Path, data_params: Params, case: str) -> None:
-    """However many files may be rejected: with a folder there would go a whole class."""
+    """No matter how many files may be rejected: rejecting a folder could lose a whole class."""
     LEFT_OUT[case](classes(tmp_path / "local", "a", "b"))
     with pytest.raises(ConvaeError, match=r"links? (that leads|to folders)|a folder inside a class folder") as refusal:
         run(data_params(**FOLDER, max_rejected=100), tmp_path)
@@ -207,7 +207,7 @@ def test_unreadable_files_are_reported(tmp_path: Path, data_params: Params, name
 
 
 def many(root: Path, count: int) -> Path:
-    """So many hard links to one picture; a file system allows some ten thousand to each."""
+    """Make `count` hard links to pictures; a file system allows some ten thousand for each file."""
     folders = [root / "train" / name for name in "ab"]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -222,7 +222,7 @@ def test_tens_of_thousands_of_files_are_listed(tmp_path: Path) -> None:
     root = many(tmp_path / "many", 20_000)
     files, rejected = list_images(root)
     assert (len(files), rejected) == (20_000, [])
-    shutil.rmtree(root)  # pytest would keep them
+    shutil.rmtree(root)  # pytest would keep the files
 
 
 def test_identical_pictures_are_prepared_and_counted(tmp_path: Path, data_params: Params) -> None:

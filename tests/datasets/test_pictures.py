@@ -66,7 +66,7 @@ DEEP = RGB[..., 0].astype(np.uint16) * 257
 STORED = [
     *[(pixels, kind, {}) for kind in ("PNG", "TIFF") for pixels in (RGB, RGB[..., 0], DEEP)],
     *[(pixels, "TIFF", {"compression": "tiff_lzw"}) for pixels in (RGB, RGB[..., 0], DEEP)],
-    *[(pixels, "WEBP", {"lossless": True}) for pixels in (RGB, RGB[..., 0])],  # which has 8 bits alone
+    *[(pixels, "WEBP", {"lossless": True}) for pixels in (RGB, RGB[..., 0])],  # which only has 8 bits
 ]
 
 
@@ -177,7 +177,7 @@ def test_any_size_can_be_resized_to_any_size(height: int, width: int, rows: int,
 
 
 def _bomb(side: int) -> bytes:
-    """A PNG header that announces this many pixels on each side."""
+    """A PNG header that claims this many pixels on each side."""
     header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     checksum = struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + struct.pack(">I", 100) + b"IDAT"
@@ -219,5 +219,5 @@ SAMPLES = [encoded(RGB, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_give_pixels_or_a_reason(sample: bytes, position: int, damage: bytes) -> None:
     content = sample[:position] + damage + sample[position + len(damage) :]
-    with suppress(UnusableError):  # nothing else may come through
+    with suppress(UnusableError):  # no other exception may get through
         assert decode(content, 3, (12, 8)).shape == SHAPE

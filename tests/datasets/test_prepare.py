@@ -153,7 +153,7 @@ def test_an_image_folder_becomes_image_sets(tmp_path: Path, pictures: Path, fold
 
 
 def test_cropping_and_clipping_are_recorded(tmp_path: Path, folder_params: Params) -> None:
-    """Strips of 12 bits: by default dark and cropped, by parameters whole and of full range."""
+    """12-bit strips are dark and cropped by default; parameters keep them whole and in full range."""
     for index in range(30):
         path = tmp_path / f"local/train/{'ab'[index % 2]}/{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Images in pieces: what is read is what was written, or an error."""
+"""Sharded images: reading returns what was written, or raises an error."""
 
 import shutil
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def test_sharded_pictures_are_the_pictures(tmp_path: Path, data_params: Params) 
 def test_an_object_store_works_like_a_folder(
     tmp_path: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "PIECE_BYTES", 300 * 64)  # each is some requests
+    monkeypatch.setattr(shards, "PIECE_BYTES", 300 * 64)  # each takes several requests
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "anyone")
     with s3_server(tmp_path, "bucket") as address:

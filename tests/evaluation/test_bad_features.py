@@ -1,4 +1,4 @@
-"""Features and image sets that do not belong together, or are none: `evaluate` says so in one line."""
+"""Features and image sets that are damaged or do not belong together: `evaluate` says so in one line."""
 
 import pickle
 from collections.abc import Callable
@@ -106,7 +106,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def refused(params: Params, encoder: Encoder, digits: Path, tmp_path: Path) -> Callable[[str], None]:
-    """Evaluate what is in `tmp_path`: it must fail, say this in one line, and leave the earlier results."""
+    """Evaluate `tmp_path`, which must fail with this message in one line and keep earlier results."""
     write_json(tmp_path / "reports/metrics.json", {"earlier": 1})
 
     def run(message: str) -> None:

@@ -74,7 +74,7 @@ def test_ties_keep_the_first_candidate():
 
 
 def imbalanced():
-    """300 noisy points about 0 and 15 about 1 that overlap, once to learn from and once to choose on."""
+    """300 noisy points around 0 and 15 around 1 that overlap: a training and a validation set."""
     generator = np.random.default_rng(0)
     y = np.repeat([0, 1], [300, 15])
     train, validation = ((generator.normal(size=(315, 4)) + y[:, None]).astype(np.float32) for _ in range(2))
@@ -179,7 +179,7 @@ def test_a_single_class_is_refused():
     train, y, validation, y_validation = split()
     with pytest.raises(ConvaeError, match="at least two"):
         fit_best(make_classifier_params("ridge"), train, np.zeros_like(y), validation, y_validation, 0)
-    with pytest.raises(ConvaeError, match="at least two"):  # a single image is no sign of dead filters
+    with pytest.raises(ConvaeError, match="at least two"):  # a single image does not show whether filters are dead
         fit_best(make_classifier_params("ridge"), train[:1], y[:1], validation, y_validation, 0)
 
 
@@ -191,7 +191,7 @@ def test_a_setting_that_the_data_rule_out_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
-# Room for 200 MB of private memory beyond what the libraries have taken, and 300 MB of features in a file.
+# 200 MB of private memory on top of what the libraries use, and 300 MB of features in a file.
 BEYOND_MEMORY = """
 import json, resource, sys
 import numpy as np, psutil

@@ -1,4 +1,4 @@
-"""Encoder health against encoders of which everything is known."""
+"""Encoder health, checked on hand-made encoders."""
 
 import json
 from collections.abc import Callable

@@ -23,14 +23,14 @@ def digits(classes=10):
 
 
 def few_of_some(classes=10):
-    """The digits with half as many of each class as of the one before."""
+    """The digits, each class with half as many images as the previous one."""
     x, y = digits(classes)
     kept = np.concatenate([np.flatnonzero(y == label)[: max(3, 160 >> label)] for label in range(classes)])
     return x[kept], y[kept]
 
 
 def objective(estimator, x, y):
-    """Equation of `fit_path`, of two classes with the difference of scores alone, as scikit-learn has it."""
+    """The equation of `fit_path`; for two classes, of the score difference, as in scikit-learn."""
     scores = x.astype(float) @ estimator.coef_.T + estimator.intercept_
     scores = np.column_stack([np.zeros(len(x)), scores]) if scores.shape[1] == 1 else scores
     target = np.searchsorted(estimator.classes_, y)
@@ -133,7 +133,7 @@ def test_any_integer_labels_and_one_image_per_class_are_enough():
 def test_only_the_optimum_counts_as_converged(monkeypatch):
     x, y = digits()
     assert [converged for _, converged in fit_path(x, y, [0.01, 0.1])] == [True, True]
-    monkeypatch.setattr(logistic_regression, "TOLERANCE", 0)  # the steps become too small to go on
+    monkeypatch.setattr(logistic_regression, "TOLERANCE", 0)  # the steps become too small to continue
     ((estimator, converged),) = fit_path(x, y, [0.01])
     assert estimator.n_iter_[0] < estimator.max_iter
     assert not converged
@@ -142,7 +142,7 @@ def test_only_the_optimum_counts_as_converged(monkeypatch):
 @pytest.mark.parametrize("scale", [1e-6, 1e4])
 def test_features_of_any_scale_and_constant_features_are_fitted(scale):
     x, y = digits()
-    x = (8 + x) * np.float32(scale)  # not standardised, and some pixels are always the same
+    x = (8 + x) * np.float32(scale)  # not standardised, and some pixels are constant
     ((estimator, _),) = fit_path(x, y, [1 / scale**2])
     assert estimator.score(x, y) > 0.95
 

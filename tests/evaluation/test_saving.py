@@ -76,7 +76,7 @@ def test_a_loaded_classifier_predicts_and_saves_identically(saved, kind, tmp_pat
 
 
 def replace_content(folder, content):
-    """What a forger would do: other bytes, and a description that vouches for them."""
+    """Forge a classifier: other bytes, and a description with their hash."""
     (folder / "classifier.skops").write_bytes(content)
     description = read_json(folder / "classifier.json")
     del description["sha256"]
@@ -198,7 +198,7 @@ def header(shape, dtype="<f8"):
 
 
 def nested(depth):
-    """Lists of twice the same list, of twice the same: few objects that are looked at 2 to the depth times."""
+    """Nested lists that hold the same list twice: few objects, but 2 to the power of the depth visits."""
     about = {"__class__": "list", "__module__": "builtins", "__loader__": "ListNode"}
     node = about | {"__id__": 1, "content": []}
     for index in range(2, depth):
@@ -283,7 +283,7 @@ def test_an_absurd_number_of_classes_is_refused(tmp_path):
 
 
 def other_version(folder, **attributes):
-    """A classifier as another scikit-learn would have saved it, less some attributes."""
+    """A classifier as saved by another scikit-learn, without some attributes."""
     x, y = digits()
     estimator = make_classifier("ridge", 0).fit(x, y)
     for name in attributes:

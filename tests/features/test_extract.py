@@ -1,4 +1,4 @@
-"""Extraction: frozen means frozen, standardised on training images alone, in the image set's order."""
+"""Extraction: the encoder stays frozen, only training images standardise, and rows keep the images' order."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The verdict on a rerun, from what it left behind."""
+"""The verdict of `convae verify` on the outputs of a rerun."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ OUTPUTS = {
 
 
 def write(folder: Path, shift: float = 0.0, accuracy: float = 0.9, numpy: str = "2.4") -> dict[str, Execution]:
-    """Outputs of three stages, all of them shifted a little, and what dvc.lock says of them."""
+    """Write slightly shifted outputs of three stages and return their entries in dvc.lock."""
     for name in ("data/prepared", "data/features", "models/encoder", "models/classifier", "reports"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     np.save(folder / "data/prepared/train.npy", np.arange(4))

@@ -1,4 +1,4 @@
-"""The networks against their mathematics."""
+"""The networks, compared with their equations."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_in_evaluation_mode_images_are_independent_of_their_batch():
     sparsity = WinnerTakeAll(3, (4, 4), 0.25, SharedBatch())
     trained = sparsity(maps)
     sparsity.eval()
-    assert torch.equal(sparsity(maps), trained)  # one batch alone fixes the thresholds
+    assert torch.equal(sparsity(maps), trained)  # a single batch fixes the thresholds
     assert torch.equal(torch.cat([sparsity(maps[:1]), sparsity(maps[1:])]), trained)
 
 

@@ -1,4 +1,4 @@
-"""A training that starts from a saved encoder."""
+"""Training that starts from a saved encoder."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def _in_scratch_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def saved(experiment, train_set, validation_set):
-    """An encoder of the digits with one layer, in the folder `saved`."""
+    """An encoder with one layer, trained on the digits and saved in the folder `saved`."""
     encoder, _, _ = train_encoder(experiment(train={"epochs": 1}), train_set, validation_set, print)
     encoder.save(Path("saved"))
     return load_encoder("saved")

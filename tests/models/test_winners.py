@@ -1,4 +1,4 @@
-"""Computing with the winners alone, against whole convolutions."""
+"""Computing with only the winners equals full convolutions."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Bad input through the real stages: clear words, exit code 1, no traceback, and earlier results as they were.
+"""Bad input to the real stages: a clear message, exit code 1, no traceback, and earlier results unchanged.
 
 They run in this process, which spares their imports; `test_runner.py` has how a process ends.
 """
@@ -55,7 +55,7 @@ def remove(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    """A picture that says it is of 20000×20000 pixels."""
+    """A picture whose header claims 20000×20000 pixels."""
     picture(path)
     content = bytearray(path.read_bytes())
     content[16:24] = struct.pack(">2I", 20000, 20000)
@@ -147,12 +147,12 @@ def run(*stages: str) -> None:
 
 @pytest.fixture
 def refuse(workspace, capsys):
-    """`refuse(message, "download", "prepare")`: run stages until one fails, and check how it does."""
+    """`refuse(message, "download", "prepare")`: run stages until one fails, and check its message."""
 
     def check(message, *stages):
         environment = {
             "CONVAE_TRACKING": "off",
-            "http_proxy": "http://127.0.0.1:9",  # mirrors can't be reached, wherever this runs
+            "http_proxy": "http://127.0.0.1:9",  # mirrors are unreachable, even with a network
             "https_proxy": "http://127.0.0.1:9",
             "PATH": "",  # nor is there apt-get
         }
@@ -176,7 +176,7 @@ def test_invalid_parameters_end_in_one_line(workspace, refuse, case):
 
 @pytest.mark.parametrize("case", ARCHIVES)
 def test_damaged_archives_end_in_one_line(workspace, refuse, monkeypatch, case):
-    without_copy = replace(CATALOGUE["fashion_mnist"], system_folder="/nowhere")  # it would serve instead
+    without_copy = replace(CATALOGUE["fashion_mnist"], system_folder="/nowhere")  # it would be used instead
     monkeypatch.setitem(CATALOGUE, "fashion_mnist", without_copy)
     damage, message = ARCHIVES[case]
     damage(archives(workspace / "data/local"))

@@ -19,7 +19,7 @@ UP_TO_DATE = "Data and pipelines are up to date."
 
 
 def stages_to_compute(repository, *changes):
-    """Stages that these changes of params.yaml, which are then taken back, make compute anew."""
+    """Stages that these changes to params.yaml make stale; the changes are reverted."""
     before = repository.read("params.yaml")
     repository.set(*changes)
     with chdir(repository.folder), Repo() as repo:

@@ -1,4 +1,4 @@
-"""Stages run by several real processes: by `dvc repro`, which reads train.devices, and by torchrun."""
+"""Stages run by several real processes, started by `dvc repro` (train.devices) or torchrun."""
 
 import numpy as np
 import psutil
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def ranks(parent):
-    """The processes below `parent` that are one of several, by rank."""
+    """The training processes below `parent`, by rank."""
     found = {}
     for process in psutil.Process(parent.pid).children(recursive=True):
         try:
@@ -69,7 +69,7 @@ def test_training_that_lost_a_process_resumes_with_another_world_size(clone, tmp
     assert equal(undisturbed, repository.folder / "models/autoencoder")
 
     runs = [run for run in recorded(MlflowClient(f"sqlite:///{repository.folder}/mlflow.db")) if is_train(run)]
-    assert [run.info.status for run in runs] == 3 * ["FINISHED"]  # one for each training
+    assert [run.info.status for run in runs] == 3 * ["FINISHED"]  # one per training run
     assert not list(repository.folder.glob("**/*.partial"))
 
 
@@ -87,7 +87,7 @@ def test_images_and_features_do_not_depend_on_the_number_of_processes(clone, tmp
     (pictures / "250.png").write_bytes(broken[: len(broken) // 2])
     repository = clone(history=False)
     changes = ["data.dataset=image_folder", f"data.root={pictures}", "data.image_size=[20,16]", "data.max_rejected=1"]
-    # Of 64 maps a batch holds 102 images: several batches, the last one smaller.
+    # With 64 maps, a batch holds 102 images: several batches, the last one smaller.
     repository.set(*changes, "objective.kind=none", "model.layers.0.filters=64", "features.grid=4")
     off = {"CONVAE_TRACKING": "off"}
     repository.run("dvc", "repro", "features", **off)
@@ -113,6 +113,6 @@ def test_images_and_features_do_not_depend_on_the_number_of_processes(clone, tmp
 
 
 def md5(lock, path):
-    """What a dvc.lock says of an output."""
+    """The hash of an output in dvc.lock."""
     stages = YAML(typ="safe").load(lock)["stages"].values()
     return next(out["md5"] for stage in stages for out in stage["outs"] if out["path"] == path)

@@ -1,4 +1,4 @@
-"""The encoder and the classifier of a finished pipeline, through every door that leads to them."""
+"""The encoder and classifier of a finished pipeline, through each of their interfaces."""
 
 import json
 import os
@@ -58,13 +58,13 @@ def client(published, monkeypatch):
 
 @pytest.fixture
 def expected(published):
-    """What `dvc repro` itself computed of these images."""
+    """The features that `dvc repro` computed for these images."""
     return np.load(published.folder / "data/features/test.npy")[:IMAGES]
 
 
 @pytest.fixture
 def convae(published, monkeypatch, capsys):
-    """`convae("info", "models/encoder")`: run a command there, in this process; gives what it prints."""
+    """`convae("info", "models/encoder")`: run a command in this process and return its output."""
     monkeypatch.chdir(published.folder)
 
     def run(*arguments):
@@ -90,7 +90,7 @@ def refused(convae):
 
 
 def assert_same(found, expected):
-    """To 1e-4 of each row's length: a square root magnifies the last digit of what is next to zero."""
+    """Equal within 1e-4 of each row's length: a square root magnifies rounding errors near zero."""
     assert (np.linalg.norm(found - expected, axis=1) <= 1e-4 * np.linalg.norm(expected, axis=1)).all()
 
 
@@ -159,7 +159,7 @@ def test_every_interface_gives_the_predictions_of_the_pipeline(published, convae
 
 
 def test_mlflow_serves_the_classifier_over_http(published, repository, client, tmp_path):
-    """With the commands of docs/reuse.md, but for curl."""
+    """With the commands in docs/reuse.md, except curl."""
     page, port = (repository / "docs/reuse.md").read_text(), free_port()
     (command,) = re.findall(r"^mlflow models serve .*", page, re.MULTILINE)
     command = command.replace("5001", str(port))
@@ -272,7 +272,7 @@ def test_info_describes_a_model_its_accuracy_and_its_origin(published, convae, s
 
 
 def test_an_incompatible_initial_encoder_stops_training_and_keeps_results(published, tmp_path):
-    """`test_the_commands_in_the_docs_run` has one that fits."""
+    """`test_the_commands_in_the_docs_run` uses a compatible one."""
     own = published.copy(tmp_path / "convae")
     encoder, initial = own.folder / "models/encoder", own.folder / "models/initial"
     for name in ("config.json", "model.safetensors"):
@@ -299,7 +299,7 @@ def test_the_python_in_the_docs_runs(published, repository, page):
 
 
 def test_the_commands_in_the_docs_run(published, repository, tmp_path):
-    """But for the wheel and the server, which other tests build and start; tests/test_pages.py looks at README's."""
+    """Except the wheel and the server, which other tests cover; tests/test_pages.py checks README's."""
     page = (repository / "docs/reuse.md").read_text()
     blocks = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     commands = [

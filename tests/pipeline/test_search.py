@@ -1,4 +1,4 @@
-"""A search with real workers: one is killed in a trial, another goes on with it; a hopeless trial is stopped."""
+"""A search with real workers: one is killed during a trial, another resumes it; a hopeless trial is pruned."""
 
 import json
 import os
@@ -38,13 +38,13 @@ def work(clone):
 
 
 def training(client, experiment):
-    """The runs of trainings of an experiment of DVC."""
+    """The training runs of a DVC experiment."""
     wanted = {"dvc.experiment": experiment, "dvc.stage": "train"}
     return [run for run in recorded(client, STAGES) if wanted.items() <= run.data.tags.items()]
 
 
 def epochs(client, experiment):
-    """How many epochs are recorded of the trainings of an experiment."""
+    """How many epochs the training runs of an experiment have recorded."""
     runs = training(client, experiment)
     return sum(len(client.get_metric_history(run.info.run_id, "validation_loss")) for run in runs)
 
@@ -56,14 +56,14 @@ def test_killed_workers_lose_no_trial_and_each_is_an_experiment_and_a_row(clone)
     study = optuna.create_study(storage=storage, study_name="tiny", direction="maximize")
     study.enqueue_trial({"train.learning_rate": "0.0001", "train.epochs": 2})
     study.enqueue_trial({"train.learning_rate": "0.003", "train.epochs": 300})
-    study.enqueue_trial({"train.learning_rate": "1e-09", "train.epochs": 1000000})  # learns nothing, has to be stopped
+    study.enqueue_trial({"train.learning_rate": "1e-09", "train.epochs": 1000000})  # learns nothing and must be pruned
     first = work(clone)
     wait_for(lambda: any(run.data.tags["dvc.stage"] == "train" for run in recorded(client, STAGES)))
     second = work(clone)
 
-    # It is killed in its training, alone: DVC and the stage have to end by themselves.
+    # Only the worker is killed, during training: DVC and the stage must end by themselves.
     trial = clone.folder / ".convae/search/tiny-1"
-    # MLflow hears of a short training when that is over.
+    # MLflow receives the metrics of a short training run only at its end.
     wait_for(lambda: list(trial.glob(".convae/checkpoints/*/0/last.ckpt")))
     stage = find_stage(second.pid, "train")
     os.kill(second.pid, signal.SIGKILL)
@@ -71,7 +71,7 @@ def test_killed_workers_lose_no_trial_and_each_is_an_experiment_and_a_row(clone)
     psutil.wait_procs([stage], timeout=600)
     assert not stage.is_running()
 
-    # The first takes its trial over, in the same run of MLflow, and ends when nothing is left.
+    # The first worker resumes its trial in the same MLflow run, and ends when no trial remains.
     printed = first.communicate()[0]
     assert first.returncode == 0
     assert "resuming epoch" in (clone.folder / ".convae/search/tiny-1.log").read_text()

@@ -1,4 +1,4 @@
-"""Rules of the structure that hold by test, not by good intention."""
+"""Rules of the structure."""
 
 import ast
 import subprocess
@@ -14,7 +14,7 @@ from convae.reporting.report import LEFT_OUT
 
 
 def imported(path):
-    """Names that a file imports, late ones too, but not those that only a type checker reads."""
+    """Names that a file imports, including lazy imports, but not those for type checkers only."""
     tree = ast.parse(path.read_text())
     unread = {
         inner
@@ -64,8 +64,8 @@ def test_imports_are_acyclic(repository):
     assert list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-# What may import what: each module those of its own row and of the rows above. The longest name counts, so that
-# opening a store and fetching a model from it stand below the encoder, which can be loaded from there.
+# A module may import modules of its own row and of the rows above. The longest matching name counts, so that
+# opening a store and fetching a model from it are below the encoder, which can be loaded from there.
 ORDER = [
     {"errors", "environment", "files", "names", "processes", "terminal"},
     {"params"},

@@ -1,4 +1,4 @@
-"""What `make run` ends with."""
+"""The summary that `make run` prints."""
 
 import os
 import subprocess

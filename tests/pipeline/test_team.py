@@ -1,4 +1,4 @@
-"""A team, as docs/team.md has it: one computes and pushes, a colleague pulls and has the same without computing."""
+"""A team as in docs/team.md: one person computes and pushes, a colleague pulls the results without computing."""
 
 import os
 import re
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.slow
 
 
 def commands(title):
-    """The lines of the block of docs/team.md that begins with this comment."""
+    """The lines of the block in docs/team.md that begins with this comment."""
     (block,) = re.findall(rf"```sh\n# {title}\n(.*?)```", DOCUMENT.read_text("utf-8"), flags=re.DOTALL)
     return block.splitlines()
 
 
 def run(clone, lines, places):
-    """Run commands of the document, with its places on this machine; gives what they print."""
+    """Run commands of the document with local addresses and return their output."""
     printed = []
     for line in lines:
         for there, here in places.items():

@@ -1,4 +1,4 @@
-"""What MLflow shows of the real pipeline: everything that DVC ran or restored, once, however it came about."""
+"""MLflow and the real pipeline: everything that DVC ran or restored is recorded once."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_a_second_repro_adds_nothing(finished):
 
 
 def assert_rows(repository, experiments, runs):
-    """Each experiment is a row with the figures that DVC has of it, and nothing is there twice."""
+    """Check that each experiment is one row with the metrics that DVC shows, without duplicates."""
     client = client_of(repository)
     assert sync(repository) == NOTHING
     rows = {run.info.run_name.partition(":")[0]: run for run in recorded(client, ROWS)}
@@ -192,7 +192,7 @@ def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(varie
 def test_interrupted_training_is_a_killed_run_that_resumes(finished, tmp_path):
     repository = finished.copy(tmp_path / "convae")
     client = client_of(repository)
-    repository.set("train.epochs=1000000")  # it ends by being stopped alone
+    repository.set("train.epochs=1000000")  # it ends only by being stopped
 
     def trainings():
         return [run for run in recorded(client) if run.data.tags["dvc.stage"] == "train"][1:]
@@ -213,7 +213,7 @@ def test_interrupted_training_is_a_killed_run_that_resumes(finished, tmp_path):
     with (tmp_path / "log").open("w") as log:
         repro = repository.start("dvc", "repro", log=log)
         wait_for(lambda: epochs() > before)
-        os.killpg(repro.pid, signal.SIGINT)  # as a terminal does, to the whole group
+        os.killpg(repro.pid, signal.SIGINT)  # as a terminal does: to the whole group
         assert repro.wait() != 0
     assert "resuming epoch" in (tmp_path / "log").read_text()
     wait_for(lambda: [run.info.status for run in trainings()] == ["KILLED"])
@@ -266,7 +266,7 @@ def test_the_interface_opens_on_a_comparison(compared):
         address = line.split()[3]
         with chromium() as browser:
             context = browser.new_context(viewport={"width": 1600, "height": 900})
-            # MLflow's assistant, which covers a third of the page until it is closed for the first time.
+            # MLflow's assistant covers a third of the page until it is first closed.
             context.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
             context.set_default_timeout(60_000)
             page = context.new_page()
@@ -303,7 +303,7 @@ def answers(page, address):
 
 
 def texts(locator, axis):
-    """What elements say, as they stand along an axis; in the page's source they are in any order."""
+    """The elements' texts in their order along an axis; the page's source has them in any order."""
     return [element.inner_text().strip() for element in sorted(locator.all(), key=lambda e: e.bounding_box()[axis])]
 
 
@@ -313,7 +313,7 @@ def lines(page):
 
 
 def landing(page, expect):
-    """The table: accuracies and what differs as columns, best first, no parameter that all have alike."""
+    """The table: accuracies and differing parameters as columns, best first, no common parameters."""
     expect(page.get_by_text("4 matching runs")).to_be_visible()
     expect(page.locator(".ag-header-cell").filter(has_text="test.accuracy")).to_be_visible()
     shown = [text for text in texts(page.locator(".ag-header-cell"), "x") if "." in text]
@@ -327,7 +327,7 @@ def landing(page, expect):
 
 
 def curves(page, expect):
-    """One click further: the learning curves of all, one over the other, and a table of what differs."""
+    """After one click: all learning curves in one chart, and a table of differences."""
     page.locator('label:has(input[value="CHART"])').click()
     for name in ("validation_loss", "train_loss"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
@@ -338,7 +338,7 @@ def curves(page, expect):
 
 
 def three_runs(page, expect):
-    """Three rows ticked and compared: what differs, what came of it, and their curves."""
+    """Three rows selected and compared: their differences, results and curves."""
     expect(page.locator(".ag-row [col-id] input[type=checkbox]").first).to_be_attached()
     for name in ("ridge: ", "longer: ", "coarse: "):
         row = page.locator(".ag-row").filter(has_text=name).first.get_attribute("row-index")
@@ -349,7 +349,7 @@ def three_runs(page, expect):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     page.wait_for_timeout(2000)
     page.screenshot(path=SCREENSHOTS / "three-runs.png", full_page=True)
-    # The table shows the rows alone that are in sight: the way to a curve further down is that to the first, renamed.
+    # The table renders only visible rows: derive a lower curve's link from the first one's.
     first = page.get_by_role("link", name="health.images", exact=True).first.evaluate("link => link.href")
     page.goto(first.replace("health.images", "validation_loss"))
     expect(page.locator(".js-plotly-plot .scatterlayer").first).to_be_visible()
@@ -368,7 +368,7 @@ def test_a_reverted_parameter_adds_no_row_and_restored_results_are_marked(varied
         varied.set(f"classifier.kind={kind}")
         output = varied.run("dvc", "repro").stdout
         assert "Stage 'evaluate' is cached - skipping run" in output
-        assert "Running stage 'report'" in output  # its page is kept by git alone
+        assert "Running stage 'report'" in output  # its page is only in git
     assert sync(varied) == NOTHING
     origins = {
         run.data.params["classifier.kind"]: run.data.tags["convae.origin"]

@@ -19,7 +19,7 @@ from convae.reporting.report import write_report
 
 @dataclass
 class Evaluated:
-    """An experiment that has been evaluated; its images are noise about one mean image a class."""
+    """An evaluated experiment; its images are noise around one mean image per class."""
 
     root: Path
     params: Params
@@ -50,7 +50,7 @@ def write_parts(root: Path, shape: tuple[int, int, int], classes: Sequence[str],
         labels = np.repeat(np.arange(len(classes)), each)
         images = (means[labels] + generator.integers(-30, 30, (len(labels), *shape))).astype(np.uint8)
         if part == "test":
-            labels[0] = 1  # an image of class 0: a mistake is certain
+            labels[0] = 1  # an image of class 0, so that a mistake is certain
         names, known = (classes, labels) if labelled else ((), None)
         content = write_image_set(root / part, images.shape, [images], known, names)
         parts[part] = {

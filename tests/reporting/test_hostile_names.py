@@ -28,7 +28,7 @@ pytestmark = [needs_chromium, pytest.mark.slow]
 
 @pytest.fixture
 def opened() -> Iterator[Callable[[Path], Any]]:
-    """A page in a browser, which must not ask, load or complain about anything."""
+    """A page in a browser; dialogs, requests and errors fail the test."""
     with chromium() as browser:
         page = browser.new_page()
         asked: list[str] = []

@@ -12,7 +12,7 @@ ALL = ["filters", "activation_maps", "reconstructions", "learning_curves", "conf
 
 
 class Page(HTMLParser):
-    """Text, the tags that occur, and whatever a browser would load."""
+    """A page's text, its tags, and everything that a browser would load."""
 
     def __init__(self, text):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Publish a small model of the digits with the code of some commit: later code has to load it.
+"""Publish a small model of the digits with the code of some commit; later code must load it.
 
 `format3` was made by commit d028599, `format4` by 3f2daf1: in a clone of the repository at that commit, with its `src`
 on PYTHONPATH, `python .../make.py .../tests/saved/format3`. Each folder holds the two models as `convae publish`
-writes them, in `data/model` of which lie encoder and classifier as the pipeline saves them, and what they compute.
+writes them, with encoder and classifier as the pipeline saves them in `data/model`, and what they compute.
 """
 
 import shutil

@@ -64,7 +64,7 @@ MISTAKES = {
 
 @pytest.fixture
 def written(repository, tmp_path, monkeypatch):
-    """Write a search beside the shipped params.yaml; gives its path."""
+    """Write a search file next to the shipped params.yaml and return its path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
 

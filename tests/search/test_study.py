@@ -1,4 +1,4 @@
-"""What trials have in common: parameters that are varied in one way, and committed code."""
+"""Trials of a study vary the same parameters in the same way and run committed code."""
 
 import json
 import subprocess
@@ -71,7 +71,7 @@ def test_machines_that_start_together_share_a_study_on_postgresql(search, reposi
     with postgres() as storage:
         settings = SEARCH | {"storage": storage}
         workers = []
-        for name in ("one", "two", "three"):  # each machine has a folder of its own
+        for name in ("one", "two", "three"):  # each machine has its own folder
             (folder := search.with_name(name)).mkdir()
             arguments = [json.dumps(settings), str(repository / "params.yaml")]
             workers.append(subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=folder))

@@ -1,4 +1,4 @@
-"""A worker whose trials fail, and one that is interrupted, with the real DVC and a stage that does nothing else."""
+"""A worker whose trials fail and one that is interrupted, with the real DVC and a trivial stage."""
 
 import signal
 import subprocess
@@ -47,7 +47,7 @@ def git(*arguments):
 
 
 def states():
-    """How the trials stand."""
+    """The states of the trials."""
     return [trial.state.name for trial in optuna.load_study(study_name="small", storage="sqlite:///search.db").trials]
 
 

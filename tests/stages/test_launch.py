@@ -1,4 +1,4 @@
-"""Who starts a stage's processes: the stage, torchrun or srun; with the variables that these set."""
+"""A stage's processes are started by itself, torchrun or srun, with the variables that these set."""
 
 import os
 import subprocess
@@ -69,7 +69,7 @@ def test_a_single_process_has_world_size_one(stage):
 
 
 def test_a_stage_starts_its_processes_itself(stage):
-    done = stage("prepare", devices=2, nodes=3)  # which are of use to training alone
+    done = stage("prepare", devices=2, nodes=3)  # only training uses them
     assert done.stdout == 2 * "[(0, '2'), (1, '2')]\n", done.stderr
 
 

@@ -151,7 +151,7 @@ def test_second_stage_in_one_workspace_waits_for_the_first(
     assert second.stderr.readline() == message
     assert not Path("touched").exists()
 
-    first.kill()  # not even SIGKILL leaves the lock behind
+    first.kill()  # even SIGKILL releases the lock
     first.wait()
     assert second.wait() == 0
     assert Path("touched").exists()
@@ -165,7 +165,7 @@ def test_ranks_above_zero_share_the_lock_and_record_nothing(
     Path(".convae").mkdir()
     with FileLock(".convae/stages.lock"):
         run_stage("train", lambda params, run, processes: calls.append(params.data.dataset), parallel=True)
-        run_stage("evaluate", lambda params, run: calls.append("evaluate"))  # which one process does alone
+        run_stage("evaluate", lambda params, run: calls.append("evaluate"))  # which a single process does
     assert calls == ["fashion_mnist"]
     assert recorded(client) == []
 

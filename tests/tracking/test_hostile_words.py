@@ -1,4 +1,4 @@
-"""What MLflow shows of names that are HTML or Markdown: text, in a real browser."""
+"""Names that contain HTML or Markdown: MLflow shows them as text in a real browser."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A repository that is moved or copied: figures and published models move along, and the old folder is left alone."""
+"""A moved or copied repository: artifacts and published models move along; the old folder is left alone."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def publish(client: MlflowClient, name: str, run_id: str, words: str) -> None:
 
 @pytest.fixture
 def store(workspace: Path) -> Path:
-    """The workspace with a recorded stage, its figures, and a model that was published."""
+    """The workspace with a recorded stage, its artifacts, and a published model."""
     record(uri())
     client = client_here()
     (train,) = recorded(client)
@@ -45,7 +45,7 @@ def store(workspace: Path) -> Path:
 
 
 def addresses(database: Path) -> set[str]:
-    """All that the database holds, but for where MLflow would put runs of its own experiment."""
+    """The content of the database, except where MLflow would put runs of its default experiment."""
     columns = ("artifact_location FROM experiments WHERE experiment_id > 0", "artifact_uri FROM runs")
     columns += ("artifact_location FROM logged_models", "source FROM model_versions")
     columns += ("storage_location FROM model_versions",)
@@ -58,7 +58,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def convae(*arguments: str) -> str:
-    """What a command prints, run by a process that has never seen the database."""
+    """The output of a command in a fresh process."""
     command = "import sys; from convae.cli import main; sys.exit(main())"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run(
@@ -69,7 +69,7 @@ def convae(*arguments: str) -> str:
 
 
 def check_whole(folder: Path) -> None:
-    """Whether the figures and the published model load, and from this folder."""
+    """Check that artifacts and the published model load from this folder."""
     client = client_here()
     local = Path(client.download_artifacts(recorded(client)[0].info.run_id, "training.csv"))
     assert local.read_bytes() == (folder / "reports/training.csv").read_bytes()
@@ -81,7 +81,7 @@ def check_whole(folder: Path) -> None:
 
 
 def record_more(folder: Path) -> None:
-    """Another stage, and another model in the run that was there."""
+    """Record another stage, and another model in the existing run."""
     (folder / "data/prepared/train/images.npy").write_text("others")
     record(uri())
     client = client_here()
@@ -91,12 +91,12 @@ def record_more(folder: Path) -> None:
 
 
 def uri() -> str:
-    """Address of the store of the repository that is the current folder."""
+    """The store's address for the repository in the current folder."""
     return known_store(load_params(REPOSITORY / "params.yaml").tracking)
 
 
 def client_here() -> MlflowClient:
-    """A client of it that knows as much as that of a new process: MLflow keeps addresses of runs in memory."""
+    """A client like that of a new process: MLflow caches the addresses of runs in memory."""
     _artifact_repos_cache.clear()
     return MlflowClient(uri())
 
@@ -158,7 +158,7 @@ def test_a_database_copied_alone_never_writes_into_the_original(store: Path, mon
 def test_artifacts_elsewhere_keep_their_address_and_new_ones_are_next_to_the_database(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a database was named whose figures went to the repository, or one that several repositories share."""
+    """As with a database elsewhere whose artifacts are in the repository, or one shared by several repositories."""
     (store / "kept").mkdir()
     for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm"):
         if Path(name).exists():

@@ -1,4 +1,4 @@
-"""Who is the champion."""
+"""Which model is the champion."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from convae.tracking.store import open_store
 
 @pytest.fixture
 def publish(tmp_path):
-    """`publish(content, accuracy, images)` to a real store: what is said of the champion, and its versions."""
+    """`publish(content, accuracy, images)` to a real store: the message about the champion, and its versions."""
     client, (experiment,) = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}", "convae")
     run = client.create_run(experiment).info.run_id
     (tmp_path / "model").mkdir()

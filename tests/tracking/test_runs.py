@@ -49,11 +49,11 @@ def test_a_stage_is_recorded_completely(client: MlflowClient, params: Params) ->
     (train,) = recorded(client)
     run_id, tags = train.info.run_id, train.data.tags
     assert (train.info.run_name, train.info.status) == ("train fashion_mnist", "FINISHED")
-    # What the stage reads of params.yaml, as it is written there.
+    # The parameters that the stage reads, as written in params.yaml.
     assert train.data.params == {"data.dataset": "fashion_mnist", "train.epochs": "1"}
     assert history(client, run_id, "own_loss") == [(step, repr(loss)) for step, loss in enumerate(losses)]
     assert history(client, run_id, "learning_rate") == [(step, repr(0.003 * step)) for step in range(4)]
-    # What its outputs say.
+    # The contents of its outputs.
     assert history(client, run_id, "train_loss") == [(0, "0.5"), (1, "0.25")]
     assert history(client, run_id, "validation_loss") == [(0, "0.625")]
     assert history(client, run_id, "test.accuracy") == [(0, "0.75")]
@@ -67,7 +67,7 @@ def test_a_stage_is_recorded_completely(client: MlflowClient, params: Params) ->
     assert tags["process.host"].startswith(socket.gethostname())
     assert tags["process.pid"] == str(os.getpid())
     assert float(tags["process.started"]) == pytest.approx(psutil.Process().create_time(), abs=0.01)
-    # What it read and wrote, by content.
+    # Its inputs and outputs, by content.
     images = path_md5(Path("data/prepared/train"))
     assert tags["input.data/prepared/train"] == images
     assert tags["output.models/autoencoder"] == path_md5(Path("models/autoencoder"))
@@ -83,7 +83,7 @@ def test_a_stage_is_recorded_completely(client: MlflowClient, params: Params) ->
 def test_recorded_parameters_are_those_that_the_stage_read(
     client: MlflowClient, start_stage: StartStage, workspace: Path
 ) -> None:
-    """An editor saves params.yaml while the recorder is still on its way."""
+    """params.yaml is edited while the recorder is still starting."""
     edit = (
         "from pathlib import Path\nfile = Path('params.yaml')\n"
         "file.write_text(file.read_text().replace('epochs: 1 ', 'epochs: 99 '))\n"
@@ -114,7 +114,7 @@ def test_curves_are_visible_while_the_stage_runs(client: MlflowClient, params: P
         (train,) = recorded(client)
         assert train.info.status == "RUNNING"
         assert history(client, train.info.run_id, "train_loss") == [(0, "0.5")]
-    # The first epoch is in reports/training.csv as well, and not twice in the run.
+    # The first epoch is also in reports/training.csv, but only once in the run.
     assert history(client, train.info.run_id, "train_loss") == [(0, "0.5"), (1, "0.25")]
 
 

@@ -1,4 +1,4 @@
-"""A server of MLflow's that is called by a name, as docs/team.md has it: refused unless it was started with that."""
+"""An MLflow server addressed by name, as in docs/team.md: refused unless it was started with that name."""
 
 import os
 import re
@@ -75,7 +75,7 @@ def test_with_the_documented_options_the_server_answers_programs_and_browsers(
 ) -> None:
     page = (REPOSITORY / "docs/team.md").read_text("utf-8")
     options = " ".join(re.findall(r"--(?:allowed-hosts|cors-allowed-origins) \S+", page))
-    assert f"https://{NAME}" in options  # behind something that has a certificate
+    assert f"https://{NAME}" in options  # behind a proxy with a certificate
     options = options.replace(f"https://{NAME}", f"http://{NAME}").replace(NAME, f"{NAME}:{{port}}")
     with server(tmp_path, options.replace("'", "")) as (own, address):
         stage = call(address, STAGE)

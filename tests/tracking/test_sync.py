@@ -1,4 +1,4 @@
-"""What dvc.lock knows comes into MLflow, once, from wherever git keeps it."""
+"""Executions in dvc.lock are recorded in MLflow once, from any commit, branch or experiment."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ from convae.tracking.context import process_tags
 from convae.tracking.records import Records
 from convae.tracking.store import ending, open_store, public
 
-# Beside the stage `train`, which learns "weights" from the images, one that tells of metrics and parameters.
+# Next to the stage `train`, which learns "weights" from the images, one that writes metrics and parameters.
 REPORT_STAGE = """\
   report:
     cmd: python report.py
@@ -123,7 +123,7 @@ def computed(workspace: Path, once: Callable[[str], Path]) -> Path:
 def tracked(fresh: Path, once: Callable[[str], Path]) -> Path:
     """The same with its two runs and its row in MLflow."""
     subprocess.run(["cp", "-a", f"{once('on')}/.", fresh], check=True)
-    open_store(f"sqlite:///{fresh}/mlflow.db", STAGES, ROWS)  # where addresses become those of the copy
+    open_store(f"sqlite:///{fresh}/mlflow.db", STAGES, ROWS)  # where addresses change to those of the copy
     return fresh
 
 
@@ -133,7 +133,7 @@ def client(fresh: Path) -> MlflowClient:
 
 
 def sync(database: str = "mlflow.db") -> tuple[int, int]:
-    """Synchronise; gives the numbers of runs and rows added."""
+    """Synchronise and return the numbers of runs and rows added."""
     return module.sync(Records(f"sqlite:///{Path(database).absolute()}", ROWS))
 
 
@@ -212,13 +212,13 @@ def test_parameters_edited_during_a_stage_are_not_recorded(pipeline: Path, clien
     assert line in dvc("repro", "train", fails=True)
     assert not Path("dvc.lock").exists()
     assert recorded(client)[0].info.status == "FAILED"
-    # As the message says: the result is kept under the values that it is of.
+    # As the message says, the result is stored under the values that produced it.
     Path("params.yaml").write_text(before)
     dvc("commit", "--force", "train")
     (train,) = read_lock(Path("dvc.lock").read_text()).values()
     assert train.params["train.epochs"] == 2
     assert sync() == (1, 0)
-    # What the stage does not depend on may be edited at any time.
+    # Parameters that the stage does not depend on may be edited at any time.
     edit("  patience: null", "  patience: 3")
     dvc("repro", "--force", "train")
     assert Path("params.yaml").read_text() != before
@@ -280,7 +280,7 @@ def test_a_killed_run_stays_killed_if_its_repetition_is_untracked(
 
 
 class Breaking:
-    """A client of MLflow whose process ends in the middle of the n-th call that writes."""
+    """An MLflow client whose process ends during the n-th writing call."""
 
     WRITES = ("create_", "log_", "set_", "finalize_", "delete_")
 
@@ -307,7 +307,7 @@ def write_live(records: Records) -> None:
 
 
 def write_until(calls: int, write: Callable[[Records], object], database: str) -> None:
-    """Write up to so many calls of MLflow, then leave word of the end as a stage does whose recorder died."""
+    """Make up to `calls` MLflow calls, then leave the status in a file, as a stage does whose recorder died."""
     records = Records(database, ROWS)
     records.client = cast("MlflowClient", Breaking(records.client, calls))
     word = ending(process_tags())
@@ -336,13 +336,13 @@ def test_half_written_runs_are_repaired(
         found = [len(models), *(content(records, experiment) for experiment in (STAGES, ROWS))]
         assert found == (expected or found), f"after {calls} calls"
         expected = found
-        if writer.exitcode == 0:  # it came to its end
+        if writer.exitcode == 0:  # it finished
             break
     assert [len(runs) for runs in expected[1:]] == [2, 1]
     assert calls > 15
 
 
-# Ends the recorder once it has begun its run.
+# Kills the recorder once it has started its run.
 BREAK = """\
     import psutil
     from mlflow import MlflowClient
@@ -535,6 +535,6 @@ def test_hashes_and_keys_equal_dvcs(tracked: Path, client: MlflowClient) -> None
     assert {**train.inputs, **train.outputs} == {path: path_md5(Path(path)) for path in [*train.inputs, *train.outputs]}
     assert [one.stage for one in ordered({"report": report, "train": train})] == ["train", "report"]
     assert chain(executions, report) == [train]
-    # A lock of which one stage is newer than the others: what was read is not what is there now.
+    # A lock in which one stage is newer than the others: its input differs from the present one.
     newer = replace(train, outputs=dict.fromkeys(train.outputs, "0"))
     assert chain({"train": newer, "report": report}, report) == []

@@ -68,7 +68,7 @@ def test_batch_sizes_are_known_in_advance():
 
 @pytest.fixture
 def streamed(tmp_path, monkeypatch):
-    """`streamed(4)`: batches of four of 30 images, in pieces of three or fewer and windows of nine."""
+    """`streamed(4)`: batches of four out of 30 images, in pieces of at most three and windows of nine."""
     monkeypatch.setattr(shards, "PIECE_BYTES", 3)
     monkeypatch.setattr(module, "PIECE_BYTES", 3)
     monkeypatch.setattr(module, "WINDOW_BYTES", 9)

@@ -1,4 +1,4 @@
-"""What learns, from what, and what stays as it is."""
+"""What each objective trains, on which target, and what stays unchanged."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def network(**changes):
 
 
 def moved(objective, batch, steps=3):
-    """Names of the parameters and buffers of the autoencoder that a few steps change."""
+    """Names of the autoencoder's parameters and buffers that a few steps change."""
     before = {name: value.clone() for name, value in objective.autoencoder.state_dict().items()}
     optimizer = torch.optim.SGD(list(objective.trained()), lr=0.1)
     objective.start_training()
@@ -62,7 +62,7 @@ def test_a_layer_reconstructs_the_maps_of_the_one_below():
     made = network().eval()
     objective = LayerReconstruction(made, None, None, 1).eval()
     below = made.layers[0](IMAGES.float() / 255)
-    reconstruction = torch.tanh(made.decoder[1](made.layers[1](below), (10, 10)))  # as it would be decoded further
+    reconstruction = torch.tanh(made.decoder[1](made.layers[1](below), (10, 10)))  # as it would be decoded next
     torch.testing.assert_close(objective((IMAGES, None)), F.mse_loss(reconstruction, below))
 
 
@@ -141,12 +141,12 @@ def test_phases_run_in_order_and_resume_with_the_same_bits(experiment, train_set
     assert [row["phase"] for row in history] == [phase for phase in range(phases) for _ in range(2)]
     assert [row["epoch"] for row in history] == list(range(2 * phases))
 
-    for death in range(2 * phases):  # at an even one the phases before are whole, and this one has no checkpoint
+    for death in range(2 * phases):  # at an even one, earlier phases are complete and this one has no checkpoint
         resumes_alike(params, train_set, validation_set, death, whole, history)
 
 
 def resumes_alike(params, train_set, validation_set, death, whole, history):
-    """Die after an epoch, before its checkpoint is written; go on, and end as if nothing had happened."""
+    """Die after an epoch, before its checkpoint is written; resume, and end as if undisturbed."""
 
     def die(row):
         if row["epoch"] == death:
@@ -232,7 +232,7 @@ def test_with_all_layers_frozen_only_the_head_learns(experiment, train_set, vali
     encoder, history, _ = train_encoder(params, train_set, validation_set, print)
     for name, value in encoder.autoencoder.layers.state_dict().items():
         assert torch.equal(value, untouched.autoencoder.layers.state_dict()[name])
-    assert history[1]["validation_loss"] < history[0]["validation_loss"] < 2.3  # that of ten classes by chance
+    assert history[1]["validation_loss"] < history[0]["validation_loss"] < 2.3  # chance level of ten classes
 
 
 def test_the_head_has_its_own_learning_rate(experiment):

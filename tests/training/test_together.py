@@ -1,4 +1,4 @@
-"""Several real processes: for the same batches the same result as one, for whatever can be trained."""
+"""Several real processes give the same result as one for the same batches, with every objective."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ WINNERS = {"block": (4, 4), "lifetime": 0.2}
 SGD = {
     "optimizer": "sgd",
     "learning_rate": 0.1,
-}  # Adam makes steps of the rounding that a bias before batch norm learns
+}  # Adam turns the rounding errors in the gradient of a bias before batch norm into full steps
 AUGMENTATION = {"flip": True, "shift": 1}
 KINDS = {
     "as_shipped": {},
@@ -67,7 +67,7 @@ def test_the_same_batches_give_the_same_result(
     trained = {}
     for name in names:
         changes = KINDS[name]
-        # 400 images in batches of 57 leave one over, in batches of 199 two, which are fewer than four processes.
+        # 400 images leave one over in batches of 57, and two in batches of 199: fewer than the four processes.
         size = 199 if name in ("masked", "simultaneous") else 57
         params = experiment(**changes | {"train": {"epochs": 2, "batch_size": size, **changes.get("train", {})}})
         YAML(typ="safe").dump(params.model_dump(mode="json"), tmp_path / f"{name}.yaml")

@@ -58,7 +58,7 @@ def test_resumed_training_ends_with_the_same_bits(experiment, train_set, validat
 
 
 def interrupt(params, *images):
-    """A training of 5 epochs that ends in the fourth; gives the folder that it leaves."""
+    """Train for 5 epochs, interrupt the fourth, and return the folder that this leaves."""
     before = set(CHECKPOINTS.glob("*"))
 
     def stop(row):
@@ -72,7 +72,7 @@ def interrupt(params, *images):
 
 
 def last_used(folder, days):
-    """As if the last of its files had been written so many days ago, the others earlier."""
+    """Pretend that the newest of its files was written `days` ago, the others earlier."""
     for path in (folder, *folder.rglob("*")):
         os.utime(path, (0, 0))
     moment = time.time() - days * 24 * 3600
@@ -89,7 +89,7 @@ def test_checkpoints_unused_for_thirty_days_are_removed_unless_in_use(experiment
     last_used(abandoned, 31)
     last_used(recent, 31)
     capsys.readouterr()
-    train_encoder(params[1], *images, ignore, progress=False)  # takes up what is old itself
+    train_encoder(params[1], *images, ignore, progress=False)  # resumes an old checkpoint itself
     assert "resuming" in capsys.readouterr().out
     assert not list(CHECKPOINTS.iterdir())
 
@@ -164,7 +164,7 @@ def test_training_killed_repeatedly_within_epochs_resumes_from_its_checkpoints(
             deaths += 1
     resumed.save(tmp_path / "resumed")
     assert deaths >= 8
-    assert len(steps) == len(set(steps)) + deaths  # no step was done twice but those that were not finished
+    assert len(steps) == len(set(steps)) + deaths  # only unfinished steps were repeated
     assert "after 2 batches" in capsys.readouterr().out
     assert resumed_history == history
     assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")

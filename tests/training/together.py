@@ -1,4 +1,4 @@
-"""Run by several processes: trains each experiment in a folder, and the first process saves the result beside it."""
+"""Run by several processes: trains each experiment in a folder; rank 0 saves the result next to it."""
 
 import sys
 from pathlib import Path
