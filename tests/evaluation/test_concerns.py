@@ -21,7 +21,7 @@ COPIES = {
 def describe(
     train=(50, 50), validation=(5, 5), test=(20, 20), cropped=0.0, levels=(0, 255), dim=0, rejected=(), **copies
 ):
-    """A part of `data/prepared/description.json`: classes `a`, `b` ... with these image counts, or no labels."""
+    """A `description.json` with classes `a`, `b` ... of these image counts, or with sets without labels."""
     parts = {"train": train, "validation": validation, "test": test, "unlabelled": None}
     return {
         "parts": {
