@@ -68,7 +68,7 @@ def test_ctrl_c_ends_the_stage_and_the_trial_can_be_resumed(pipeline, tmp_path):
     with subprocess.Popen(WORKER, stderr=subprocess.PIPE, text=True, start_new_session=True) as worker:
         wait_for(began.exists)
         worker.send_signal(signal.SIGINT)
-        assert worker.communicate()[1] == ""
+        assert worker.communicate()[1] == "convae: interrupted\n"
     assert worker.returncode == 130
     assert ended.exists()
     assert states() == ["RUNNING"]

@@ -25,10 +25,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.strategies import DDPStrategy
 
 import convae
-import convae.encoder
-import convae.images
-import convae.models
-import convae.training
 from convae.datasets.image_set import ImageSet
 from convae.datasets.shards import ShardedImages
 from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
@@ -56,6 +52,7 @@ CHECKPOINTS = Path(".convae/checkpoints")
 BEST, LAST = "best.ckpt", "last.ckpt"
 LIGHTNING = (2, 6)  # the first version that reads its checkpoints without unpickling
 KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training run can be resumed
+CODE = ("datasets/image_set", "datasets/shards", "encoder", "files", "images", "models", "processes", "training")
 UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # training resumes even if these have changed
 
 
@@ -112,20 +109,8 @@ def train_encoder(
     """
     _check(params, training)
     torch.set_num_threads(params.train.threads)
-    config = encoder_config(params, training)
-    source = Path(params.model.initialize_from)
-    start = load_encoder(source) if (source / CONFIG).exists() else None
-    network = build_autoencoder(config, processes)
-    _set_first_weights(network, params, training)
-    freeze = f"train.freeze = {params.train.freeze}"
-    if start:
-        take_over(network, config, start, params.objective.kind)
-        config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
-    elif params.frozen_layers and not params.objective.pretraining:
-        raise ConvaeError(f"{freeze}: {source} holds no encoder whose filters could be frozen")
+    network, config, start = _initial_network(params, training, processes)
     phases = _phases(params, network, training)
-    if not phases and params.objective.kind != "none":
-        raise ConvaeError(f"{freeze}: no layer is left to learn")
     folder = checkpoints / training_key(params, training, validation, start)
     if phases and not processes.rank:
         prune(checkpoints, folder)
@@ -152,6 +137,24 @@ def _check(params: Params, training: ImageSet) -> None:
         raise ConvaeError(f"pytorch-lightning {installed}: {needed} or newer is needed; reinstall convae[train]")
     if params.objective.kind == "classify" and training.labels is None:
         raise ConvaeError("objective.kind = classify: the training images have no labels; reconstruct needs none")
+
+
+def _initial_network(
+    params: Params, training: ImageSet, processes: Processes
+) -> tuple[Autoencoder, dict[str, Any], Encoder | None]:
+    """The network before training, its `config.json`, and the encoder that its first layers come from, if any."""
+    config = encoder_config(params, training)
+    network = build_autoencoder(config, processes)
+    _set_first_weights(network, params, training)
+    source = Path(params.model.initialize_from)
+    start = load_encoder(source) if (source / CONFIG).exists() else None
+    if start:
+        take_over(network, config, start, params.objective.kind)
+        config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
+    elif params.frozen_layers and not params.objective.pretraining:
+        freeze = f"train.freeze = {params.train.freeze}"
+        raise ConvaeError(f"{freeze}: {source} holds no encoder whose filters could be frozen")
+    return network, config, start
 
 
 def _set_first_weights(network: Autoencoder, params: Params, training: ImageSet) -> None:
@@ -211,6 +214,8 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
         size = (training.images.shape[2], training.images.shape[3])
         head = Classification(network, augmentation, size, len(training.classes), params.seed, frozen)
         phases.append((head, train.epochs))
+    if not phases and objective.kind != "none":
+        raise ConvaeError(f"train.freeze = {train.freeze}: no layer is left to learn")
     return phases
 
 
@@ -348,8 +353,9 @@ def _devices(train: TrainParams, processes: Processes) -> dict[str, Any]:
 
 def training_key(params: Params, training: ImageSet, validation: ImageSet, start: Encoder | None) -> str:
     """Hash of all that determines the trained weights: parameters, images, initial weights, code and libraries."""
-    packages = [path for one in (convae.models, convae.training) for path in sorted(Path(one.__path__[0]).glob("*.py"))]
-    code = [file_sha256(path) for path in (*packages, Path(convae.encoder.__file__), Path(convae.images.__file__))]
+    home = Path(convae.__path__[0])
+    paths = [path for name in CODE for path in (sorted(home.glob(f"{name}/*.py")) or [home / f"{name}.py"])]
+    code = [file_sha256(path) for path in paths]
     names = ("preprocessing", "model", "objective", "train")
     sections = {name: getattr(params, name).model_dump(mode="json", exclude=UNIMPORTANT) for name in names}
     first = start.sha256 if start else None
