@@ -102,6 +102,7 @@ def fetched(address):
         return b""
 
 
+@pytest.mark.slow
 def test_ui_serves_the_database_on_loopback(repository, tmp_path):
     (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
     (tmp_path / "mlflow.db").touch()

@@ -67,6 +67,7 @@ def modules(distributions: set[str]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_wheel_encodes_and_classifies(wheel, models):  # noqa: F811
     """Features, classes and an estimator without DVC, MLflow, Lightning, pandas or pydantic."""
     sys.path.insert(0, str(wheel))

@@ -220,6 +220,7 @@ def fit_beyond_memory(folder, kind):
     return subprocess.run([sys.executable, "-c", BEYOND_MEMORY, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_logistic_regression_does_not_load_all_features(tmp_path):
     done = fit_beyond_memory(tmp_path, "logistic_regression")
     assert not done.returncode, done.stderr

@@ -79,19 +79,15 @@ def test_a_parameter_reruns_the_stages_that_read_it(finished, change, stages):
 
 
 @pytest.mark.parametrize(
-    ("tracking", "options", "warnings"),
-    [
-        ({"CONVAE_TRACKING": "off"}, [], 0),
-        (NO_SERVER, ["--single-item", "prepare", "evaluate"], 2),
-        pytest.param(NO_SERVER, [], 6, marks=pytest.mark.slow),
-    ],
-    ids=["switched off", "no server for two stages", "no server for any stage"],
+    ("tracking", "warnings"),
+    [({"CONVAE_TRACKING": "off"}, 0), pytest.param(NO_SERVER, 6, marks=pytest.mark.slow)],
+    ids=["switched off", "no server"],
 )
-def test_a_forced_untracked_repro_gives_the_same_bits(finished, tracking, options, warnings):
+def test_a_forced_untracked_repro_gives_the_same_bits(finished, tracking, warnings):
     reports = sorted(path for path in (finished.folder / "reports").rglob("*") if path.is_file())
     before = {path: path.read_bytes() for path in [finished.folder / "dvc.lock", *reports]}
     database = (finished.folder / "mlflow.db").stat().st_mtime_ns
-    done = finished.run("dvc", "repro", "--force", *options, **ELSEWHERE, **tracking)
+    done = finished.run("dvc", "repro", "--force", **ELSEWHERE, **tracking)
     assert done.stderr.count("no longer recorded in MLflow (http://127.0.0.1:9: ") == warnings
     assert {path: path.read_bytes() for path in before} == before
     assert (finished.folder / "mlflow.db").stat().st_mtime_ns == database
@@ -146,9 +142,8 @@ def paint(path: Path, red: bool, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-@pytest.mark.parametrize(
-    "labelled", [pytest.param(True, id="class folders"), pytest.param(False, id="flat", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("labelled", [True, False], ids=["class folders", "flat"])
 def test_a_folder_of_colour_images(clone, tmp_path, labelled):
     repository = clone()
     pictures = tmp_path / "pictures"

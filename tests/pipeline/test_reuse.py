@@ -158,6 +158,7 @@ def test_every_interface_gives_the_predictions_of_the_pipeline(published, convae
     np.testing.assert_allclose(table.drop(columns="label"), scores, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_mlflow_serves_the_classifier_over_http(published, repository, client, tmp_path):
     """With the commands in docs/reuse.md, except curl."""
     page, port = (repository / "docs/reuse.md").read_text(), free_port()
@@ -221,6 +222,7 @@ def test_publishing_again_adds_nothing(convae, client):
     assert len(client.search_model_versions("name = 'convae-classifier'")) == 1
 
 
+@pytest.mark.slow
 def test_missing_runs_are_added_to_the_store_before_publishing(published, tmp_path):
     other = f"sqlite:///{tmp_path / 'other.db'}"
     assert "champion is version 1" in published.run(*CONVAE, "publish", MLFLOW_TRACKING_URI=other).stdout
@@ -298,6 +300,7 @@ def test_the_python_in_the_docs_runs(published, repository, page):
         assert labels == str(load_image_classifier(published.folder / "models").predict(images_of(published)[:4]))
 
 
+@pytest.mark.slow
 def test_the_commands_in_the_docs_run(published, repository, tmp_path):
     """Except the wheel and the server, which other tests cover; tests/test_pages.py checks README's."""
     page = (repository / "docs/reuse.md").read_text()

@@ -174,6 +174,7 @@ def test_a_deleted_database_is_rebuilt_row_for_row(varied, tmp_path):
     assert sync(other) == NOTHING
 
 
+@pytest.mark.slow
 def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(varied, tmp_path):
     other = Clone(tmp_path / "other")
     subprocess.run(["git", "clone", "--quiet", varied.folder, other.folder], check=True)
@@ -189,6 +190,7 @@ def test_a_fresh_clone_with_a_shared_cache_has_every_row_without_computing(varie
     assert sum(line.startswith("  run ") and "none" not in line for line in lines) == 4
 
 
+@pytest.mark.slow
 def test_interrupted_training_is_a_killed_run_that_resumes(finished, tmp_path):
     repository = finished.copy(tmp_path / "convae")
     client = client_of(repository)
@@ -359,6 +361,7 @@ def three_runs(page, expect):
     page.screenshot(path=SCREENSHOTS / "three-curves.png")
 
 
+@pytest.mark.slow
 def test_a_reverted_parameter_adds_no_row_and_restored_results_are_marked(varied):
     client = client_of(varied)
     before = content(client, ROWS)

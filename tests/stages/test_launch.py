@@ -73,6 +73,7 @@ def test_a_stage_starts_its_processes_itself(stage):
     assert done.stdout == 2 * "[(0, '2'), (1, '2')]\n", done.stderr
 
 
+@pytest.mark.slow
 def test_in_a_slurm_job_srun_starts_the_processes_on_all_nodes(stage, fresh):
     done = stage("train", {"SLURM_JOB_ID": "4711"}, nodes=2)
     assert done.stdout == 2 * "[(0, '1'), (1, '1')]\n", done.stderr

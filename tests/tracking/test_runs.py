@@ -279,6 +279,7 @@ def test_address_comes_from_environment_then_parameters(
     assert store_uri(tracking) == "sqlite:////elsewhere/runs.db"
 
 
+@pytest.mark.slow
 def test_eight_concurrent_processes_on_a_fresh_database(fresh: Path) -> None:
     code = """
 import sys
@@ -414,6 +415,7 @@ def is_down(address: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_server_records_until_it_dies(
     fresh: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

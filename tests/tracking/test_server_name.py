@@ -51,6 +51,7 @@ def server(folder: Path, options: str = "") -> Iterator[tuple[str, str]]:
         yield address.replace("127.0.0.1", "localhost"), address.replace("127.0.0.1", NAME)
 
 
+@pytest.mark.slow
 def test_a_refused_name_is_one_line_that_says_what_to_do(
     call: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_refused_name_is_one_line_that_says_what_to_do(
         assert call(secret, LOAD).stdout == f"{words}\n"
 
 
+@pytest.mark.slow
 def test_with_the_documented_options_the_server_answers_programs_and_browsers(
     call: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:

@@ -316,7 +316,8 @@ def write_until(calls: int, write: Callable[[Records], object], database: str) -
     write(records)
 
 
-@pytest.mark.parametrize("write", [write_live, pytest.param(module.sync, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [write_live, module.sync])
 def test_half_written_runs_are_repaired(
     computed: Path, client: MlflowClient, write: Callable[[Records], object]
 ) -> None:
@@ -383,6 +384,7 @@ def test_internal_refs_of_dvc_are_not_experiments(tracked: Path, client: MlflowC
     assert sync() == (0, 0)
 
 
+@pytest.mark.slow
 def test_an_unreachable_row_is_marked(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     for epochs in (4, 5):
@@ -496,6 +498,7 @@ def test_lineage_of_something_copied_elsewhere(tracked: Path, client: MlflowClie
     assert train.info.run_id not in done.stdout
 
 
+@pytest.mark.slow
 def test_lineage_prefers_the_current_code_among_equal_results(tracked: Path, client: MlflowClient) -> None:
     commit("Results")
     definition = Path("dvc.yaml").read_text()
