@@ -73,6 +73,7 @@ import shutil, sys, traceback
 from importlib import import_module
 from pathlib import Path
 from convae.experiment import load_experiment
+from convae.processes import ALONE
 from convae.tracking.runs import Run
 for system in sys.argv[1:]:
     results = Path("results") / system
@@ -82,7 +83,9 @@ for system in sys.argv[1:]:
         params = load_experiment()
         for folder in (results, results / "again"):
             for stage in ("train", "features", "evaluate", "report"):
-                import_module(f"pipeline.{stage}").main(params, Run(stage, params))
+                main = import_module(f"pipeline.{stage}").main
+                alone = (ALONE,) if stage in ("train", "features") else ()
+                main(params, Run(stage, params), *alone)
             for output in ("models/encoder", "models/classifier", "data/features", "data/predictions", "reports"):
                 shutil.move(output, folder)
     except BaseException:
