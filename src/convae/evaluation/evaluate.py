@@ -48,7 +48,7 @@ class FeatureSet:
 
 
 HEADLINE = ("accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall")
-# The figures that the saved classifier is described by, because it travels without `metrics.json`.
+# The figures to store with the classifier, which is often used without `metrics.json`.
 HEADLINES = {"validation": HEADLINE, "test": (*HEADLINE, "accuracy_low", "accuracy_high", "worst_class")}
 
 
@@ -94,12 +94,8 @@ def evaluate(
         description |= {part: {name: metrics[part][name] for name in names} for part, names in HEADLINES.items()}
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
-        # DVC expects both files even without labels.
-        per_class = pd.DataFrame(columns=["class", "precision", "recall", "f1", "support"])
-        rows = pd.DataFrame({"index": np.arange(len(parts["test"].image_set))})
-    for part in ("test", "validation"):
-        if (error := reconstruction_mse(encoder, parts[part].image_set.images)) is not None:
-            metrics[part]["reconstruction_mse"] = error
+        per_class, rows = _empty_tables(len(parts["test"].image_set))
+    _measure_reconstructions(encoder, parts, metrics)
     training, validation = parts["train"], parts["validation"]
     metrics["health"] = encoder_health(
         encoder, training.image_set.sample(), validation.image_set.images, validation.features, params.seed
@@ -111,6 +107,19 @@ def evaluate(
         rows.to_parquet(scratch, engine="pyarrow", index=False)
     write_json(reports / "metrics.json", metrics)
     return metrics
+
+
+def _measure_reconstructions(encoder: Encoder, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> None:
+    """Fill in the reconstruction errors, if the encoder has a decoder."""
+    for part in ("test", "validation"):
+        if (error := reconstruction_mse(encoder, parts[part].image_set.images)) is not None:
+            metrics[part]["reconstruction_mse"] = error
+
+
+def _empty_tables(images: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables for images without labels: DVC expects both files even then."""
+    per_class = pd.DataFrame(columns=["class", "precision", "recall", "f1", "support"])
+    return per_class, pd.DataFrame({"index": np.arange(images)})
 
 
 def _load_parts(encoder: Encoder, features: Path, prepared: Path) -> dict[str, FeatureSet]:
