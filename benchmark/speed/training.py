@@ -120,7 +120,7 @@ def _untrained(params: Params, count: int) -> Encoder:
 
 def _bare_loop(params: Params, count: int) -> tuple[float, Tensor]:
     """Train for two epochs in a bare loop; return the seconds of the second and the filters."""
-    from convae.training.batches import random_seed
+    from convae.models.draws import random_seed
 
     network = _untrained(params, count).autoencoder.requires_grad_(True)
     images, validation = (torch.from_numpy(part.images) for part in _images(count))

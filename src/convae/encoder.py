@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convae.addresses import fetched, is_address
@@ -28,7 +28,8 @@ from convae.models.limits import MOST_CONFIG_BYTES, MOST_MAP_BYTES, check_effort
 from convae.models.readout import Readout
 from convae.processes import ALONE, Processes
 
-FORMAT = 4
+FORMAT = 5
+READABLE = (3, 4, FORMAT)
 PICTURES = {"fit": "crop", "white_level": None}  # for encoders of format 3, which do not store it
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAP_BYTES = 1 << 23  # fits into CPU caches; twice as fast as 64 MiB
@@ -42,8 +43,10 @@ class Encoder:
     Args:
         autoencoder: the network; it is put into evaluation mode, and its parameters no longer take gradients.
         readout: turns activation maps into features, or None.
+        code: turns features into the compact code, or None.
         config: the content of `config.json`. `channels`, `preprocessing`, `layers`, `tied_weights`, `stacked_on` and
-            `sparsity` define the network, `readout` the readout. `decoder` tells whether the decoder was trained;
+            `sparsity` define the network, `readout` the readout, `code` the compact code, and `mirror` whether features
+            are averaged with those of the mirror image. `decoder` tells whether the decoder was trained;
             `image_size` and `trained_on` describe the training images, `initialized_from` the initial weights, and
             `versions` the libraries. `value_range` is the range of pixel values, and `pictures` tells how files become
             such images: `fit` and `white_level` of `Reading`.
@@ -58,11 +61,17 @@ class Encoder:
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, readout: Readout | None, config: dict[str, Any], sha256: str = ""
+        self,
+        autoencoder: Autoencoder,
+        readout: Readout | None,
+        config: dict[str, Any],
+        sha256: str = "",
+        code: nn.Linear | None = None,
     ) -> None:
         # The fastest layout for convolutions on both CPUs and GPUs.
         self.autoencoder = autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.readout = readout
+        self.code = code
         self.config = config
         self.sha256 = sha256
 
@@ -71,6 +80,8 @@ class Encoder:
         config = self.config
         layers = ", ".join(f"{layer['filters']} filters {show(layer['kernel'])}" for layer in config["layers"])
         features = f"{self.features([]).shape[1]} features" if self.readout else "no readout"
+        if self.code:
+            features += f", code of {self.code.out_features}"
         images = "×".join(map(str, (config["channels"], *config["image_size"])))
         return f"Encoder({images} images, {layers or 'no layers'}, {features}, on {self.device})"
 
@@ -83,12 +94,12 @@ class Encoder:
     def filters(self) -> np.ndarray:
         """Filters of the first layer, `float32 [n, C, k_h, k_w]`; n is 0 without layers.
 
-        If the layer reads principal components of patches, each filter is combined with them into a filter of the
-        image.
+        If the layer reads whitened windows or principal components of patches, each filter is combined with the
+        whitening into a filter of the image.
         """
         if not len(self.autoencoder.layers):
             return np.zeros((0, self.config["channels"], 0, 0), np.float32)
-        filters: Tensor = self.autoencoder.layers[0].convolution.weight
+        filters: Tensor = self.autoencoder.layers[0].folded()[0]
         preprocessing = self.autoencoder.preprocessing
         if preprocessing.whitening and preprocessing.whitening["kind"] == "pca":
             filters = F.conv_transpose2d(filters, preprocessing.whitening_filters)
@@ -131,9 +142,8 @@ class Encoder:
         except (AssertionError, NotImplementedError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConvaeError(f"device {device}: not available ({reason}); cpu always is") from None
-        self.autoencoder.to(device)
-        if self.readout:
-            self.readout.to(device)
+        for part in self._parts.values():
+            part.to(device)
         return self
 
     def reading(self, resize: bool = True) -> Reading:
@@ -168,8 +178,8 @@ class Encoder:
         batches = [[_to_numpy(maps) for maps in batch] for batch in self._map(self._encode, images, resize)]
         return [_join(layer) for layer in zip(*batches, strict=True)]
 
-    def features(self, images: Images, resize: bool = True) -> np.ndarray:
-        """Features `float32 [N, D]`; D is the same for images of any size.
+    def features(self, images: Images, resize: bool = True, code: bool = False) -> np.ndarray:
+        """Features `float32 [N, D]`, or the compact code `float32 [N, d]`; D and d are the same for images of any size.
 
         Only features of images of the size trained on are comparable, as the filters see other details at another
         scale. Arrays of another size cause a warning, unless `resize` is false.
@@ -177,9 +187,10 @@ class Encoder:
         Args:
             images: as in `activation_maps`, but they may differ in size.
             resize: as in `activation_maps`.
+            code: return the compact code.
 
         Raises:
-            ConvaeError: the encoder has no readout or does not accept the images, or a file can't be read.
+            ConvaeError: the encoder has no readout, or no code, or does not accept the images; or a file can't be read.
 
         Example:
             >>> encoder = load_encoder("models/encoder")
@@ -188,13 +199,14 @@ class Encoder:
             >>> encoder.features(["picture.png", np.zeros((16, 24))], resize=False).shape  # of any size
             (2, 16)
         """
-        return np.concatenate(list(self.feature_batches(images, resize)))
+        return np.concatenate(list(self.feature_batches(images, resize, code)))
 
-    def feature_batches(self, images: Images, resize: bool = True) -> Iterator[np.ndarray]:
+    def feature_batches(self, images: Images, resize: bool = True, code: bool = False) -> Iterator[np.ndarray]:
         """Yield the rows of `features` in batches, so that memory does not grow with N."""
-        readout = self.readout
-        if readout is None:
+        if self.readout is None:
             raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
+        if code and self.code is None:
+            raise ConvaeError("this encoder has no compact code; set features.code in params.yaml and run `dvc repro`")
         trained_on = tuple(self.config["image_size"]) if resize else None
 
         def read_out(batch: Tensor) -> Tensor:
@@ -207,10 +219,19 @@ class Encoder:
                     stacklevel=5,  # the caller of `features`
                 )
                 trained_on = None  # warn only once
-            features: Tensor = readout(self._encode(batch))
-            return features
+            features = self.read_out(batch)
+            return self.code(features) if code and self.code else features
 
         return (_to_numpy(batch) for batch in self._map(read_out, images, resize))
+
+    def read_out(self, batch: Tensor) -> Tensor:
+        """Features `float32 [N, D]` of a batch of images `uint8` or `float32 [N, C, H, W]`, on the encoder's device."""
+        readout = self.readout
+        assert readout is not None
+        pooled = readout.pool(self._encode(batch))
+        if self.config["mirror"]:
+            pooled = (pooled + readout.pool(self._encode(batch.flip(3)))) / 2
+        return readout.apply_fitted(pooled)
 
     def reconstruct(self, images: Images, resize: bool = True) -> np.ndarray:
         """Reconstructions `float32 [N, C, H, W]` of the *preprocessed* images; see `activation_maps`.
@@ -261,8 +282,14 @@ class Encoder:
             )
         return max(1, min(256, MAP_BYTES // (4 * largest)))
 
+    @property
+    def _parts(self) -> dict[str, nn.Module]:
+        """The modules that are saved, by name."""
+        parts = {"autoencoder": self.autoencoder, "readout": self.readout, "code": self.code}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def _tensors(self) -> Iterator[Tensor]:
-        for part in (self.autoencoder, self.readout) if self.readout else (self.autoencoder,):
+        for part in self._parts.values():
             yield from itertools.chain(part.parameters(), part.buffers())
 
     def _layer_sizes(self, size: Size) -> list[tuple[Size, Size]]:
@@ -299,12 +326,12 @@ class Encoder:
 
     def serialize(self) -> tuple[dict[str, Any], bytes]:
         """Contents of the two files: the configuration, with the SHA-256 of both, and the weights."""
-        state = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
+        state: dict[str, Tensor] = {}
+        for part, module in self._parts.items():
+            state |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
         if self.config["tied_weights"]:  # safetensors stores no tensor twice
             for index in range(len(self.autoencoder.layers)):
-                del state[f"autoencoder.decoder.{index}.weight"]
-        if self.readout:
-            state |= {f"readout.{name}": value for name, value in self.readout.state_dict().items()}
+                state.pop(f"autoencoder.decoder.{index}.weight", None)
         weights = save_tensors({name: value.cpu().contiguous() for name, value in state.items()})
         config = {"format": FORMAT, **self.config}
         config["sha256"] = content_sha256(config, weights)
@@ -387,12 +414,17 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None
     found = config.get("format") if isinstance(config, dict) else None
-    if found not in (3, FORMAT):
-        raise ConvaeError(f"{folder}/{CONFIG}: format {found!r}; this version of convae reads formats 3 and {FORMAT}")
+    if found not in READABLE:
+        known = f"formats {READABLE[0]} to {FORMAT}"
+        raise ConvaeError(f"{folder}/{CONFIG}: format {found!r}; this version of convae reads {known}")
     sha256 = config.pop("sha256", None)
     if content_sha256(config, weights) != sha256:
         raise ConvaeError(f"{folder}: damaged: {CONFIG} and {WEIGHTS} are not as they were saved")
     del config["format"]
+    if found < 5:
+        config |= {"mirror": None, "code": None}
+        if config["readout"]:
+            del config["readout"]["pca"]
     return config, weights, sha256
 
 
@@ -403,8 +435,13 @@ def _rebuild(config: dict[str, Any], weights: bytes, sha256: str) -> Encoder:
     with torch.device("meta"):  # allocates nothing before `check_effort` has accepted the sizes
         network = build_autoencoder(config)
     check_effort(network, config, len(weights))
-    encoder = Encoder(build_autoencoder(config), readout, config, sha256)
-    _load_state(encoder, load_tensors(weights))
+    state = load_tensors(weights)
+    code = None
+    if config["code"]:
+        components, dimension = state["code.weight"].shape
+        code = nn.Linear(dimension, components)
+    encoder = Encoder(build_autoencoder(config), readout, config, sha256, code)
+    _load_state(encoder, state)
     return encoder
 
 
@@ -417,19 +454,23 @@ def _try(encoder: Encoder) -> None:
     encoder.batch_size(reading.size)  # rejects images that are too small or too large
     image = np.zeros((1, reading.channels, *encoder.minimum_size), np.uint8)
     if encoder.readout:
-        encoder.features(image, resize=False)
+        encoder.features(image, resize=False, code=encoder.code is not None)
     if encoder.has_decoder:
         encoder.reconstruct(image)
 
 
 def _load_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
-    autoencoder, readout = (
-        {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
-        for part in ("autoencoder.", "readout.")
-    )
+    parts: dict[str, dict[str, Tensor]] = {"autoencoder": {}, "readout": {}, "code": {}}
+    for name, value in state.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    autoencoder = parts["autoencoder"]
     if encoder.config["tied_weights"]:
-        for index in range(len(encoder.autoencoder.layers)):
-            autoencoder[f"decoder.{index}.weight"] = autoencoder[f"layers.{index}.convolution.weight"]
+        for index, layer in enumerate(encoder.autoencoder.layers):
+            if not layer.input:
+                autoencoder[f"decoder.{index}.weight"] = autoencoder[f"layers.{index}.convolution.weight"]
     encoder.autoencoder.load_state_dict(autoencoder)
     if encoder.readout:
-        encoder.readout.load_fitted(readout)
+        encoder.readout.load_fitted(parts["readout"])
+    if encoder.code:
+        encoder.code.load_state_dict(parts["code"])

@@ -17,7 +17,6 @@ from torch import Tensor
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.images import Images, channels_first
-from convae.models.readout import Readout
 from convae.training.state import state_as_before
 
 if TYPE_CHECKING:
@@ -218,7 +217,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         """
         try:
             from convae.datasets.image_set import ImageSet
-            from convae.features.extract import fit_readout
+            from convae.features.extract import attach_readout, fit_readout
             from convae.files import array_sha256
             from convae.training.train import train_encoder
         except ModuleNotFoundError as error:
@@ -236,9 +235,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         with TemporaryDirectory() as scratch:
             params, checkpoints = self._experiment(seed, scratch), Path(scratch) / "checkpoints"
             encoder, _, _ = train_encoder(params, training, validation, lambda row: None, checkpoints, self.verbose)
-        encoder.config["readout"] = params.features.model_dump(mode="json")
-        encoder.readout = Readout(**encoder.config["readout"])
-        fit_readout(encoder.readout, encoder.features(images))
+        readout = attach_readout(encoder, params.features)
+        fit_readout(readout, encoder.features(images))
         self.encoder_ = encoder
         return self
 

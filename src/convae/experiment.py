@@ -22,7 +22,7 @@ MOST_VALUES = 2**28  # of four bytes: 1 GiB
 
 
 def load_experiment(path: Path = PARAMS_FILE, text: str | None = None) -> Params:
-    """Read `params.yaml` and check it against the images: layers, memory, corruption, batches and the readout's grid.
+    """Read `params.yaml` and check it against the images: layers, memory, corruption and batches.
 
     Args:
         path: the file.
@@ -35,20 +35,19 @@ def load_experiment(path: Path = PARAMS_FILE, text: str | None = None) -> Params
         >>> text = Path(__file__).with_name("default.yaml").read_text("utf-8")
         >>> load_experiment(text=text).features.grid
         (7, 7)
-        >>> load_experiment(text=text.replace("grid: 7", "grid: 30"))
+        >>> load_experiment(text=text.replace("kernel: 7", "kernel: 8"))
         Traceback (most recent call last):
-        convae.errors.ConvaeError: params.yaml: features.grid = 30×30: layer -1 has maps of 28×28, ...
+        convae.errors.ConvaeError: params.yaml: model.layers[0]: padding 'same' needs an odd kernel, found 8×8; ...
     """
     params = parse_sections(path, read_text(path) if text is None else text, Params)
     try:
         _check_sizes(params)
-        maps = map_sizes(params)
+        map_sizes(params)
         _check_filter_bank(params)
         _check_memory(params)
         _check_corruption(params)
         _check_batch(params)
         _check_source(params)
-        _check_grid(params, maps)
     except GeometryError as error:
         raise ConvaeError(f"{path}: {error} (images are {show(_image_size(params))})") from None
     except ConvaeError as error:
@@ -64,7 +63,7 @@ def map_sizes(params: Params) -> list[Size]:
 
     Example:
         >>> map_sizes(Params.default())
-        [(28, 28)]
+        [(28, 28), (14, 14)]
     """
     return [maps for *_, maps in _sized_layers(params)] or [_image_size(params)]
 
@@ -107,6 +106,8 @@ def _check_source(params: Params) -> None:
 def _check_filter_bank(params: Params) -> None:
     if params.model.layers and params.model.initialization == "filter_bank":
         layer, geometry, *_ = _sized_layers(params)[0]
+        if layer.input:
+            raise ConvaeError("model.initialization = filter_bank: it holds images; set input to null in the layers")
         check_filter_bank(layer.filters, geometry.kernel)
 
 
@@ -128,15 +129,26 @@ def _check_sizes(params: Params) -> None:
 
 
 def _check_memory(params: Params) -> None:
-    """Check that one image, each layer's filters and its maps of one image fit into 1 GiB each."""
+    """Check that one image, each layer's filters and its maps of one image fit into 1 GiB each, and check counts."""
     channels, height, width = image_shape(params.data)
     _check_values("data.image_size: an image", channels * height * width)
     whitening = params.preprocessing.whitening
     incoming = channels * whitening.window**2 if whitening and whitening.kind == "pca" else channels
     for index, (layer, geometry, below, _) in enumerate(_sized_layers(params)):
-        _check_values(f"model.layers[{index}]: its filters", layer.filters * incoming * prod(geometry.kernel))
+        values = incoming * prod(geometry.kernel)
+        _check_values(f"model.layers[{index}]: its filters", layer.filters * values)
         _check_values(f"model.layers[{index}]: its maps", layer.filters * prod(geometry.convolved(below)))
-        incoming = layer.filters if params.model.stacked_on == "maps" else channels
+        if layer.input and layer.input.whitening:
+            _check_values(f"model.layers[{index}].input.whitening: its covariance", values**2)
+            if (layer.input.whitening.components or 0) > values:
+                found = f"model.layers[{index}].input.whitening.components = {layer.input.whitening.components}"
+                raise ConvaeError(f"{found}: its windows hold {values} values; lower it")
+        sparsity = params.objective.sparsity
+        if sparsity and (sparsity.per_place or 0) > layer.filters:
+            found = f"objective.sparsity.per_place = {sparsity.per_place}"
+            raise ConvaeError(f"{found}: model.layers[{index}] has {layer.filters} filters; lower it")
+        if params.model.stacked_on == "maps":
+            incoming = layer.filters * (2 if layer.output and layer.output.rectification == "both" else 1)
 
 
 def _check_corruption(params: Params) -> None:
@@ -162,16 +174,6 @@ def _check_batch(params: Params) -> None:
             f"train.batch_size = 1: {single[0]} normalises over a batch, and one image gives a single value; "
             "at least 2 are needed"
         )
-
-
-def _check_grid(params: Params, maps: list[Size]) -> None:
-    grid = params.features.grid
-    for layer in params.features.layers:
-        if grid[0] > maps[layer][0] or grid[1] > maps[layer][1]:
-            raise ConvaeError(
-                f"features.grid = {show(grid)}: layer {layer} has maps of {show(maps[layer])}, "
-                "and a grid can't have more cells than that"
-            )
 
 
 def _check_values(what: str, values: int) -> None:

@@ -24,10 +24,16 @@ class _FeatureModel(nn.Module):
         self.readout = _AnySizeReadout(**encoder.config["readout"])
         assert encoder.readout is not None, "`features` has checked it"
         self.readout.load_fitted(encoder.readout.state_dict())
+        self.mirror = encoder.config["mirror"]
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.readout(self.autoencoder.encode(self.autoencoder.preprocessing(images)))
-        return features
+        pooled = self.readout.pool(self._encode(images))
+        if self.mirror:
+            pooled = (pooled + self.readout.pool(self._encode(images.flip(3)))) / 2
+        return self.readout.apply_fitted(pooled)
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        return self.autoencoder.encode(self.autoencoder.preprocessing(images))
 
 
 class _AnySizeReadout(Readout):

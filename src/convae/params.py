@@ -173,6 +173,66 @@ class PoolParams(Section):
     size: Pair
 
 
+class AugmentationParams(Section):
+    """Random changes of the training images that preserve their class."""
+
+    flip: bool
+    shift: int = Field(ge=0, le=MOST_PIXELS)
+
+
+class NormalizationParams(Section):
+    """Normalisation of every window that a layer reads, by itself."""
+
+    centered: bool
+    floor: Real = Field(gt=0)
+
+
+class WindowWhiteningParams(Section):
+    """Whitening of the windows that a layer reads, as a linear map that is fitted to training images."""
+
+    kind: Literal["pca", "zca", "denoising"]
+    components: Positive | None = None
+    epsilon: Real = Field(gt=0)
+    corruption: AugmentationParams | None = None
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "WindowWhiteningParams":
+        _check_copy(self.kind, self.corruption)
+        if self.kind == "zca" and self.components is not None:
+            raise ValueError(f"components = {self.components}: zca keeps all of them; set it to null or use pca")
+        return self
+
+
+def _check_copy(kind: str, corruption: AugmentationParams | None) -> None:
+    """Refuse a corrupted copy that is not used, and a missing one."""
+    if kind == "denoising" and not (corruption and (corruption.shift or corruption.flip)):
+        raise ValueError("kind = denoising: needs a corrupted copy, such as corruption: {flip: false, shift: 1}")
+    if kind != "denoising" and corruption:
+        raise ValueError(f"kind = {kind}: has no corrupted copy; set corruption to null or use denoising")
+
+
+class InputParams(Section):
+    """What happens to the windows that a layer reads, before its filters.
+
+    Example:
+        >>> InputParams(normalization={"centered": True, "floor": 0.01}, whitening=None).normalization.floor
+        0.01
+    """
+
+    normalization: NormalizationParams | None
+    whitening: WindowWhiteningParams | None
+
+
+class OutputParams(Section):
+    """What happens to a layer's activation maps on the way to the layer above."""
+
+    rectification: Literal["none", "positive", "both"]
+    threshold: Real = Field(ge=0)
+    pool: PoolParams | None
+    power: float = Field(gt=0, le=1)
+    standardize: bool
+
+
 class LayerParams(Section):
     """One convolutional layer of the encoder.
 
@@ -186,10 +246,13 @@ class LayerParams(Section):
     kernel: Pair | Literal["image"] = (3, 3)
     stride: Pair = (1, 1)
     padding: Literal["full", "same", "valid"] = "same"
+    border: Literal["zeros", "reflect"] = "zeros"
+    input: InputParams | None = None
     activation: Literal["linear", "relu", "leaky_relu", "tanh", "sigmoid"] = "relu"
     batch_norm: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
     pool: PoolParams | None = None
+    output: OutputParams | None = None
 
 
 class ModelParams(Section):
@@ -203,15 +266,22 @@ class ModelParams(Section):
 
 
 class SparsityParams(Section):
-    """Winner-take-all sparsity (Makhzani & Frey 2015).
+    """Winner-take-all sparsity (Makhzani & Frey 2015), among all places of a map or among all maps at a place.
 
     Example:
         >>> SparsityParams(block=14, lifetime=0.3)
-        SparsityParams(block=(14, 14), lifetime=0.3)
+        SparsityParams(block=(14, 14), lifetime=0.3, per_place=None)
     """
 
     block: Pair | None
     lifetime: float | None = Field(gt=0, le=1)
+    per_place: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_competition(self) -> "SparsityParams":
+        if self.per_place and (self.block or self.lifetime):
+            raise ValueError(f"per_place = {self.per_place}: set block and lifetime to null, or per_place")
+        return self
 
 
 class CorruptionParams(Section):
@@ -242,13 +312,6 @@ class ObjectiveParams(Section):
     pretraining: int = Field(ge=0)
 
 
-class AugmentationParams(Section):
-    """Random changes of the training images that preserve their class."""
-
-    flip: bool
-    shift: int = Field(ge=0, le=MOST_PIXELS)
-
-
 class TrainParams(Section):
     """How the objective is minimised, and on which hardware."""
 
@@ -256,6 +319,7 @@ class TrainParams(Section):
     freeze: Literal["none", "all"] | Positive
     epochs: Positive
     batch_size: Positive
+    places: Positive | None = None
     optimizer: Literal["adam", "adamw", "sgd"]
     learning_rate: Real = Field(gt=0)
     head_learning_rate: Real | None = Field(gt=0)
@@ -273,6 +337,22 @@ class TrainParams(Section):
     checkpoint_minutes: Real = Field(gt=0)
 
 
+class CodeParams(Section):
+    """The compact code: a linear map of the features that is fitted to training images."""
+
+    kind: Literal["pca", "denoising"]
+    components: Positive
+    corruption: AugmentationParams | None = None
+    ridge: Real = Field(gt=0)
+    scale: Literal["equal", "shrunk"]
+    images: Positive | None = None
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "CodeParams":
+        _check_copy(self.kind, self.corruption)
+        return self
+
+
 class FeaturesParams(Section):
     """The readout: how activation maps become one vector."""
 
@@ -283,8 +363,18 @@ class FeaturesParams(Section):
     pooling: Literal["mean", "max"]
     grid: Pair
     power: float = Field(gt=0, le=1)
-    pca: Positive | None
+    mirror: Literal["average"] | None = None
     standardize: bool
+    code: CodeParams | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pca_is_a_code(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and "pca" in content:
+            found = content["pca"]
+            now = "remove the line" if found is None else f"write code: {{kind: pca, components: {found}, ...}}"
+            raise ValueError(f"pca is a kind of code now; {now}")
+        return content
 
 
 Candidates = Annotated[list[Annotated[Real, Field(gt=0)]], Field(min_length=1)]
@@ -412,6 +502,7 @@ class Params(Section):
                 "preprocessing.whitening.kind = pca: principal components of patches are not an image to reconstruct; "
                 "use zca"
             )
+        self._check_places()
         if self.frozen_layers > len(self.model.layers):
             raise ValueError(
                 f"train.freeze = {self.train.freeze}: model.layers has {len(self.model.layers)}; none, all or at most "
@@ -425,6 +516,35 @@ class Params(Section):
                     f"so {-count} to {count - 1} are allowed"
                 )
         return self
+
+    def _check_places(self) -> None:
+        """Check that layers which read normalised or whitened windows are trained at places, and only they."""
+        layers, trains = self.model.layers, self.objective.kind == "reconstruct" or self.objective.pretraining > 0
+        for index, layer in enumerate(layers):
+            name = f"model.layers[{index}]"
+            if (layer.input or layer.output) and self.model.stacked_on != "maps":
+                raise ValueError(f"{name}: input and output need model.stacked_on: maps")
+            if layer.output and index == len(layers) - 1:
+                raise ValueError(f"{name}.output: no layer above reads it; set it to null")
+            if not trains or index < self.frozen_layers:
+                continue
+            if layer.input and not self.train.places:
+                raise ValueError(f"{name}.input: normalised windows are learned place by place; set train.places")
+            if self.train.places and not layer.input:
+                raise ValueError(f"train.places = {self.train.places}: {name}.input is null; set train.places to null")
+            if layer.input and (layer.activation != "linear" or layer.batch_norm or layer.dropout):
+                raise ValueError(f"{name}.input: needs activation: linear, batch_norm: false and dropout: 0.0")
+        if not (trains and self.train.places):
+            return
+        sparsity = self.objective.sparsity
+        for wrong, line in (
+            (self.train.order != "greedy", "train.order: greedy"),
+            (not self.model.tied_weights, "model.tied_weights: true"),
+            (self.objective.corruption, "objective.corruption: null"),
+            (sparsity and not sparsity.per_place, "objective.sparsity: null, or its per_place"),
+        ):
+            if wrong:
+                raise ValueError(f"train.places = {self.train.places}: needs {line}")
 
 
 File = TypeVar("File", bound=Section)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from convae.datasets import shards
+from convae.models.draws import augment
 from convae.models.shared_batch import SharedBatch
 from convae.processes import ALONE, Processes
 from convae.training import batches as module
-from convae.training.batches import Batches, ImageBatches, StreamedBatches, augment
+from convae.training.batches import Batches, ImageBatches, StreamedBatches
 
 
 def images(count: int) -> np.ndarray:

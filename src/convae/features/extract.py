@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,19 @@ from tqdm import tqdm
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
-from convae.files import CHUNK_BYTES, row_chunks, save_array, write_json
+from convae.files import CHUNK_BYTES, new_array, row_chunks, save_array, write_json
+from convae.models.code import fit_code
+from convae.models.draws import augment, random_seed
+from convae.models.layers import LEAST_DEVIATION
 from convae.models.readout import Readout
+from convae.models.shared_batch import SharedBatch
+from convae.models.windows import Moments
 from convae.names import PARTS
-from convae.params import Params
+from convae.params import FeaturesParams, Params
 from convae.processes import ALONE, Processes
 
 CACHED_BYTES = 1 << 21  # features per chunk: few enough to stay in a processor's cache while they are used repeatedly
+CODE_IMAGES = 1000  # at a time: large enough for fast matrix products
 
 
 def extract_features(
@@ -25,14 +32,15 @@ def extract_features(
 ) -> Encoder:
     """Attach the readout to a trained encoder, and write the features of the parts `train`, `validation` and `test`.
 
-    Each process writes the features of its share of the images; rank 0 fits the readout.
+    Each process writes the features of its share of the images; rank 0 fits the readout and the code.
 
     Args:
         params: the experiment; its section `features` describes the readout.
         trained: folder of the trained encoder.
         prepared: folder with the image sets `train`, `validation` and `test`.
-        output: folder for `{part}.npy`, `float32 [N, D]`, `{part}_labels.npy` if there are labels, and
-            `description.json`: the SHA-256 of the encoder and of each part's image set.
+        output: folder for `{part}.npy`, `float32 [N, D]`, `{part}_code.npy`, `float32 [N, d]`, if there is a compact
+            code, `{part}_labels.npy` if there are labels, and `description.json`: the SHA-256 of the encoder and of
+            each part's image set.
         processes: the processes that run the stage together.
 
     Returns:
@@ -40,12 +48,12 @@ def extract_features(
         processes.
 
     Raises:
-        ConvaeError: `features.pca` is too large, or the encoder or an image set can't be read.
+        ConvaeError: `features.code.components` is too large, or the encoder or an image set can't be read.
     """
     torch.set_num_threads(params.train.threads)
     encoder = load_encoder(trained)
-    encoder.config["readout"] = params.features.model_dump(mode="json")
-    encoder.readout = Readout(**encoder.config["readout"])
+    readout = attach_readout(encoder, params.features)
+    code = params.features.code and params.features.code.model_dump(mode="json")
     # CUDA only: Apple's GPUs can't pool over cells that do not divide a map.
     use_cuda = torch.cuda.is_available() and params.train.accelerator in ("auto", "gpu")
     encoder.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu")
@@ -58,16 +66,35 @@ def extract_features(
             features = _extract(encoder, image_set, scratch / f"{part}.npy", processes)
             if part == "train":
                 if not processes.rank:
-                    fit_readout(encoder.readout, features)
-                    _apply_fitted(encoder.readout, features, scratch / "train.npy")
-                encoder.readout.load_fitted(processes.collect(encoder.readout.state_dict())[0])
+                    fit_readout(readout, features)
+                    _apply_fitted(readout, features, scratch / "train.npy")
+                    if code:
+                        fit_compact_code(encoder, code, image_set.images, features, params.seed)
+                readout.load_fitted(processes.collect(readout.state_dict())[0])
+                encoder.code = processes.collect(encoder.code)[0]
+                encoder.config["code"] = code
                 encoder.to(encoder.device)  # the fitted buffers came from rank 0's CPU
+            if encoder.code and not processes.rank:
+                _write_code(encoder.code, features, scratch / f"{part}_code.npy")
             if image_set.labels is not None and not processes.rank:
                 save_array(scratch / f"{part}_labels.npy", image_set.labels)
         encoder.sha256 = encoder.serialize()[0]["sha256"]
         if not processes.rank:
             write_json(scratch / "description.json", {"encoder": encoder.sha256, "images": images})
     return encoder
+
+
+def attach_readout(encoder: Encoder, features: FeaturesParams) -> Readout:
+    """Give an encoder the readout that the parameters describe, not yet fitted, and return it.
+
+    A grid with more cells than a map has pixels shrinks to the map.
+    """
+    readout = features.model_dump(mode="json", exclude={"mirror", "code"})
+    sizes = encoder.map_sizes
+    readout["grid"] = [min(features.grid[axis], *(sizes[layer][axis] for layer in features.layers)) for axis in (0, 1)]
+    encoder.config |= {"readout": readout, "mirror": features.mirror}
+    encoder.readout = Readout(**readout)
+    return encoder.readout
 
 
 def _extract(encoder: Encoder, image_set: ImageSet, output: Path, processes: Processes) -> np.memmap:
@@ -96,67 +123,79 @@ def _extract(encoder: Encoder, image_set: ImageSet, output: Path, processes: Pro
 
 
 def fit_readout(readout: Readout, features: np.ndarray) -> None:
-    """Fit the readout's principal components and standardisation, if it has any, to `features`, `float32 [N, D]`.
-
-    Raises:
-        ConvaeError: `features.pca` is larger than N or D.
+    """Fit the readout's standardisation, if it has one, to `features`, `float32 [N, D]`.
 
     Example:
-        >>> readout = Readout([-1], None, "none", 0, "mean", (1, 1), 1, None, standardize=True)
+        >>> readout = Readout([-1], None, "none", 0, "mean", (1, 1), 1, standardize=True)
         >>> fit_readout(readout, np.array([[1, 5], [3, 5]], np.float32))
         >>> readout.mean.tolist(), readout.scale.tolist()
         ([2.0, 5.0], [1.0, 1.0])
     """
-    if readout.pca is None and not readout.standardize:
+    if not readout.standardize:
         return
-    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    total, squares = (torch.zeros(features.shape[1], dtype=torch.float64) for _ in range(2))
     for chunk in _chunks(features):
         total += chunk.sum(0, dtype=torch.float64)
-    mean = (total / len(features)).float()
-    if readout.pca is not None:
-        readout.components = torch.from_numpy(_principal_components(features, mean.numpy(), readout.pca))
-    readout.mean = mean
-    if readout.standardize:
-        squares = torch.zeros(readout.pca or features.shape[1], dtype=torch.float64)
-        for chunk in _chunks(features):
-            squares += readout.apply_fitted(chunk).square_().sum(0, dtype=torch.float64)
-        deviation = (squares / len(features)).sqrt().float()
-        readout.scale = torch.where(deviation > 1e-6, deviation, 1)  # a constant feature stays as it is
+    readout.mean = (total / len(features)).float()
+    for chunk in _chunks(features):
+        squares += readout.apply_fitted(chunk).square_().sum(0, dtype=torch.float64)
+    deviation = (squares / len(features)).sqrt().float()
+    readout.scale = torch.where(deviation > LEAST_DEVIATION, deviation, 1)  # a constant feature stays as it is
 
 
 def _apply_fitted(readout: Readout, features: np.memmap, file: Path) -> None:
     """Replace the pooled features in `file`, `float32 [N, D]`, with those of the fitted readout."""
     if not len(readout.mean):
         return
-    chunks = (readout.apply_fitted(chunk).numpy() for chunk in _chunks(features))
-    if readout.pca is None:
-        with file.open("r+b") as stream:  # not through the memory map, see `_extract`
-            stream.seek(features.offset)
-            for chunk in chunks:
-                stream.write(chunk.data)
-    else:
-        save_array(file, np.concatenate(list(chunks)))
+    with file.open("r+b") as stream:  # not through the memory map, see `_extract`
+        stream.seek(features.offset)
+        for chunk in _chunks(features):
+            stream.write(readout.apply_fitted(chunk).numpy().data)
 
 
 def _chunks(features: np.ndarray) -> Iterator[torch.Tensor]:
     return (torch.from_numpy(features[rows]) for rows in row_chunks(features, CACHED_BYTES))
 
 
-def _principal_components(features: np.ndarray, mean: np.ndarray, count: int) -> np.ndarray:
-    """The `count` directions of largest variance, `float32 [count, D]`.
+def fit_compact_code(
+    encoder: Encoder, code: dict[str, Any], images: np.ndarray, features: np.ndarray, seed: int, progress: bool = True
+) -> None:
+    """Fit the encoder's compact code to training images, in one pass over their features and those of copies.
+
+    Memory is proportional to D².
+
+    Args:
+        encoder: gets the code; its readout is fitted.
+        code: the section `features.code`.
+        images: training images `uint8 [N, C, H, W]`.
+        features: their features `float32 [N, D]`.
+        seed: seeds the corruption.
+        progress: show a progress bar.
 
     Raises:
-        ConvaeError: `count` is larger than N or D.
+        ConvaeError: there are fewer features or images than components.
     """
-    dimension = features.shape[1]
-    if count > min(dimension, len(features)):
-        raise ConvaeError(
-            f"features.pca = {count}: {len(features)} training images have {dimension} features; "
-            f"at most {min(dimension, len(features))} are possible"
-        )
-    products = np.zeros((dimension, dimension))
+    count = min(code["images"] or len(images), len(images))
+    if code["components"] > count:
+        raise ConvaeError(f"features.code.components = {code['components']}: there are only {count} training images")
+    chosen = np.linspace(0, len(images) - 1, count).astype(int)  # spread, because images may be sorted by class
+    moments = Moments()
+    with tqdm(total=count, desc="code", unit=" images", unit_scale=True, disable=not progress) as bar:
+        for number, rows in enumerate(np.array_split(chosen, -(-count // CODE_IMAGES))):
+            copies = None
+            if code["corruption"]:
+                with torch.random.fork_rng(devices=()):
+                    torch.manual_seed(random_seed(seed, number))
+                    corrupted = augment(torch.from_numpy(images[rows]), **code["corruption"], batch=SharedBatch())
+                copies = torch.from_numpy(encoder.features(corrupted))
+            moments.add(torch.from_numpy(features[rows]), copies)
+            bar.update(len(rows))
+    encoder.config["code"] = code
+    encoder.code = fit_code(moments, code["components"], code["ridge"], code["scale"]).to(encoder.device)
+
+
+def _write_code(code: torch.nn.Linear, features: np.ndarray, file: Path) -> None:
+    """Write the compact code `float32 [N, d]` of features `float32 [N, D]`."""
+    target = new_array(file, np.float32, (len(features), code.out_features))
     for rows in row_chunks(features):
-        centered = features[rows] - mean
-        products += centered.T @ centered
-    directions = np.linalg.eigh(products).eigenvectors  # in ascending order of variance
-    return np.ascontiguousarray(directions[:, ::-1][:, :count].T.astype(np.float32))
+        target[rows] = code(torch.from_numpy(features[rows]).to(code.weight.device)).numpy(force=True)

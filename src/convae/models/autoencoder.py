@@ -10,7 +10,7 @@ from convae.models.geometry import Size, layer_sizes
 from convae.models.layers import DecoderLayer, EncoderLayer
 from convae.models.preprocessing import Preprocessing
 from convae.models.shared_batch import SharedBatch
-from convae.models.sparsity import WinnerTakeAll
+from convae.models.sparsity import sparsity_of
 from convae.models.winners import can_find_winners, decode_winners, find_winners
 from convae.processes import ALONE, Processes
 
@@ -20,6 +20,7 @@ class Autoencoder(nn.Module):
 
     Every decoder layer but the last ends in the activation of the encoder layer below, whose maps it reconstructs; the
     last is linear. A network without layers is its preprocessing, and the preprocessed images are its activation maps.
+    Layers with an `input` reconstruct whitened windows place by place, and have no decoder of images.
 
     Args:
         channels: channels of the images.
@@ -28,7 +29,8 @@ class Autoencoder(nn.Module):
         tied_weights: whether the decoder uses the encoder's filters.
         stacked_on: the input of each layer after the first: the activation `maps` of the layer below, or its
             `reconstructions`, which have the channels of the image.
-        sparsity: `block` and `lifetime` of the `WinnerTakeAll` between encoder and decoder, or None.
+        sparsity: `block` and `lifetime` of the `WinnerTakeAll` between encoder and decoder, or `per_place` of
+            `StrongestMaps`, or None.
         processes: the processes that share the training batches.
 
     Example:
@@ -42,8 +44,8 @@ class Autoencoder(nn.Module):
 
     # nn.ModuleList is not generic, so type checkers can't know what these hold.
     layers: Any  # nn.ModuleList of EncoderLayer
-    decoder: Any  # nn.ModuleList of DecoderLayer
-    sparsity: Any  # nn.ModuleList of WinnerTakeAll or Identity
+    decoder: Any  # nn.ModuleList of DecoderLayer or Identity
+    sparsity: Any  # nn.ModuleList of WinnerTakeAll, StrongestMaps or Identity
 
     def __init__(
         self,
@@ -59,22 +61,25 @@ class Autoencoder(nn.Module):
         self.batch = SharedBatch(processes)
         self.preprocessing = Preprocessing(channels, **preprocessing)
         self.stacked_on = stacked_on
-        filters = [layer["filters"] for layer in layers]
-        incoming = [self.preprocessing.channels, *filters]
-        if stacked_on == "reconstructions":
-            incoming = [self.preprocessing.channels] * len(layers)
-        encoder = [EncoderLayer(depth, layer, self.batch) for depth, layer in zip(incoming, layers, strict=False)]
+        encoder: list[EncoderLayer] = []
+        incoming = self.preprocessing.channels
+        for layer in layers:
+            encoder.append(EncoderLayer(incoming, layer, self.batch))
+            if stacked_on == "maps":
+                incoming = encoder[-1].channels
         self.geometry = [layer.geometry for layer in encoder]
         self.layers = nn.ModuleList(encoder)
-        self.decoder = nn.ModuleList([DecoderLayer(layer, tied_weights) for layer in encoder])
-        winners = [WinnerTakeAll(n, **sparsity, batch=self.batch) if sparsity else nn.Identity() for n in filters]
-        self.sparsity = nn.ModuleList(winners)
+        decoder = [nn.Identity() if layer.input else DecoderLayer(layer, tied_weights) for layer in encoder]
+        self.decoder = nn.ModuleList(decoder)
+        self.sparsity = nn.ModuleList([sparsity_of(sparsity, layer["filters"], self.batch) for layer in layers])
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw all filters from a normal distribution with deviation 1 / sqrt(fan-in), and set biases to zero."""
         for layer, decoder in zip(self.layers, self.decoder, strict=True):
             filters: Tensor = layer.convolution.weight
             nn.init.normal_(filters, std=filters[0].numel() ** -0.5, generator=generator)
+            if layer.input:
+                continue
             nn.init.zeros_(layer.convolution.bias)
             nn.init.zeros_(decoder.bias)
             if decoder.weight is not filters:
@@ -98,7 +103,10 @@ class Autoencoder(nn.Module):
 
     def pass_on(self, index: int, incoming: Tensor, maps: Tensor) -> Tensor:
         """Return the input of the layer above, given a layer's input and its activation maps."""
-        return maps if self.stacked_on == "maps" else self.reconstruct_layer(index, incoming, maps)
+        if self.stacked_on == "maps":
+            passed_on: Tensor = self.layers[index].pass_on(maps)
+            return passed_on
+        return self.reconstruct_layer(index, incoming, maps)
 
     def reconstruct_layer(self, index: int, incoming: Tensor, maps: Tensor | None = None) -> Tensor:
         """Reconstruct a layer's input `[N, D, H', W']` from its activation maps, after sparsity if there is any.

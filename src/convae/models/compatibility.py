@@ -5,6 +5,8 @@ from typing import Any
 
 from convae.errors import ConvaeError
 
+NEW: dict[str, Any] = {"border": "zeros", "input": None, "output": None}  # keys that older encoders do not have
+
 
 def check_source(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
     """Check that the encoder `target` can start from the weights of `source`.
@@ -37,9 +39,12 @@ def check_source(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
             f"model.initialize_from: that encoder has {len(source['layers'])} layers, but model.layers has "
             f"{len(target['layers'])}; at least {len(source['layers'])} are needed"
         )
-    for index, (theirs, ours) in enumerate(zip(source["layers"], target["layers"], strict=False)):
-        # Dropout has no weights.
-        _compare(f"model.layers[{index}]", {**theirs, "dropout": 0}, {**ours, "dropout": 0})
+    last = len(source["layers"]) - 1
+    for index, layers in enumerate(zip(source["layers"], target["layers"], strict=False)):
+        # Dropout has no weights, and only a layer above reads the last layer's output.
+        ignored = {"dropout": 0, **({"output": None} if index == last else {})}
+        theirs, ours = (NEW | layer | ignored for layer in layers)
+        _compare(f"model.layers[{index}]", theirs, ours)
 
 
 def _compare(name: str, theirs: Any, ours: Any) -> None:

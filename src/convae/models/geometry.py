@@ -32,6 +32,9 @@ class GeometryError(ConvaeError):
 class LayerGeometry:
     """Kernel, stride and pooling window of one layer, each as height and width, and padding: `full`, `same` or `valid`.
 
+    `output_pool` is the window over which the maps are pooled once more on the way to the layer above. With `reflect`
+    the padding mirrors the input instead of being zero.
+
     Example:
         >>> layer = LayerGeometry((3, 3), stride=(2, 2), padding="full", pool=(2, 2))
         >>> layer.convolved((28, 28)), layer.output((28, 28))
@@ -42,12 +45,16 @@ class LayerGeometry:
     stride: Size = (1, 1)
     padding: str = "same"
     pool: Size = (1, 1)
+    output_pool: Size = (1, 1)
+    reflect: bool = False
 
     @classmethod
     def of(cls, layer: Mapping[str, Any]) -> "LayerGeometry":
         """Read the geometry of one entry of `model.layers`."""
-        pool = layer["pool"]["size"] if layer["pool"] else (1, 1)
-        return cls(tuple(layer["kernel"]), tuple(layer["stride"]), layer["padding"], tuple(pool))
+        pool, output = layer["pool"], layer.get("output")
+        own, passed_on = (tuple(one["size"]) if one else (1, 1) for one in (pool, output and output["pool"]))
+        reflect = layer.get("border") == "reflect"
+        return cls(tuple(layer["kernel"]), tuple(layer["stride"]), layer["padding"], own, passed_on, reflect)
 
     @property
     def zeros(self) -> Size:
@@ -79,6 +86,10 @@ class LayerGeometry:
                 f"a {show(self.kernel)} kernel with padding '{self.padding}' turns {show(size)} into "
                 f"{show(convolved)}; a smaller kernel or more padding is needed"
             )
+        if self.reflect and (size[0] <= self.zeros[0] or size[1] <= self.zeros[1]):
+            raise GeometryError(
+                f"border 'reflect' mirrors {show(self.zeros)} pixels, more than {show(size)} have; use zeros"
+            )
         return convolved
 
     def output(self, size: Size) -> Size:
@@ -87,14 +98,15 @@ class LayerGeometry:
         Raises:
             GeometryError: the maps would have no pixel.
         """
-        convolved = self.convolved(size)
-        pooled = (convolved[0] // self.pool[0], convolved[1] // self.pool[1])
-        if min(pooled) < 1:
-            raise GeometryError(
-                f"pooling over {show(self.pool)} turns {show(convolved)} into {show(pooled)}; "
-                f"at most {show(convolved)} is possible"
-            )
-        return pooled
+        return _pooled(self.convolved(size), self.pool)
+
+    def passed_on(self, size: Size) -> Size:
+        """Size of what the layer above reads.
+
+        Raises:
+            GeometryError: it would have no pixel.
+        """
+        return _pooled(self.output(size), self.output_pool)
 
     def output_padding(self, size: Size) -> Size:
         """Pixels that a transposed convolution must append to restore `size` (0 to stride - 1)."""
@@ -105,6 +117,15 @@ class LayerGeometry:
         """Pixels by which the kernel can move over the padded input."""
         (height, width), (top, left) = size, self.zeros
         return height + 2 * top - self.kernel[0], width + 2 * left - self.kernel[1]
+
+
+def _pooled(size: Size, window: Size) -> Size:
+    pooled = (size[0] // window[0], size[1] // window[1])
+    if min(pooled) < 1:
+        raise GeometryError(
+            f"pooling over {show(window)} turns {show(size)} into {show(pooled)}; at most {show(size)} is possible"
+        )
+    return pooled
 
 
 def layer_sizes(size: Size, layers: Iterable[LayerGeometry], stacked_on: str = "maps") -> list[tuple[Size, Size]]:
@@ -126,12 +147,12 @@ def layer_sizes(size: Size, layers: Iterable[LayerGeometry], stacked_on: str = "
     sizes = []
     for index, layer in enumerate(layers):
         try:
-            output = layer.output(size)
+            output, passed_on = layer.output(size), layer.passed_on(size)
         except GeometryError as error:
             raise GeometryError(f"model.layers[{index}]: {error}") from None
         sizes.append((size, output))
         if stacked_on == "maps":
-            size = output
+            size = passed_on
     return sizes
 
 
@@ -147,8 +168,9 @@ def smallest_size(layers: Sequence[LayerGeometry], stacked_on: str = "maps") -> 
         # From the last layer down: the smallest input whose output has the pixels that the layer above needs.
         needed = 1
         for layer in reversed(layers):
-            convolved = layer.pool[axis] * (needed if stacked_on == "maps" else 1)
+            convolved = layer.pool[axis] * layer.output_pool[axis] * (needed if stacked_on == "maps" else 1)
             side = (convolved - 1) * layer.stride[axis] + layer.kernel[axis] - 2 * layer.zeros[axis]
+            side = max(side, layer.zeros[axis] + 1 if layer.reflect else 1)
             needed = max(side, 1 if stacked_on == "maps" else needed)
         return needed
 
@@ -168,8 +190,9 @@ def resolve_kernels(size: Size, layers: Iterable[Mapping[str, Any]], stacked_on:
     """
     resolved: list[dict[str, Any]] = []
     for layer in layers:
-        below = layer_sizes(size, map(LayerGeometry.of, resolved), stacked_on)
-        incoming = below[-1][1] if below and stacked_on == "maps" else size
+        below = list(map(LayerGeometry.of, resolved))
+        on_maps = below and stacked_on == "maps"
+        incoming = below[-1].passed_on(layer_sizes(size, below, stacked_on)[-1][0]) if on_maps else size
         resolved.append({**layer, "kernel": list(incoming) if layer["kernel"] == "image" else layer["kernel"]})
     return resolved
 

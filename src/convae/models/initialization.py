@@ -1,6 +1,7 @@
 """Filters that need no gradient: designed by hand, cut from images, or clustered from image patches."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,11 +9,13 @@ from torch.nn import functional as F
 
 from convae.errors import ConvaeError
 from convae.models.autoencoder import Autoencoder
+from convae.models.draws import augment, random_seed
 from convae.models.geometry import check_filter_bank
 from convae.models.preprocessing import image_patches
 
 SAMPLE_IMAGES = 2000
 PATCHES = 50_000
+FIT_IMAGES, WINDOWS = 6000, 150_000  # images and windows that a layer's whitening is fitted to
 SWEEPS = 20  # of spherical k-means
 ORIENTATIONS = 6
 
@@ -22,7 +25,7 @@ def set_filters(autoencoder: Autoencoder, kind: str, images: Tensor, generator: 
     """Replace the random filters of a network in place; its biases and the weights of an untied decoder stay.
 
     Args:
-        autoencoder: a network with fitted preprocessing.
+        autoencoder: a network with fitted preprocessing, whose layers have no `input`.
         kind: `filter_bank` sets the first layer; `patches` and `kmeans` set every layer from patches of its input.
         images: training images `uint8 [N, C, H, W]`.
         generator: source of all random draws.
@@ -44,16 +47,91 @@ def set_filters(autoencoder: Autoencoder, kind: str, images: Tensor, generator: 
     chosen = torch.randperm(len(images), generator=generator)[:SAMPLE_IMAGES].sort().values
     preprocessed = torch.cat([autoencoder.preprocessing(images[rows]) for rows in chosen.split(200)])
     for index, layer in enumerate(autoencoder.layers):
-        filters = layer.convolution.weight
         incoming = torch.cat([autoencoder.input_of(index, batch) for batch in preprocessed.split(200)])
-        patches = draw_patches(incoming, (filters.shape[2], filters.shape[3]), generator)
-        if len(patches) < len(filters):
+        patches = draw_patches(incoming, layer.geometry.kernel, generator)
+        _take_filters(layer.convolution.weight, index, kind, patches)
+
+
+def _take_filters(filters: Tensor, index: int, kind: str, patches: Tensor) -> None:
+    """Set the filters of layer `index` to patches of unit length, `[patches, P]`, or to their clusters."""
+    if len(patches) < len(filters):
+        raise ConvaeError(
+            f"model.initialization = {kind}: layer {index} has {len(filters)} filters, but there are only "
+            f"{len(patches)} patches; use fewer filters or more images"
+        )
+    directions = patches[: len(filters)] if kind == "patches" else spherical_kmeans(patches, len(filters))
+    filters.copy_(directions.view_as(filters))
+
+
+@torch.no_grad()
+def fit_layer(autoencoder: Autoencoder, index: int, kind: str, images: Tensor, seed: int) -> None:
+    """Fit to training images what comes before the filters of layer `index`, in place; draw filters if asked to.
+
+    The output of the layer below is standardised, then the layer's windows are whitened. Both see what the layers
+    below really give, so these must have been trained.
+
+    Args:
+        autoencoder: a network with fitted preprocessing.
+        index: the layer; those below it are fitted.
+        kind: `patches` or `kmeans` draws the filters from whitened windows; otherwise they stay.
+        images: training images `uint8 [N, C, H, W]`.
+        seed: seeds all random draws.
+
+    Raises:
+        ConvaeError: the layer has more filters than there are windows, or all windows are flat.
+    """
+    layer, mode = autoencoder.layers[index], autoencoder.training
+    autoencoder.eval()
+    generator = torch.Generator().manual_seed(random_seed(seed, index))
+    chosen = torch.randperm(len(images), generator=generator)[:FIT_IMAGES].sort().values.split(200)
+    below = autoencoder.layers[index - 1] if index else None
+    if below is not None and below.output:
+        inputs = (autoencoder.input_of(index - 1, autoencoder.preprocessing(images[rows])) for rows in chosen)
+        below.output.fit(map(below, inputs))
+    if layer.input:
+        pairs = list(_windows(autoencoder, index, images, chosen, generator))
+        if not sum(len(windows) for windows, _ in pairs):
             raise ConvaeError(
-                f"model.initialization = {kind}: layer {index} has {len(filters)} filters, but there are only "
-                f"{len(patches)} patches; use fewer filters or more images"
+                f"model.layers[{index}].input: all windows are flat; are the training images blank? Otherwise lower "
+                "normalization.floor"
             )
-        directions = patches[: len(filters)] if kind == "patches" else spherical_kmeans(patches, len(filters))
-        filters.copy_(directions.view_as(filters))
+        layer.input.fit(pairs)
+        if kind in ("patches", "kmeans"):
+            patches = torch.cat([layer.input.whiten(windows) for windows, _ in pairs])
+            patches = patches[torch.randperm(len(patches), generator=generator)[:PATCHES]]
+            _take_filters(layer.convolution.weight, index, kind, F.normalize(patches))
+    elif kind in ("patches", "kmeans"):
+        incoming = torch.cat(
+            [autoencoder.input_of(index, autoencoder.preprocessing(images[rows])) for rows in chosen[:10]]
+        )
+        _take_filters(layer.convolution.weight, index, kind, draw_patches(incoming, layer.geometry.kernel, generator))
+    autoencoder.train(mode)
+
+
+def _windows(
+    autoencoder: Autoencoder, index: int, images: Tensor, chosen: Sequence[Tensor], generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield windows of a layer's input at random places, and those at the same places of the corrupted copies."""
+    layer_input = autoencoder.layers[index].input
+    corruption = layer_input.whitening and layer_input.whitening["corruption"]
+    per_image = -(-WINDOWS // sum(map(len, chosen)))
+    for rows in chosen:
+        batch = images[rows]
+        incoming = autoencoder.input_of(index, autoencoder.preprocessing(batch))
+        height, width = autoencoder.layers[index].geometry.convolved((incoming.shape[2], incoming.shape[3]))
+        places = torch.randint(height * width, (len(batch), per_image), generator=generator)
+        windows, copies = layer_input.windows(incoming, places), None
+        if corruption:
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+                corrupted = augment(batch, **corruption, batch=autoencoder.batch)
+            incoming = autoencoder.input_of(index, autoencoder.preprocessing(corrupted))
+            copies = layer_input.windows(incoming, places)
+        if layer_input.normalization:
+            # Normalisation would only magnify the noise of windows weaker than its floor.
+            strong = windows.square().mean(1) > 1 / 2
+            windows, copies = windows[strong], copies if copies is None else copies[strong]
+        yield windows, copies
 
 
 def draw_patches(maps: Tensor, window: tuple[int, int], generator: torch.Generator) -> Tensor:

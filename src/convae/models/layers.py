@@ -1,6 +1,7 @@
 """An encoder layer, and the decoder layer that mirrors it."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from convae.models.geometry import LayerGeometry, Size
 from convae.models.shared_batch import BatchNorm2d, Dropout, SharedBatch
+from convae.models.windows import WindowInput
 
 ACTIVATIONS = {
     "linear": nn.Identity,
@@ -16,16 +18,22 @@ ACTIVATIONS = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
 }
+LEAST_DEVIATION = 1e-6
 POOLINGS = {"max": nn.MaxPool2d, "mean": nn.AvgPool2d}
 
 
 class EncoderLayer(nn.Module):
     """Convolution, optional batch normalisation, activation, optional dropout and optional pooling, in this order.
 
+    A layer with an `input` convolves whitened windows: its filters have unit length, and no bias.
+
     Args:
         channels: channels D of the input.
         layer: an entry of `model.layers`.
         batch: the training batch for batch normalisation and dropout.
+
+    Attributes:
+        channels: channels of the input of the layer above.
 
     Example:
         >>> from convae.params import LayerParams
@@ -38,7 +46,14 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.geometry = LayerGeometry.of(layer)
         kernel, stride, zeros = self.geometry.kernel, self.geometry.stride, self.geometry.zeros
-        self.convolution = nn.Conv2d(channels, layer["filters"], kernel, stride, zeros)
+        self.input = WindowInput(channels, self.geometry, **layer["input"]) if layer.get("input") else None
+        if self.input:
+            self.convolution = nn.Conv2d(self.input.channels, layer["filters"], 1, bias=False)
+        else:
+            border: Literal["zeros", "reflect"] = "reflect" if self.geometry.reflect else "zeros"
+            self.convolution = nn.Conv2d(channels, layer["filters"], kernel, stride, zeros, padding_mode=border)
+        self.output = LayerOutput(layer["filters"], **layer["output"]) if layer.get("output") else None
+        self.channels = self.output.channels if self.output else layer["filters"]
         self.norm = BatchNorm2d(layer["filters"], batch) if layer["batch_norm"] else nn.Identity()
         self.activation = ACTIVATIONS[layer["activation"]]()
         self.dropout = Dropout(layer["dropout"], batch)
@@ -46,8 +61,117 @@ class EncoderLayer(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Turn `[N, D, H, W]` into activation maps `[N, n, H', W']`."""
-        result: Tensor = self.pool(self.dropout(self.activation(self.norm(self.convolution(maps)))))
+        convolved = self.input.convolve(maps, *self.folded()) if self.input else self.convolution(maps)
+        result: Tensor = self.pool(self.dropout(self.activation(self.norm(convolved))))
         return result
+
+    def pass_on(self, maps: Tensor) -> Tensor:
+        """Turn activation maps into the input of the layer above."""
+        return self.output(maps) if self.output else maps
+
+    @property
+    def unit_filters(self) -> Tensor:
+        """The filters of whitened windows, `[n, q]`, of unit length."""
+        return F.normalize(self.convolution.weight.flatten(1))
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Filters `[n, D, k_h, k_w]` of the layer's own input, and their biases `[n]`, if there are any."""
+        return self.input.fold(self.unit_filters) if self.input else (self.convolution.weight, self.convolution.bias)
+
+
+class LayerOutput(nn.Module):
+    """Rectifies a layer's activation maps, pools them, raises them to a power and standardises each map.
+
+    Args:
+        filters: number of maps n.
+        rectification: `none`, `positive`: max(a - t, 0), or `both`: also max(-a - t, 0), see `Readout`.
+        threshold: t, in units of the maps.
+        pool: `kind` and `size`, or None.
+        power: exponent applied to the magnitudes of the pooled values.
+        standardize: whether each map has zero mean and unit variance over the training images.
+
+    Attributes:
+        channels: maps that the layer above reads.
+
+    Example:
+        >>> output = LayerOutput(8, "both", 0.5, {"kind": "mean", "size": 2}, power=0.5, standardize=False)
+        >>> output(torch.ones(5, 8, 6, 6)).shape
+        torch.Size([5, 16, 3, 3])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        filters: int,
+        rectification: str,
+        threshold: float,
+        pool: dict[str, Any] | None,
+        power: float,
+        standardize: bool,
+    ) -> None:
+        super().__init__()
+        self.rectification = rectification
+        self.threshold = threshold
+        self.pool = POOLINGS[pool["kind"]](pool["size"]) if pool else nn.Identity()
+        self.power = power
+        self.standardize = standardize
+        self.channels = filters * (2 if rectification == "both" else 1)
+        if standardize:
+            self.register_buffer("mean", torch.zeros(self.channels))
+            self.register_buffer("scale", torch.ones(self.channels))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Turn activation maps `[N, n, H, W]` into the input of the layer above, `[N, channels, H', W']`."""
+        pooled = self.before_standardization(maps)
+        if not self.standardize:
+            return pooled
+        return (pooled - self.mean[:, None, None]) / self.scale[:, None, None]
+
+    def before_standardization(self, maps: Tensor) -> Tensor:
+        """All steps but the last."""
+        pooled: Tensor = self.pool(torch.cat(list(rectified(maps, self.rectification, self.threshold)), 1))
+        return signed_power(pooled, self.power, self.rectification)
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Fit the standardisation to activation maps of training images, each batch `[N, n, H, W]`."""
+        if not self.standardize:
+            return
+        count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
+        for maps in batches:
+            values = self.before_standardization(maps).transpose(0, 1).flatten(1).double()
+            count += values.shape[1]
+            total += values.sum(1)
+            squares += values.square().sum(1)
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > LEAST_DEVIATION, deviation, 1))  # a constant map stays as it is
+
+
+def rectified(maps: Tensor, rectification: str, threshold: float) -> Iterator[Tensor]:
+    """Yield the maps themselves, max(a - t, 0), or that and max(-a - t, 0).
+
+    Example:
+        >>> [maps.tolist() for maps in rectified(torch.tensor([-3.0, 2.0]), "both", threshold=1.0)]
+        [[0.0, 1.0], [2.0, 0.0]]
+    """
+    if rectification == "none":
+        yield maps
+        return
+    yield (maps - threshold).relu_()
+    if rectification == "both":
+        yield (-threshold - maps).relu_()
+
+
+def signed_power(values: Tensor, power: float, rectification: str) -> Tensor:
+    """Raise magnitudes to a power; values keep their sign."""
+    if power == 1:
+        return values
+    magnitudes = values.abs().pow_(power)
+    # Rectified values have no sign to restore.
+    return magnitudes if rectification != "none" else magnitudes.copysign_(values)
 
 
 class DecoderLayer(nn.Module):

@@ -1,16 +1,19 @@
 """The readout turns activation maps into one feature vector. Nothing in it is trained by gradients."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convae.models.layers import rectified, signed_power
+
 
 class Readout(nn.Module):
     """Normalise and rectify the maps, pool them over a grid, raise to a power, join the layers, standardise.
 
-    `mean`, `components` and `scale` are fitted on training images; until then they are empty and do nothing.
+    `mean` and `scale` are fitted on training images; until then they are empty and do nothing. `components` stays so
+    except in encoders of formats 3 and 4, whose features could be principal components.
 
     Args:
         layers: the layers to read; -1 is the last.
@@ -22,17 +25,16 @@ class Readout(nn.Module):
         pooling: `mean` or `max` over each cell.
         grid: rows and columns of cells. The number of features does not depend on the size of the image.
         power: exponent applied to the magnitudes of the pooled values; 0.5 is the signed square root.
-        pca: number of principal components to keep; None keeps the features themselves.
-        standardize: whether features, or the components if there are any, get zero mean and unit variance.
+        standardize: whether features get zero mean and unit variance.
 
     Raises:
         ValueError: `rectification` or `pooling` is unknown.
 
     Example:
-        >>> readout = Readout([-1], None, "both", 0, "mean", (2, 2), 0.5, None, False)
+        >>> readout = Readout([-1], None, "both", 0, "mean", (2, 2), 0.5, False)
         >>> readout([torch.ones(5, 8, 12, 12)]).shape
         torch.Size([5, 64])
-        >>> Readout([-1], None, "none", 0, "max", (1, 1), 0.5, None, False)([torch.tensor([[[[-9.0, -4.0]]]])]).tolist()
+        >>> Readout([-1], None, "none", 0, "max", (1, 1), 0.5, False)([torch.tensor([[[[-9.0, -4.0]]]])]).tolist()
         [[-2.0]]
     """
 
@@ -49,7 +51,6 @@ class Readout(nn.Module):
         pooling: str,
         grid: tuple[int, int],
         power: float,
-        pca: int | None,
         standardize: bool,
     ) -> None:
         super().__init__()
@@ -62,7 +63,6 @@ class Readout(nn.Module):
         self.pooling = pooling
         self.grid = (grid[0], grid[1])
         self.power = power
-        self.pca = pca
         self.standardize = standardize
         for name in ("mean", "components", "scale"):
             self.register_buffer(name, torch.empty(0))
@@ -74,13 +74,16 @@ class Readout(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Turn the activation maps of every layer, `[N, n, H, W]` each, into features `float32 [N, D]`."""
-        pooled = [self._pool(part) for layer in self.layers for part in self._rectify(self._normalize(maps[layer]))]
-        features = torch.cat([part.flatten(1) for part in pooled], 1)
-        if self.power != 1:
-            # Rectified values have no sign to restore.
-            magnitudes = features.abs().pow_(self.power)
-            features = magnitudes if self.rectification != "none" else magnitudes.copysign_(features)
-        return self.apply_fitted(features.float())
+        return self.apply_fitted(self.pool(maps))
+
+    def pool(self, maps: Sequence[Tensor]) -> Tensor:
+        """All steps but the fitted ones: features `float32 [N, D]` before standardisation."""
+        pooled = [
+            self._pool(part).flatten(1)
+            for layer in self.layers
+            for part in rectified(self._normalize(maps[layer]), self.rectification, self.threshold)
+        ]
+        return signed_power(torch.cat(pooled, 1), self.power, self.rectification).float()
 
     def apply_fitted(self, features: Tensor) -> Tensor:
         """Apply the fitted mean, components and scale, whichever exist, to pooled features `float32 [N, D]`."""
@@ -96,14 +99,6 @@ class Readout(nn.Module):
         if self.divisive_normalization is None:
             return maps
         return maps * maps.square().mean(1, keepdim=True).add_(self.divisive_normalization**2).rsqrt_()
-
-    def _rectify(self, maps: Tensor) -> Iterator[Tensor]:
-        if self.rectification == "none":
-            yield maps
-            return
-        yield (maps - self.threshold).relu_()
-        if self.rectification == "both":
-            yield (-self.threshold - maps).relu_()
 
     def _pool(self, maps: Tensor) -> Tensor:
         height, width = maps.shape[2:]

@@ -1,4 +1,6 @@
-"""Winner-take-all sparsity of the code (Makhzani & Frey 2015)."""
+"""Sparsity of the code: winner-take-all over places (Makhzani & Frey 2015), or the strongest maps at each place."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,42 @@ from torch.nn import functional as F
 from convae.models.shared_batch import SharedBatch
 
 MOMENTUM = 0.02
+
+
+def sparsity_of(sparsity: dict[str, Any] | None, filters: int, batch: SharedBatch) -> nn.Module:
+    """The sparsity that `objective.sparsity` describes, for a layer with this number of filters."""
+    if not sparsity:
+        return nn.Identity()
+    if sparsity.get("per_place"):
+        return StrongestMaps(filters, sparsity["per_place"])
+    return WinnerTakeAll(filters, sparsity["block"], sparsity["lifetime"], batch)
+
+
+class StrongestMaps(nn.Module):
+    """Keep the strongest activations at each place, and multiply each map by a learned gain.
+
+    Activations compete by magnitude, whatever their sign, as in Makhzani & Frey (2014), "k-sparse autoencoders".
+    Gradients reach only the winners.
+
+    Args:
+        filters: number of maps n.
+        count: activations to keep at each place, at most n.
+
+    Example:
+        >>> StrongestMaps(3, count=1)(torch.tensor([[1.0, -3.0, 2.0]])).tolist()
+        [[0.0, -3.0, 0.0]]
+    """
+
+    def __init__(self, filters: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.gain = nn.Parameter(torch.ones(filters))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the activations `[N, n, ...]` with all but the strongest of each place set to zero."""
+        places = maps.detach().abs().topk(self.count, dim=1).indices
+        kept = torch.zeros_like(maps).scatter(1, places, maps.gather(1, places))
+        return kept * self.gain.view(-1, *[1] * (maps.dim() - 2))
 
 
 class WinnerTakeAll(nn.Module):

@@ -14,8 +14,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from convae.errors import ConvaeError
+from convae.models.draws import random_seed
 from convae.params import TrainParams
-from convae.training.batches import Batch, Batches, random_seed
+from convae.training.batches import Batch, Batches
 from convae.training.objectives import Objective
 
 Row = dict[str, float]

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption, reconstruction_error
+from convae.models.draws import augment
 from convae.models.geometry import Size, layer_sizes
 from convae.models.shared_batch import BatchNorm1d
-from convae.training.batches import Batch, augment
+from convae.training.batches import Batch
 
 Augmentation = dict[str, Any] | None
 HEAD_GRID = 7  # rows and columns of cells over which `Classification` averages the maps
@@ -53,6 +54,11 @@ class Objective(nn.Module):
         if self.training and self.augmentation:
             images = augment(images, **self.augmentation, batch=self.batch)
         return self.loss(self.autoencoder.preprocessing(images), labels)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that it computes, counted from the first."""
+        return len(self.autoencoder.layers)
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean loss over preprocessed images `[n, C, H, W]`."""
@@ -111,6 +117,11 @@ class LayerReconstruction(Objective):
         [(8, 4, 3, 3), (8,), (8, 4, 3, 3), (4,)]
     """
 
+    @property
+    def depth(self) -> int:
+        """Number of layers up to the one that learns."""
+        return self.frozen + 1
+
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean squared error of the layer's input; where the corruption masks pixels, over these only."""
         with torch.no_grad():
@@ -130,6 +141,55 @@ class LayerReconstruction(Objective):
         self.autoencoder.eval()
         for own in (self.autoencoder.layers, self.autoencoder.sparsity):
             own[self.frozen].train()
+
+
+class PlaceReconstruction(LayerReconstruction):
+    """The first layer that is not frozen learns to reconstruct windows of its input, each from its own place alone.
+
+    The layer is a 1×1 convolutional autoencoder of the whitened windows, with unit filters that the decoder shares. It
+    sees only windows at places drawn at random.
+
+    Args:
+        autoencoder: the network, whose layers up to this one are fitted.
+        augmentation, frozen: see `Objective`.
+        places: windows drawn from each image of a batch.
+        size: height and width of the layer's activation maps before pooling.
+
+    Example:
+        >>> from convae.params import LayerParams
+        >>> layer = LayerParams(filters=4, activation="linear", input={"normalization": None, "whitening": None})
+        >>> network = Autoencoder(1, {}, [layer.model_dump()], tied_weights=True)
+        >>> network.initialize(torch.Generator())
+        >>> PlaceReconstruction(network, None, 0, places=32, size=(8, 8))((torch.zeros(2, 1, 8, 8), None)).item()
+        0.0
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, augmentation: Augmentation, frozen: int, places: int, size: Size
+    ) -> None:
+        super().__init__(autoencoder, None, augmentation, frozen)
+        self.places = places
+        self.size = size
+
+    def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean squared error of the whitened windows."""
+        network, layer, number = self.autoencoder, self.autoencoder.layers[self.frozen], self.size[0] * self.size[1]
+        device = preprocessed.device
+        places = self.batch.drawn(
+            lambda images: torch.randint(number, (images, self.places), device=device), len(preprocessed)
+        )
+        with torch.no_grad():
+            incoming = network.input_of(self.frozen, preprocessed)
+            windows = layer.input.whiten(layer.input.windows(incoming, places))
+        filters = layer.unit_filters
+        code = network.sparsity[self.frozen](windows @ filters.T)
+        errors = (code @ filters - windows).square()
+        return self.batch.mean(errors.sum(), len(preprocessed), errors.numel() // len(preprocessed))
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The layer's filters and the gains of its maps."""
+        yield from self.autoencoder.layers[self.frozen].parameters()
+        yield from self.autoencoder.sparsity[self.frozen].parameters()
 
 
 class SimultaneousReconstruction(Objective):

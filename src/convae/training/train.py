@@ -33,8 +33,8 @@ from convae.files import file_sha256, new_file
 from convae.models.autoencoder import Autoencoder
 from convae.models.compatibility import check_source
 from convae.models.corruption import Corruption
-from convae.models.geometry import resolve_kernels
-from convae.models.initialization import set_filters
+from convae.models.geometry import layer_sizes, resolve_kernels
+from convae.models.initialization import fit_layer, set_filters
 from convae.params import Params, TrainParams
 from convae.processes import ALONE, PATIENCE, Processes
 from convae.training.batches import Batches, ImageBatches, StreamedBatches
@@ -43,6 +43,7 @@ from convae.training.objectives import (
     Classification,
     LayerReconstruction,
     Objective,
+    PlaceReconstruction,
     Reconstruction,
     SimultaneousReconstruction,
 )
@@ -116,7 +117,9 @@ def train_encoder(
         prune(checkpoints, folder)
     history: list[Row] = []
     device = "cpu"
+    fitted = len(start.config["layers"]) if start else 0
     for phase, (objective, epochs) in enumerate(phases):
+        fitted = _fit_layers(network, params, training, fitted, objective.depth)
         batches = _batches(params, training, validation, processes)
         saved = folder / str(phase)
         module = TrainingModule(
@@ -124,6 +127,7 @@ def train_encoder(
         )
         device = _fit(module, epochs, saved, progress)
         history += module.history
+    _fit_layers(network, params, training, fitted, len(network.layers))
     if history and not processes.rank:
         _discard(folder)
     return Encoder(network, None, config), history, device
@@ -163,9 +167,24 @@ def _set_first_weights(network: Autoencoder, params: Params, training: ImageSet)
     network.initialize(generator)
     images = torch.from_numpy(training.sample())
     network.preprocessing.fit(images, generator)
-    if params.model.initialization != "normal":
+    if params.model.initialization != "normal" and not _reads_windows(params):
         set_filters(network.eval(), params.model.initialization, images, generator)
     network.to(memory_format=torch.channels_last)
+
+
+def _reads_windows(params: Params) -> bool:
+    """Whether a layer is fitted to what the layers below give, once these are trained."""
+    return any(layer.input or layer.output for layer in params.model.layers)
+
+
+def _fit_layers(network: Autoencoder, params: Params, training: ImageSet, first: int, end: int) -> int:
+    """Fit what layers `first` to `end` - 1 read, see `fit_layer`; return the number of layers that are now ready."""
+    if _reads_windows(params):
+        images = torch.from_numpy(training.sample())
+        for index in range(first, end):
+            fit_layer(network, index, params.model.initialization, images, params.seed)
+        network.to(memory_format=torch.channels_last)
+    return max(first, end)
 
 
 def prune(checkpoints: Path, current: Path) -> None:
@@ -204,8 +223,13 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
     of_images = augmentation if objective.kind == "reconstruct" else None  # pretraining for `classify` has none
     epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
     if epochs and train.order.startswith("greedy"):
-        layers = range(frozen, len(network.layers))
-        phases += [(LayerReconstruction(network, corruption, of_images, index), epochs) for index in layers]
+        sizes = layer_sizes((training.images.shape[2], training.images.shape[3]), network.geometry, network.stacked_on)
+        for index in range(frozen, len(network.layers)):
+            if train.places:
+                size = network.geometry[index].convolved(sizes[index][0])
+                phases.append((PlaceReconstruction(network, of_images, index, train.places, size), epochs))
+            else:
+                phases.append((LayerReconstruction(network, corruption, of_images, index), epochs))
     if epochs and train.order.endswith("end_to_end"):
         phases.append((Reconstruction(network, corruption, of_images, frozen), epochs))
     if epochs and train.order == "simultaneous":
@@ -233,8 +257,10 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
         "tied_weights": params.model.tied_weights,
         "stacked_on": params.model.stacked_on,
         "sparsity": params.objective.sparsity and params.objective.sparsity.model_dump(mode="json"),
-        "decoder": params.objective.kind == "reconstruct",
+        "decoder": params.objective.kind == "reconstruct" and not any(layer.input for layer in params.model.layers),
         "readout": None,
+        "mirror": None,
+        "code": None,
         "initialized_from": None,
         "trained_on": {
             "dataset": params.data.dataset,
@@ -277,7 +303,8 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
     network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
     for name in both:
         theirs = getattr(source.autoencoder, name)
-        getattr(network, name)[: len(theirs)].load_state_dict(theirs.state_dict())
+        # Not strict: the source's last layer has no output for a layer above it.
+        getattr(network, name)[: len(theirs)].load_state_dict(theirs.state_dict(), strict=False)
 
 
 @quiet_lightning()

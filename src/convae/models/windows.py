@@ -1,0 +1,221 @@
+"""The windows that a layer reads: normalised each by itself, then whitened by a fitted linear map.
+
+For a window P of the layer's input, its k_h·k_w places times D channels flattened to one vector,
+
+    u = (P - mean P) / sqrt(var P + c²)   if centred, otherwise   u = P / sqrt(mean P² + c²)
+    v = S (u - m)
+
+with a floor c, and with a map S and a mean m that `WindowInput.fit` computes. Coates, Lee & Ng (2011), "An analysis of
+single-layer networks in unsupervised feature learning", section 3.1, normalise and whiten patches in this way. Filters
+W on v are one convolution of the input with W S, so that the number of whitened channels costs nothing in inference.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convae.models.geometry import LayerGeometry
+
+Pair = tuple[Tensor, Tensor | None]  # windows, and those at the same places of the corrupted copies
+
+
+class WindowInput(nn.Module):
+    """Normalises and whitens the windows of a layer's input.
+
+    Args:
+        channels: channels D of the input.
+        geometry: the layer's geometry.
+        normalization: `centered` and `floor`, c in units of the input, or None.
+        whitening: `kind`, `components`, `epsilon` and `corruption`, or None. `pca` and `zca` use the covariance of the
+            windows; `denoising` is the map in `denoising_directions`.
+
+    Attributes:
+        channels: q, the number of values that remain of each window.
+
+    Example:
+        >>> normalization = {"centered": True, "floor": 0.01}
+        >>> reading = WindowInput(1, LayerGeometry((3, 3)), normalization, whitening=None)
+        >>> reading.whiten(reading.windows(torch.ones(1, 1, 8, 8), torch.tensor([[9, 10]]))).shape
+        torch.Size([2, 9])
+    """
+
+    map: Tensor
+    mean: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        geometry: LayerGeometry,
+        normalization: dict[str, Any] | None,
+        whitening: dict[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.normalization = normalization
+        self.whitening = whitening
+        self.window = (channels, *geometry.kernel)
+        values = channels * geometry.kernel[0] * geometry.kernel[1]
+        self.channels = (whitening["components"] or values) if whitening else values
+        if whitening:
+            self.register_buffer("map", torch.zeros(self.channels, values))
+            self.register_buffer("mean", torch.zeros(values))
+
+    def pad(self, incoming: Tensor) -> Tensor:
+        """Pad the input `[N, D, H, W]` as the layer's geometry says."""
+        top, left = self.geometry.zeros
+        return F.pad(incoming, (left, left, top, top), "reflect" if self.geometry.reflect else "constant")
+
+    def convolve(self, incoming: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply folded filters, see `fold`, to every window of `[N, D, H, W]`; returns `[N, n, H', W']`."""
+        padded = self.pad(incoming)
+        maps = F.conv2d(padded, weight, stride=self.geometry.stride)
+        if self.normalization:
+            maps = maps * self._strengths(padded).rsqrt()
+        return maps if bias is None else maps + bias[:, None, None]
+
+    def fold(self, filters: Tensor) -> Pair:
+        """Filters `[n, q]` of whitened windows as filters `[n, D, k_h, k_w]` of the input, and their biases `[n]`."""
+        bias = None
+        if self.whitening:
+            filters = filters @ self.map
+            bias = -filters @ self.mean
+        if self.normalization and self.normalization["centered"]:
+            filters = filters - filters.mean(1, keepdim=True)
+        return filters.view(-1, *self.window), bias
+
+    def windows(self, incoming: Tensor, places: Tensor) -> Tensor:
+        """Cut the windows at `places`, `int64 [N, p]`, of the input `[N, D, H, W]`, and normalise each.
+
+        Places count the windows of an image row by row.
+
+        Returns:
+            `[N·p, D·k_h·k_w]`.
+        """
+        (height, width), (down, right) = self.geometry.kernel, self.geometry.stride
+        views = self.pad(incoming).unfold(2, height, down).unfold(3, width, right)
+        image = torch.arange(len(incoming), device=incoming.device)[:, None]
+        rows, columns = places // views.shape[3], places % views.shape[3]
+        windows: Tensor = views[image, :, rows, columns].flatten(0, 1).flatten(1)
+        if not self.normalization:
+            return windows
+        if self.normalization["centered"]:
+            windows = windows - windows.mean(1, keepdim=True)
+        return windows * (windows.square().mean(1, keepdim=True) + self.normalization["floor"] ** 2).rsqrt()
+
+    def whiten(self, windows: Tensor) -> Tensor:
+        """Turn normalised windows `[M, D·k_h·k_w]` into whitened ones, `[M, q]`."""
+        return F.linear(windows - self.mean, self.map) if self.whitening else windows
+
+    def _strengths(self, padded: Tensor) -> Tensor:
+        """The squared divisor of each window, `[N, 1, H', W']`."""
+        assert self.normalization
+        strengths = self._box(padded.square())
+        if self.normalization["centered"]:
+            strengths = (strengths - self._box(padded).square()).clamp(min=0)  # rounding can leave it below zero
+        return strengths + self.normalization["floor"] ** 2
+
+    def _box(self, padded: Tensor) -> Tensor:
+        """Mean over each window and all channels: over rows first, then over columns, which is fewer additions."""
+        (height, width), (down, right) = self.geometry.kernel, self.geometry.stride
+        means = F.avg_pool2d(padded.mean(1, keepdim=True), (height, 1), (down, 1))
+        return F.avg_pool2d(means, (1, width), (1, right))
+
+    @torch.no_grad()
+    def fit(self, pairs: Iterable[Pair]) -> None:
+        """Fit the whitening, if there is any, to normalised windows `[M, D·k_h·k_w]` and those of corrupted copies."""
+        if not self.whitening:
+            return
+        moments = Moments()
+        for windows, copies in pairs:
+            moments.add(windows, copies)
+        total, between = moments.second()
+        count, epsilon = self.channels, self.whitening["epsilon"]
+        if self.whitening["kind"] == "denoising":
+            directions, _ = denoising_directions(total, between, count, epsilon)
+            # Overall, the whitened values get a deviation of one.
+            variance = ((directions @ total) * directions).sum(1).mean()
+            directions = directions / variance.sqrt()
+        else:
+            variances, vectors = torch.linalg.eigh(total)
+            scales = (variances.clamp(min=0) + epsilon).rsqrt()
+            whole = (vectors * scales).T.flip(0)  # the largest variance first
+            directions = vectors * scales @ vectors.T if self.whitening["kind"] == "zca" else whole[:count]
+        self.map.copy_(directions)
+        self.mean.copy_(moments.mean)
+
+
+class Moments:
+    """Running first and second moments of vectors and of their corrupted copies.
+
+    With s = x + x' and d = x - x', both symmetric moments come out of two products: the sums of s sᵀ and of d dᵀ.
+
+    Example:
+        >>> moments = Moments()
+        >>> moments.add(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]]))
+        >>> total, between = moments.second()
+        >>> moments.mean.tolist(), total.tolist(), between.tolist()
+        ([1.75], [[0.6875]], [[0.4375]])
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = self.sums = self.differences = torch.zeros(())
+
+    def add(self, vectors: Tensor, copies: Tensor | None = None) -> None:
+        """Add vectors `float32 [M, D]` and their copies of the same shape; without copies, they are equal."""
+        if not self.count:
+            dimension = vectors.shape[1]
+            self.total = torch.zeros(dimension, dtype=torch.float64)
+            self.sums, self.differences = (torch.zeros(dimension, dimension) for _ in range(2))
+        self.count += len(vectors)
+        both = vectors * 2 if copies is None else vectors + copies
+        self.total += both.sum(0, dtype=torch.float64) / 2
+        self.sums.addmm_(both.T, both)
+        if copies is not None:
+            apart = vectors - copies
+            self.differences.addmm_(apart.T, apart)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of vectors and copies, `float32 [D]`."""
+        return (self.total / self.count).float()
+
+    def second(self) -> tuple[Tensor, Tensor]:
+        """The mean covariance of vectors and of copies, and the covariance between them, both `float32 [D, D]`."""
+        mean = self.mean.outer(self.mean)
+        sums, differences = self.sums / (4 * self.count), self.differences / (4 * self.count)
+        return sums + differences - mean, sums - differences - mean
+
+
+def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """The directions that best survive a corruption: the linear denoising autoencoder in closed form.
+
+    They solve B v = w (T + ridge I) v, where T is the mean covariance of clean and corrupted vectors, B the one between
+    them, both divided by the mean variance. They are the canonical variates of the two views (Hotelling 1936), and
+    span what a marginalised denoising autoencoder with as many hidden units keeps (Chen et al. 2012, "Marginalized
+    denoising autoencoders for domain adaptation").
+
+    Args:
+        total, between: T and B, `float32 [D, D]`.
+        count: number of directions, at most D.
+        ridge: in units of the mean variance.
+
+    Returns:
+        The directions `[count, D]` with vᵀ (T + ridge I) v = 1, in descending order of w, and their w.
+
+    Example:
+        >>> directions, kept = denoising_directions(torch.eye(2), torch.diag(torch.tensor([0.0, 0.9])), 1, ridge=0.0)
+        >>> directions.abs().tolist(), kept.tolist()
+        ([[0.0, 1.0]], [0.8999999761581421])
+    """
+    unit = total.diagonal().mean()
+    triangle = torch.linalg.cholesky(total / unit + ridge * torch.eye(len(total)))
+    halved = torch.linalg.solve_triangular(triangle, between / unit, upper=False)
+    symmetric = torch.linalg.solve_triangular(triangle, halved.T, upper=False)
+    weights, vectors = torch.linalg.eigh((symmetric + symmetric.T) / 2)
+    largest = vectors[:, -count:].flip(1)
+    directions = torch.linalg.solve_triangular(triangle.T, largest, upper=True).T
+    return directions, weights[-count:].flip(0)
