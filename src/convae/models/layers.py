@@ -127,12 +127,12 @@ class LayerOutput(nn.Module):
         pooled = self.before_standardization(maps)
         if not self.standardize:
             return pooled
-        return (pooled - self.mean[:, None, None]) / self.scale[:, None, None]
+        return pooled.sub_(self.mean[:, None, None]).div_(self.scale[:, None, None])
 
     def before_standardization(self, maps: Tensor) -> Tensor:
         """All steps but the last."""
-        pooled: Tensor = self.pool(torch.cat(list(rectified(maps, self.rectification, self.threshold)), 1))
-        return signed_power(pooled, self.power, self.rectification)
+        pooled = [self.pool(part) for part in rectified(maps, self.rectification, self.threshold)]
+        return signed_power(torch.cat(pooled, 1), self.power, self.rectification)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Fit the standardisation to activation maps of training images, each batch `[N, n, H, W]`."""

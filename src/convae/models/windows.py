@@ -84,7 +84,8 @@ class WindowInput(nn.Module):
             bias = -filters @ self.mean
         if self.normalization and self.normalization["centered"]:
             filters = filters - filters.mean(1, keepdim=True)
-        return filters.view(-1, *self.window), bias
+        channels, height, width = self.window
+        return filters.view(-1, height, width, channels).permute(0, 3, 1, 2), bias
 
     def windows(self, incoming: Tensor, places: Tensor) -> Tensor:
         """Cut the windows at `places`, `int64 [N, p]`, of the input `[N, D, H, W]`, and normalise each.
@@ -92,13 +93,19 @@ class WindowInput(nn.Module):
         Places count the windows of an image row by row.
 
         Returns:
-            `[N·p, D·k_h·k_w]`.
+            `[N·p, k_h·k_w·D]`.
         """
         (height, width), (down, right) = self.geometry.kernel, self.geometry.stride
-        views = self.pad(incoming).unfold(2, height, down).unfold(3, width, right)
-        image = torch.arange(len(incoming), device=incoming.device)[:, None]
-        rows, columns = places // views.shape[3], places % views.shape[3]
-        windows: Tensor = views[image, :, rows, columns].flatten(0, 1).flatten(1)
+        padded = self.pad(incoming)
+        count, depth, rows, columns = padded.shape
+        across = (columns - width) // right + 1
+        corners = places // across * down * columns + places % across * right
+        corners = (torch.arange(count, device=places.device)[:, None] * rows * columns + corners).flatten()
+        inside = torch.arange(height, device=places.device)[:, None] * columns
+        inside = (inside + torch.arange(width, device=places.device)).flatten()
+        # Whole pixels are copied, whose channels lie side by side in memory.
+        pixels = padded.permute(0, 2, 3, 1).reshape(-1, depth)
+        windows = pixels.index_select(0, (corners[:, None] + inside).flatten()).view(len(corners), -1)
         if not self.normalization:
             return windows
         if self.normalization["centered"]:
@@ -106,7 +113,7 @@ class WindowInput(nn.Module):
         return windows * (windows.square().mean(1, keepdim=True) + self.normalization["floor"] ** 2).rsqrt()
 
     def whiten(self, windows: Tensor) -> Tensor:
-        """Turn normalised windows `[M, D·k_h·k_w]` into whitened ones, `[M, q]`."""
+        """Turn normalised windows `[M, k_h·k_w·D]` into whitened ones, `[M, q]`."""
         return F.linear(windows - self.mean, self.map) if self.whitening else windows
 
     def _strengths(self, padded: Tensor) -> Tensor:
@@ -125,7 +132,7 @@ class WindowInput(nn.Module):
 
     @torch.no_grad()
     def fit(self, pairs: Iterable[Pair]) -> None:
-        """Fit the whitening, if there is any, to normalised windows `[M, D·k_h·k_w]` and those of corrupted copies."""
+        """Fit the whitening, if there is any, to normalised windows `[M, k_h·k_w·D]` and those of corrupted copies."""
         if not self.whitening:
             return
         moments = Moments()
