@@ -15,6 +15,7 @@ from convae.errors import ConvaeError
 from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
 from convae.evaluation.health import encoder_health
 from convae.evaluation.metrics import (
+    DIGITS,
     classification_metrics,
     per_class_table,
     predictions_table,
@@ -29,7 +30,7 @@ from convae.params import Params
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """An image set and its features `float32 [N, D]`.
+    """An image set, its features `float32 [N, D]`, and their compact code `float32 [N, d]`, if there is one.
 
     Example:
         >>> images = ImageSet(np.zeros((2, 1, 8, 8), np.uint8), np.array([1, 0]), ("cat", "dog"), sha256="")
@@ -39,6 +40,7 @@ class FeatureSet:
 
     features: np.ndarray
     image_set: ImageSet
+    code: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -92,6 +94,8 @@ def evaluate(
         per_class, rows = _measure(estimator, parts, metrics)
         metrics["classifier"] = {"kind": description["kind"], **description["settings"]}
         description |= {part: {name: metrics[part][name] for name in names} for part, names in HEADLINES.items()}
+        if parts["train"].code is not None:
+            metrics["code"] = _measure_code(params, parts)
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
         per_class, rows = _empty_tables(len(parts["test"].image_set))
@@ -107,6 +111,23 @@ def evaluate(
         rows.to_parquet(scratch, engine="pyarrow", index=False)
     write_json(reports / "metrics.json", metrics)
     return metrics
+
+
+def _measure_code(params: Params, parts: Mapping[str, FeatureSet]) -> dict[str, float]:
+    """How well a classifier of the same kind reads the compact code."""
+    codes = {name: part.code for name, part in parts.items()}
+    train, validation, test = (codes[name] for name in ("train", "validation", "test"))
+    assert train is not None
+    assert validation is not None
+    assert test is not None
+    labels = {name: part.labels for name, part in parts.items()}
+    estimator, _ = fit_best(params.classifier, train, labels["train"], validation, labels["validation"], params.seed)
+    classes = len(parts["test"].image_set.classes)
+    accuracies = {
+        f"{prefix}accuracy": float(np.mean(class_scores(estimator, code, classes).argmax(axis=1) == labels[name]))
+        for name, prefix, code in (("test", "", test), ("validation", "validation_", validation))
+    }
+    return {"dimension": train.shape[1]} | {name: round(value, DIGITS) for name, value in accuracies.items()}
 
 
 def _measure_reconstructions(encoder: Encoder, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> None:
@@ -141,9 +162,10 @@ def load_part(part: str, features: Path, prepared: Path) -> FeatureSet:
     """
     image_set = ImageSet.load(prepared / part)
     path = features / f"{part}.npy"
-    labels_path = features / f"{part}_labels.npy"
+    code_path, labels_path = features / f"{part}_code.npy", features / f"{part}_labels.npy"
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        code = np.load(code_path, mmap_mode="r", allow_pickle=False) if code_path.exists() else None
         labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
         images = read_json(features / "description.json")["images"][part]
     except Exception as error:  # a damaged header can make NumPy raise nearly anything
@@ -157,7 +179,7 @@ def load_part(part: str, features: Path, prepared: Path) -> FeatureSet:
         raise ConvaeError(f"{path}: not the features of the images in {prepared / part}; rerun `dvc repro features`")
     if not _same(labels, image_set.labels):
         raise ConvaeError(f"{labels_path}: not the labels of {prepared / part}; rerun `dvc repro features`")
-    return FeatureSet(rows, image_set)
+    return FeatureSet(rows, image_set, code)
 
 
 def _same(labels: np.ndarray | None, others: np.ndarray | None) -> bool:

@@ -24,7 +24,7 @@ from convae.params import FeaturesParams, Params
 from convae.processes import ALONE, Processes
 
 CACHED_BYTES = 1 << 21  # features per chunk: few enough to stay in a processor's cache while they are used repeatedly
-CODE_IMAGES = 1000  # at a time: large enough for fast matrix products
+CODE_IMAGES = 2000  # at a time: large enough for fast matrix products
 
 
 def extract_features(

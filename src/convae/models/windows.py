@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convae.models.eigen import leading_eigenvectors
 from convae.models.geometry import LayerGeometry
 
 Pair = tuple[Tensor, Tensor | None]  # windows, and those at the same places of the corrupted copies
@@ -44,6 +45,7 @@ class WindowInput(nn.Module):
 
     map: Tensor
     mean: Tensor
+    geometry: LayerGeometry
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class WindowInput(nn.Module):
         inside = (inside + torch.arange(width, device=places.device)).flatten()
         # Whole pixels are copied, whose channels lie side by side in memory.
         pixels = padded.permute(0, 2, 3, 1).reshape(-1, depth)
-        windows = pixels.index_select(0, (corners[:, None] + inside).flatten()).view(len(corners), -1)
+        windows: Tensor = pixels.index_select(0, (corners[:, None] + inside).flatten()).view(len(corners), -1)
         if not self.normalization:
             return windows
         if self.normalization["centered"]:
@@ -114,7 +116,10 @@ class WindowInput(nn.Module):
 
     def whiten(self, windows: Tensor) -> Tensor:
         """Turn normalised windows `[M, k_h·k_w·D]` into whitened ones, `[M, q]`."""
-        return F.linear(windows - self.mean, self.map) if self.whitening else windows
+        if not self.whitening:
+            return windows
+        whitened: Tensor = F.linear(windows - self.mean, self.map)
+        return whitened
 
     def _strengths(self, padded: Tensor) -> Tensor:
         """The squared divisor of each window, `[N, 1, H', W']`."""
@@ -180,10 +185,9 @@ class Moments:
         self.count += len(vectors)
         both = vectors * 2 if copies is None else vectors + copies
         self.total += both.sum(0, dtype=torch.float64) / 2
-        self.sums.addmm_(both.T, both)
+        _add_products(self.sums, both)
         if copies is not None:
-            apart = vectors - copies
-            self.differences.addmm_(apart.T, apart)
+            _add_products(self.differences, vectors - copies)
 
     @property
     def mean(self) -> Tensor:
@@ -195,6 +199,11 @@ class Moments:
         mean = self.mean.outer(self.mean)
         sums, differences = self.sums / (4 * self.count), self.differences / (4 * self.count)
         return sums + differences - mean, sums - differences - mean
+
+
+def _add_products(total: Tensor, vectors: Tensor) -> None:
+    rows = vectors.numpy(force=True)
+    total += torch.from_numpy(rows.T @ rows)  # NumPy computes only one half of a symmetric product
 
 
 def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
@@ -222,7 +231,6 @@ def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: floa
     triangle = torch.linalg.cholesky(total / unit + ridge * torch.eye(len(total)))
     halved = torch.linalg.solve_triangular(triangle, between / unit, upper=False)
     symmetric = torch.linalg.solve_triangular(triangle, halved.T, upper=False)
-    weights, vectors = torch.linalg.eigh((symmetric + symmetric.T) / 2)
-    largest = vectors[:, -count:].flip(1)
-    directions = torch.linalg.solve_triangular(triangle.T, largest, upper=True).T
-    return directions, weights[-count:].flip(0)
+    kept, vectors = leading_eigenvectors((symmetric + symmetric.T) / 2, count)
+    directions = torch.linalg.solve_triangular(triangle.T, vectors, upper=True).T
+    return directions, kept

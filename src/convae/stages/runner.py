@@ -43,6 +43,8 @@ def run_stage(name: str, body: Callable[..., None], parallel: bool = False) -> N
     """
     end_with_dvc()
     keep_freed_memory()
+    # Before OpenMP is loaded: otherwise its threads spin while they wait, and take the cores from other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     survive_any_encoding()
     rank = 0
     try:
