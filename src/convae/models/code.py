@@ -15,7 +15,8 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
         components: number of directions, at most D.
         ridge: added to the variances, in units of the mean variance.
         scale: `equal` weighs all directions alike; `shrunk` weighs each by sqrt(w / (1 - w)), where w is the part of it
-            that survives: the deviation of signal over that of noise. Overall the code has a deviation of one.
+            that survives: the deviation of signal over that of noise. Overall the code is as long as the features, so that the
+            same settings of a classifier suit both.
 
     Raises:
         ConvaeError: there are fewer features than components.
@@ -25,7 +26,7 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
         >>> moments.add(torch.tensor([[-2.0, 1], [2, 1], [-2, -1], [2, -1]]))
         >>> code = fit_code(moments, components=1, ridge=0.1, scale="equal")
         >>> code(torch.tensor([[2.0, 1.0]])).abs().detach().tolist()  # the first feature varies most
-        [[1.0]]
+        [[2.2360680103302]]
     """
     total, between = moments.second()
     if components > len(total):
@@ -34,8 +35,8 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
     if scale == "shrunk":
         kept = kept.clamp(0, 1 - 1e-6)
         directions = directions * (kept / (1 - kept)).sqrt()[:, None]
-    variance = ((directions @ total) * directions).sum(1).mean()
+    lengths = ((directions @ total) * directions).sum()
     code = nn.Linear(len(total), components).requires_grad_(False)
-    code.weight.copy_(directions / variance.sqrt())
+    code.weight.copy_(directions * (total.trace() / lengths).sqrt())
     code.bias.copy_(-code.weight @ moments.mean)
     return code

@@ -112,7 +112,10 @@ class WindowInput(nn.Module):
             return windows
         if self.normalization["centered"]:
             windows = windows - windows.mean(1, keepdim=True)
-        return windows * (windows.square().mean(1, keepdim=True) + self.normalization["floor"] ** 2).rsqrt()
+        normalized: Tensor = (
+            windows * (windows.square().mean(1, keepdim=True) + self.normalization["floor"] ** 2).rsqrt()
+        )
+        return normalized
 
     def whiten(self, windows: Tensor) -> Tensor:
         """Turn normalised windows `[M, k_h·k_w·D]` into whitened ones, `[M, q]`."""
@@ -127,7 +130,8 @@ class WindowInput(nn.Module):
         strengths = self._box(padded.square())
         if self.normalization["centered"]:
             strengths = (strengths - self._box(padded).square()).clamp(min=0)  # rounding can leave it below zero
-        return strengths + self.normalization["floor"] ** 2
+        divisors: Tensor = strengths + self.normalization["floor"] ** 2
+        return divisors
 
     def _box(self, padded: Tensor) -> Tensor:
         """Mean over each window and all channels: over rows first, then over columns, which is fewer additions."""
