@@ -29,7 +29,6 @@ READOUT: dict[str, Any] = {
     "pooling": "mean",
     "grid": [2, 2],
     "power": 0.5,
-    "pca": None,
     "standardize": True,
 }
 FEATURES = 4 * 2 * 2

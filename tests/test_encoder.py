@@ -30,7 +30,6 @@ READOUT = {
     "pooling": "max",
     "grid": [2, 3],
     "power": 0.5,
-    "pca": None,
     "standardize": True,
 }
 

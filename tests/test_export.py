@@ -21,7 +21,6 @@ READOUT = {
     "pooling": "mean",
     "grid": [3, 2],
     "power": 0.5,
-    "pca": None,
     "standardize": True,
 }
 CONFIG = {

@@ -229,7 +229,7 @@ class Encoder:
         readout = self.readout
         assert readout is not None
         pooled = readout.pool(self._encode(batch))
-        if self.config["mirror"]:
+        if self.config.get("mirror"):
             pooled = (pooled + readout.pool(self._encode(batch.flip(3)))) / 2
         return readout.apply_fitted(pooled)
 
@@ -421,10 +421,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:
     if content_sha256(config, weights) != sha256:
         raise ConvaeError(f"{folder}: damaged: {CONFIG} and {WEIGHTS} are not as they were saved")
     del config["format"]
-    if found < 5:
-        config |= {"mirror": None, "code": None}
-        if config["readout"]:
-            del config["readout"]["pca"]
+    if found < FORMAT and config["readout"]:
+        config["readout"].pop("pca", None)  # the components are among the weights
     return config, weights, sha256
 
 
@@ -437,7 +435,7 @@ def _rebuild(config: dict[str, Any], weights: bytes, sha256: str) -> Encoder:
     check_effort(network, config, len(weights))
     state = load_tensors(weights)
     code = None
-    if config["code"]:
+    if config.get("code"):
         components, dimension = state["code.weight"].shape
         code = nn.Linear(dimension, components)
     encoder = Encoder(build_autoencoder(config), readout, config, sha256, code)

@@ -24,7 +24,7 @@ class _FeatureModel(nn.Module):
         self.readout = _AnySizeReadout(**encoder.config["readout"])
         assert encoder.readout is not None, "`features` has checked it"
         self.readout.load_fitted(encoder.readout.state_dict())
-        self.mirror = encoder.config["mirror"]
+        self.mirror = encoder.config.get("mirror")
 
     def forward(self, images: Tensor) -> Tensor:
         pooled = self.readout.pool(self._encode(images))

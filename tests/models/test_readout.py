@@ -13,7 +13,6 @@ def readout(**changes):
         "pooling": "mean",
         "grid": (1, 1),
         "power": 1.0,
-        "pca": None,
         "standardize": False,
     }
     return Readout(**(defaults | changes))

@@ -15,8 +15,8 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
         components: number of directions, at most D.
         ridge: added to the variances, in units of the mean variance.
         scale: `equal` weighs all directions alike; `shrunk` weighs each by sqrt(w / (1 - w)), where w is the part of it
-            that survives: the deviation of signal over that of noise. Overall the code is as long as the features, so that the
-            same settings of a classifier suit both.
+            that survives: the deviation of signal over that of noise. Overall the code is as long as the features, so
+            that the same settings of a classifier suit both.
 
     Raises:
         ConvaeError: there are fewer features than components.

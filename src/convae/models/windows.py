@@ -112,10 +112,8 @@ class WindowInput(nn.Module):
             return windows
         if self.normalization["centered"]:
             windows = windows - windows.mean(1, keepdim=True)
-        normalized: Tensor = (
-            windows * (windows.square().mean(1, keepdim=True) + self.normalization["floor"] ** 2).rsqrt()
-        )
-        return normalized
+        strengths: Tensor = windows.square().mean(1, keepdim=True) + self.normalization["floor"] ** 2
+        return windows * strengths.rsqrt()
 
     def whiten(self, windows: Tensor) -> Tensor:
         """Turn normalised windows `[M, k_h·k_w·D]` into whitened ones, `[M, q]`."""
