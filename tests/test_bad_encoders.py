@@ -48,8 +48,8 @@ ENCODERS: dict[str, tuple[Callable[[], object], str]] = {
         write("encoder/config.json", b"3"),
         "format None; this version of convae reads",
     ),
-    "later format": (change(99, "format"), "format 99; this version of convae reads formats 3 and 4"),
-    "format in words": (change("3", "format"), "format '3'; this version of convae reads formats 3 and 4"),
+    "later format": (change(99, "format"), "format 99; this version of convae reads formats 3 to 5"),
+    "format in words": (change("3", "format"), "format '3'; this version of convae reads formats 3 to 5"),
     "weights cut": (write("encoder/model.safetensors", b"\x10"), "damaged"),
     "pickled weights": (write("encoder/model.safetensors", pickle.dumps({})), "damaged"),
     "weights of another shape": (

@@ -63,7 +63,7 @@ def map_sizes(params: Params) -> list[Size]:
 
     Example:
         >>> map_sizes(Params.default())
-        [(28, 28)]
+        [(28, 28), (14, 14)]
     """
     return [maps for *_, maps in _sized_layers(params)] or [_image_size(params)]
 
