@@ -19,14 +19,15 @@ from convae.training.train import train_encoder
 
 FOLDER = Path(__file__).parents[2] / "systems"
 SYSTEMS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-# What has no more than one map of one pixel, or reads the pixels of a larger image.
-GRIDS = {"dense_autoencoder": 1, "pixels": 8, "pca": 8}
+# What has no more than one map of one pixel, reads the pixels of a larger image, or has many maps.
+GRIDS = {"dense_autoencoder": 1, "pixels": 8, "pca": 8, "cifar10": 1, "default": 2}
+CODES = {"pca": 20, "default": 64, "cifar10": 64}
 
 
 def test_every_system_is_there():
     names = """pixels pca filter_bank random_filters random_patches kmeans dense_autoencoder seed_cae seed_cae_l2
         stacked_cae stacked_reconstruction_cae stacked_denoising_cae denoising_cae masked_cae wta_cae wta_cae_stacked
-        default supervised_cnn finetuned_cnn"""
+        default cifar10 whitened_wta_cae supervised_cnn finetuned_cnn"""
     assert sorted(names.split()) == SYSTEMS
 
 
@@ -47,11 +48,13 @@ def write_small(system, folder):
     shutil.copy(FOLDER / f"{system}.yaml", folder / "params.yaml")
     Clone(folder).set(
         "data.dataset=digits",
+        "data.root=data/local",
+        "data.image_size=null",
         "data.validation_size=0.1",
         "train.epochs=1",
         "train.threads=1",
         f"features.grid={GRIDS.get(system, 4)}",
-        f"features.pca={20 if system == 'pca' else 'null'}",
+        *([f"features.code.components={CODES[system]}"] if system in CODES else []),
     )
 
 
