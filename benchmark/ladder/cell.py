@@ -8,13 +8,25 @@ import argparse
 import os
 import shutil
 import sys
+import time
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from benchmark.ladder.measure import measure_cell
-from benchmark.ladder.parameters import CELLS, COMMITS, HOME, INPUTS, SETTINGS, Experiment, experiment, load_settings
+from benchmark.ladder.parameters import (
+    CELLS,
+    COMMITS,
+    HOME,
+    INPUTS,
+    SECONDS,
+    SETTINGS,
+    Experiment,
+    experiment,
+    load_settings,
+)
 from benchmark.ladder.rows import ladder_row
 from convae.datasets.download import download
 from convae.datasets.image_set import ImageSet
@@ -47,11 +59,16 @@ def run_cell(dataset: str, system: str, seed: int) -> None:
     scratch = SCRATCH / dataset / f"{system}-{seed}"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{scratch}.lock"), limit_threads(params.train.threads):
+        fresh = not scratch.exists()
         scratch.mkdir(exist_ok=True)
         # There the system cannot start from the user's own models/initial.
         with chdir(scratch):
+            start = time.monotonic()
             encoder = train(params, prepared, Path(f"encoder-{cell.key[:12]}"))
-            measured = measure_cell(params, prepared, encoder, curves=cell.curves, first=seed == 0)
+            training = round(time.monotonic() - start, 1) if fresh else None  # not of the last attempt alone
+            measured, extraction = measure_cell(
+                params, prepared, encoder, curves=cell.curves, first=seed == 0, read_code=cell.read_code
+            )
         written = {
             "dataset": dataset,
             "system": system,
@@ -62,10 +79,12 @@ def run_cell(dataset: str, system: str, seed: int) -> None:
             **measured,
             "protocol": cell.protocol | measured["protocol"],
         }
-        record_commit(f"{dataset}/{system}-{seed}", commit)
+        name, seconds = f"{dataset}/{system}-{seed}", {"training": training, "extraction": round(extraction, 1)}
+        note(COMMITS, name, commit)
+        note(SECONDS, name, seconds)
         write_json(CELLS / dataset / f"{system}-{seed}.json", written)
         shutil.rmtree(scratch)
-    record_live(load_params().tracking, ladder_row(written, settings, commit))
+    record_live(load_params().tracking, ladder_row(written, settings, commit, seconds))
 
 
 def prepare_images(dataset: str, cell: Experiment) -> Path:
@@ -100,10 +119,10 @@ def current_commit() -> str:
     return f"{commit}-dirty" if commit and git("diff", "--name-only", "HEAD", "--", *SOURCES) else commit
 
 
-def record_commit(name: str, commit: str) -> None:
-    """Write to commits.json which commit measured a cell; in the cell's own file, every commit would change it."""
-    with FileLock(SCRATCH / "commits.lock"):  # cells may run at the same time
-        write_json(COMMITS, dict(sorted({**read_json(COMMITS), name: commit}.items())))
+def note(file: Path, name: str, value: Any) -> None:
+    """Write what differs between measurements of a cell to a common file; in its own, every one would change it."""
+    with FileLock(SCRATCH / "notes.lock"):  # cells may run at the same time
+        write_json(file, dict(sorted({**read_json(file), name: value}.items())))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Measure a frozen encoder on test images, after every choice has been made on validation images."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 from convae.datasets.image_set import ImageSet, write_image_set
@@ -16,15 +16,15 @@ from convae.evaluation.classifiers import class_scores, fit_best
 from convae.evaluation.evaluate import load_part
 from convae.evaluation.metrics import DIGITS
 from convae.features.extract import extract_features
-from convae.files import row_chunks
 from convae.names import PARTS
 from convae.params import Params
 from convae.training.train import train_encoder
 
-NEIGHBORS, NEIGHBORS_DIMENSION = 10, 256
-DIMENSIONS = (64, 256, 1024)
-PCA_IMAGES = 4000  # enough for the principal directions; tens of thousands would take minutes
-LABELS, FEW_LABELS, DRAWS = (1, 10, 100, 1000), (1, 10), 5
+NEIGHBORS = 10
+DIMENSIONS = (64, 128, 256)
+DRAWS = {1: 5, 10: 5, 100: 3, 1000: 1}  # of labels per class; the more there are, the less accuracies differ
+FEW_LABELS = 100  # per class, at most, for other seeds than the first and for systems that learn from labels
+SUPERVISED_DRAWS = 2  # a system that learns from labels is trained anew for each
 LEAST_EPOCH = 3200  # images: a few labelled ones are repeated, because an epoch of ten would be a single step
 FEATURES = Path("features")
 
@@ -43,11 +43,18 @@ class Features:
 
     @classmethod
     def load(cls, features: Path, prepared: Path) -> "Features":
-        """Open the output of `extract_features`."""
+        """Open the features that `extract_features` wrote."""
         parts = {name: load_part(name, features, prepared) for name in PARTS}
         return cls(
             {name: part.features for name, part in parts.items()}, {name: part.labels for name, part in parts.items()}
         )
+
+    @classmethod
+    def load_code(cls, features: Path, prepared: Path) -> "Features":
+        """Open the compact code beside the features."""
+        parts = {name: load_part(name, features, prepared) for name in PARTS}
+        codes = {name: part.code for name, part in parts.items() if part.code is not None}
+        return cls(codes, {name: part.labels for name, part in parts.items()})
 
     @property
     def dimension(self) -> int:
@@ -76,8 +83,10 @@ class Features:
         return validation, test
 
 
-def measure_cell(params: Params, prepared: Path, encoder: Path, curves: bool, first: bool) -> dict[str, Any]:
-    """Extract the features of a trained encoder and measure how well they can be classified.
+def measure_cell(
+    params: Params, prepared: Path, encoder: Path, curves: bool, first: bool, read_code: bool = False
+) -> tuple[dict[str, Any], float]:
+    """Extract the features and the compact code of a trained encoder and measure how well they can be classified.
 
     Works in the current folder, with scratch folders that it removes.
 
@@ -86,15 +95,22 @@ def measure_cell(params: Params, prepared: Path, encoder: Path, curves: bool, fi
         prepared: the folder with the image sets.
         encoder: the folder with the encoder.
         curves: measure with few labels, too.
-        first: with `curves`, measure at fewer dimensions and with more labels, too.
+        first: with `curves`, measure with more labels, too.
+        read_code: measure the code in place of the features.
+
+    Returns:
+        The numbers of the row, and the seconds that extraction took.
     """
+    start = time.monotonic()
     saved = extract_features(params, encoder, prepared, FEATURES)
-    features = Features.load(FEATURES, prepared)
+    seconds = time.monotonic() - start
+    code = Features.load_code(FEATURES, prepared)
+    features = code if read_code else Features.load(FEATURES, prepared)
     validation, test = features.accuracies(params)
     row = {
         "test_accuracy": test,
         "validation_accuracy": validation,
-        "knn_accuracy": _neighbors(features),
+        "knn_accuracy": _neighbors(code),
         "test_images": len(features.y["test"]),
         "dimension": features.dimension,
         "encoder_parameters": saved.parameter_count,
@@ -103,55 +119,54 @@ def measure_cell(params: Params, prepared: Path, encoder: Path, curves: bool, fi
             "training_images": len(features.y["train"]),
             "validation_images": len(features.y["validation"]),
             "neighbors": NEIGHBORS,
-            "components": NEIGHBORS_DIMENSION,
-            "component_images": PCA_IMAGES,
         },
-        "by_dimension": _by_dimension(params, features, test) if curves and first else None,
-        "by_labels": _by_labels(params, prepared, features, LABELS if first else FEW_LABELS) if curves else None,
+        "by_dimension": _by_dimension(params, code, features, test),
+        "by_labels": _by_labels(params, prepared, features, first) if curves else None,
     }
     shutil.rmtree(FEATURES)
-    return row
+    return row, seconds
 
 
 def _accuracy(found: np.ndarray, truth: np.ndarray) -> float:
     return round(float(np.mean(found == truth)), DIGITS)
 
 
-def _reduce(features: Features, dimension: int) -> Features:
-    """The first principal components, fitted on `PCA_IMAGES` training images."""
-    x = features.x["train"]
-    some = np.random.default_rng(0).permutation(len(x))[:PCA_IMAGES]  # at random: images may be sorted by class
-    pca = PCA(min(dimension, features.dimension), svd_solver="randomized", random_state=0).fit(x[np.sort(some)])
-    return features.change(lambda x: np.concatenate([pca.transform(x[rows]) for rows in row_chunks(x)]))
+def _neighbors(code: Features) -> float:
+    classifier = KNeighborsClassifier(NEIGHBORS, algorithm="brute").fit(code.x["train"], code.y["train"])
+    return _accuracy(classifier.predict(code.x["test"]), code.y["test"])
 
 
-def _neighbors(features: Features) -> float:
-    reduced = _reduce(features, NEIGHBORS_DIMENSION)
-    classifier = KNeighborsClassifier(NEIGHBORS, algorithm="brute").fit(reduced.x["train"], reduced.y["train"])
-    return _accuracy(classifier.predict(reduced.x["test"]), reduced.y["test"])
-
-
-def _by_dimension(params: Params, features: Features, full: float) -> list[dict[str, float]]:
-    reduced = _reduce(features, DIMENSIONS[-1])
-    fewer = {count: reduced.change(partial(_first, count)) for count in DIMENSIONS if count < features.dimension}
-    accuracies = {count: some.accuracies(params)[1] for count, some in fewer.items()} | {features.dimension: full}
+def _by_dimension(params: Params, code: Features, features: Features, full: float) -> list[dict[str, float]]:
+    """Test accuracy of codes of several lengths, and of the features themselves."""
+    lengths = [count for count in DIMENSIONS if count <= code.dimension and count < features.dimension]
+    accuracies = {count: _shorter(code, count).accuracies(params)[1] for count in lengths}
+    accuracies[features.dimension] = full
     return [{"dimension": count, "test_accuracy": accuracy} for count, accuracy in accuracies.items()]
 
 
-def _first(count: int, x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x[:, :count])
+def _shorter(code: Features, count: int) -> Features:
+    """The code of `count` numbers: the first directions of a longer one, and as long as that overall."""
+    squares = np.square(code.x["train"], dtype=np.float64).sum(0)
+    scale = np.float32(np.sqrt(squares.sum() / squares[:count].sum()))
+    return code.change(partial(_first, count, scale))
 
 
-def _by_labels(params: Params, prepared: Path, features: Features, counts: tuple[int, ...]) -> list[dict[str, float]]:
-    """Test accuracy with `counts` labels per class, drawn five times; a supervised system is trained on them alone."""
+def _first(count: int, scale: np.float32, x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x[:, :count]) * scale
+
+
+def _by_labels(params: Params, prepared: Path, features: Features, first: bool) -> list[dict[str, float]]:
+    """Test accuracy with few labels per class, drawn several times; a supervised system is trained on them alone."""
     y = features.y["train"]
+    supervised = params.objective.kind == "classify"
     rows: list[dict[str, float]] = []
-    for count in [count for count in counts if count <= np.bincount(y).min()]:
-        for draw in range(DRAWS):
+    for count, draws in DRAWS.items():
+        if count > np.bincount(y).min() or (count > FEW_LABELS and (supervised or not first)):
+            continue
+        for draw in range(min(draws, SUPERVISED_DRAWS) if supervised else draws):
             generator = np.random.default_rng((count, draw))
             chosen = [generator.choice(np.flatnonzero(y == label), count, replace=False) for label in np.unique(y)]
             known = np.sort(np.concatenate(chosen))
-            supervised = params.objective.kind == "classify"
             accuracy = _learn_from(params, prepared, known) if supervised else features.accuracies(params, known)[1]
             rows.append({"labels_per_class": count, "draw": draw, "test_accuracy": accuracy})
     return rows
@@ -159,6 +174,7 @@ def _by_labels(params: Params, prepared: Path, features: Features, counts: tuple
 
 def _learn_from(params: Params, prepared: Path, known: np.ndarray) -> float:
     """Test accuracy of an encoder trained on these training images and their labels alone."""
+    params = params.model_copy(update={"features": params.features.model_copy(update={"code": None})})
     whole = ImageSet.load(prepared / "train")
     assert whole.labels is not None
     images, labels = whole.images[known], whole.labels[known]

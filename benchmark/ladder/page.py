@@ -1,15 +1,16 @@
 """Write reports/ladder.json and reports/ladder.html from the cells measured so far."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmark.ladder.charts import MEANING, accuracy_figure, curves_figure, differences_figure
-from benchmark.ladder.parameters import CELLS, COMMITS, load_settings
+from benchmark.ladder.parameters import CELLS, COMMITS, GROUPS, SECONDS, load_settings
 from benchmark.ladder.rows import ladder_row
 from benchmark.ladder.statistics import FEW_LABELS, Comparison, cells_table, compare, rows_of
 from convae.files import read_json, write_json
@@ -23,19 +24,45 @@ ALL, FEW = "all labels", f"{FEW_LABELS} labels per class"
 
 def main() -> None:
     """Write both files."""
-    settings, commits = load_settings(), read_json(COMMITS)
+    settings, commits, seconds = load_settings(), read_json(COMMITS), read_json(SECONDS)
     names = sorted(path.relative_to(CELLS).with_suffix("").as_posix() for path in CELLS.glob("*/*.json"))
-    rows = [ladder_row(read_json(CELLS / f"{name}.json"), settings, commits[name]) for name in names]
+    rows = [
+        ladder_row(read_json(CELLS / f"{name}.json"), settings, commits[name], seconds.get(name, {})) for name in names
+    ]
     write_json(ROWS, rows)
-    write_ladder(rows, ROWS.with_suffix(".html"))
+    write_ladder(rows, ROWS.with_suffix(".html"), missing_cells(settings, names))
 
 
-def write_ladder(rows: Sequence[Mapping[str, Any]], page: Path) -> None:
+def missing_cells(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, list[str]]:
+    """What is not measured yet: for each data set, its systems, with the number of seeds that are missing.
+
+    A data set of which nothing was measured counts only if it is part of the whole comparison, not of the quick one.
+
+    Args:
+        settings: content of ladder.yaml.
+        names: the cells that exist, such as `digits/default-0`.
+    """
+    missing: dict[str, list[str]] = {}
+    for group in GROUPS:
+        for dataset in settings[group]["datasets"]:
+            if group == "quick" and not any(name.startswith(f"{dataset}/") for name in names):
+                continue
+            for system in settings[group]["systems"]:
+                seeds = [seed for seed in settings[group]["seeds"] if f"{dataset}/{system}-{seed}" not in names]
+                if seeds:
+                    missing.setdefault(dataset, []).append(f"{system} ({_seeds(len(seeds))})")
+    return missing
+
+
+def write_ladder(
+    rows: Sequence[Mapping[str, Any]], page: Path, missing: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> None:
     """Write the page; the same rows give the same bytes.
 
     Args:
         rows: content of reports/ladder.json: a row for each system and seed. The page omits what they lack.
         page: the HTML file.
+        missing: for each data set, what is not measured yet.
     """
     cells = cells_table(rows)
     comparisons = compare(cells)
@@ -53,6 +80,7 @@ def write_ladder(rows: Sequence[Mapping[str, Any]], page: Path) -> None:
         sections=sections,
         commits=sorted({row["commit"] for row in rows if row.get("commit")}),
         unmeasured=len(rows) - len(cells),
+        missing=missing,
         meaning=MEANING,
     )
 
@@ -62,12 +90,15 @@ def _section(comparison: Comparison, identifier: str) -> dict[str, Any]:
     measured = {ALL: comparison.differences, FEW: comparison.few_labels_differences}
     differences = {measure: table for measure, table in measured.items() if len(table)}
     by_labels = comparison.by_labels
+    codes = {system: _records(line)[:-1] for system, line in comparison.by_dimension.groupby("system")}
     return {
         "id": identifier,
         "protocol": comparison.protocol,
         "tiles": list(_tiles(comparison, differences)),
         "systems": _records(comparison.systems),
         "differences": {measure: _records(table) for measure, table in differences.items()},
+        "codes": {system: {row["dimension"]: row["accuracy"] for row in line} for system, line in codes.items()},
+        "code_lengths": sorted({row["dimension"] for line in codes.values() for row in line}),
         "label_counts": sorted(by_labels["labels_per_class"].unique()),
         "by_labels": {
             system: {row["labels_per_class"]: row for row in _records(line)}
@@ -99,15 +130,16 @@ def _charts(comparison: Comparison, differences: dict[str, pd.DataFrame]) -> Ite
             "The trained system minus each of its untrained controls, with the same seeds: above zero, training has "
             "helped. Bars are 95 % intervals; a hollow dot means that the difference may be zero.",
         )
-    if len(comparison.by_dimension):
+    codes = comparison.by_dimension
+    if len(codes):
+        charted = codes["system"].isin([*comparison.by_labels["system"], *trained])
+        codes = codes[charted] if charted.any() else codes
         yield (
             "dimension",
-            curves_figure(comparison.by_dimension, "dimension", "dimensions of the features", 4, objectives, trained),
+            curves_figure(codes, "dimension", "numbers per image", 4, objectives, trained),
             "Accuracy and dimension",
-            "The features projected on their first principal components; the last dot of a line is their full width. "
-            "At equal dimension, the higher curve has the better features; a curve that still rises at its right end "
-            f"owes some of its accuracy to its width. Means over {_seeds_of(comparison.by_dimension)}, so that they "
-            "may differ from the table's.",
+            "Compact codes of several lengths; the last dot of a line is the features themselves. At equal dimension, "
+            f"the higher curve has the better features. Means over {_seeds_of(codes)}.",
         )
     if len(comparison.by_labels):
         yield (

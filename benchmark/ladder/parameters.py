@@ -8,20 +8,22 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from convae.datasets.catalogue import image_shape
 from convae.experiment import map_sizes
 from convae.files import write_json
-from convae.params import Params, load_params, parse_sections, read_text
+from convae.params import FeaturesParams, Params, load_params, parse_sections, read_text
 
 HOME = Path("benchmark/ladder")
 SETTINGS, INPUTS = HOME / "ladder.yaml", HOME / "inputs.json"
-CELLS, COMMITS = HOME / "cells", HOME / "commits.json"
+CELLS, COMMITS, SECONDS = HOME / "cells", HOME / "commits.json", HOME / "seconds.json"
 SYSTEMS = Path("systems")
-GROUPS = ("main", "others", "deterministic", "quick")
+GROUPS = ("main", "colour", "twins", "deterministic", "others", "quick")
 
 # The seed is in the cell's name; the other keys change how a cell runs, and at most the last bits of its numbers.
 NOT_COMPARED: Any = {
@@ -39,7 +41,8 @@ class Experiment:
         params: the whole experiment, with an arbitrary seed.
         recipe_epochs: epochs in the system's own file.
         protocol: the readout that all systems share. Only cells with the same protocol are compared.
-        curves: whether to measure with few labels and at fewer dimensions, too.
+        curves: whether to measure with few labels, too.
+        read_code: whether the row measures the compact code instead of the features.
         versions: of each component of the code that the row depends on.
     """
 
@@ -47,6 +50,7 @@ class Experiment:
     recipe_epochs: int
     protocol: dict[str, Any]
     curves: bool
+    read_code: bool
     versions: dict[str, int]
 
     @property
@@ -55,7 +59,7 @@ class Experiment:
         # Without keys that have their default value, a new key with a default leaves every cell valid. The systems'
         # files omit no key (a test asserts it), so that a default can change without changing what they compute.
         params = self.params.model_dump(mode="json", exclude=NOT_COMPARED, exclude_defaults=True)
-        return digest([params, self.protocol, self.curves, self.versions])
+        return digest([params, self.protocol, self.curves, self.read_code, self.versions])
 
     @property
     def images_key(self) -> str:
@@ -86,35 +90,57 @@ def experiment(settings: dict[str, Any], dataset: str, system: str) -> Experimen
         ConvaeError: ladder.yaml or the system's file sets a key to a value that is not allowed.
     """
     variant = settings["variants"].get(system, {"of": system, "set": {}})
-    file = SYSTEMS / f"{variant['of']}.yaml"
+    default = SYSTEMS / f"{settings['defaults'][dataset]}.yaml"
+    file = default if variant["of"] == "default" else SYSTEMS / f"{variant['of']}.yaml"
     of_dataset, shortened = settings["data"][dataset], settings["shortened"].get(system, {})
-    params = _changed(file, {**of_dataset, **variant["set"], **shortened})
-    common = _changed(SYSTEMS / "default.yaml", of_dataset).features
-    sizes = map_sizes(params)
-    maps = [sizes[layer] for layer in params.features.layers]
-    if system in settings["own_readout"]:  # each pixel, however many the images have
-        readout = params.features.model_copy(update={"grid": maps[0]})
-    else:
-        grid = tuple(min(common.grid[axis], *(size[axis] for size in maps)) for axis in (0, 1))
-        readout = common.model_copy(update={"layers": params.features.layers, "grid": grid})
+    params = _changed(file, {**of_dataset, **variant["set"], **shortened}, variant.get("layers"))
+    common = _changed(default, of_dataset).features
     trained = params.objective.kind != "none"
-    shared = common.model_dump(mode="json", include={"rectification", "pooling", "grid", "power"})
+    stated = common.model_dump(mode="json", include={"pooling", "grid", "power", "mirror", "code"})
     return Experiment(
-        params.model_copy(update={"features": readout}),
+        params.model_copy(update={"features": _readout(settings, system, params, common)}),
         load_params(file).train.epochs,
-        {**shared, "held_out": params.data.dataset == "image_folder"},
+        {**stated, "held_out": params.data.dataset == "image_folder"},
         system in settings["curves"],
+        system in settings["read_code"],
         {name: version for name, version in settings["versions"].items() if trained or name != "training"},
     )
 
 
-def _changed(file: Path, changes: dict[str, Any]) -> Params:
-    """A system's file with some keys changed: `{"train.epochs": 10}`."""
+def _readout(settings: dict[str, Any], system: str, params: Params, common: FeaturesParams) -> FeaturesParams:
+    """The readout of a system on a data set whose default has the readout `common`."""
+    own, sizes = params.features, map_sizes(params)
+    maps = [sizes[layer] for layer in own.layers]
+    if system in settings["own_readout"]:
+        changes = {"grid": maps[0], "code": own.code or common.code}
+    else:
+        grid = tuple(min(common.grid[axis], *(size[axis] for size in maps)) for axis in (0, 1))
+        changes = {name: getattr(common, name) for name in settings["readout"]} | {"grid": grid}
+    readout = own.model_copy(update=changes)
+    if readout.code:
+        layers = params.model.layers
+        channels = sum(layers[layer].filters for layer in own.layers) if layers else image_shape(params.data)[0]
+        features = channels * prod(readout.grid) * (2 if readout.rectification == "both" else 1)
+        components = min(readout.code.components, features)
+        readout = readout.model_copy(update={"code": readout.code.model_copy(update={"components": components})})
+    return readout
+
+
+def _changed(file: Path, changes: dict[str, Any], layers: int | None = None) -> Params:
+    """A system's file with only its first layers and some keys changed: `{"train.epochs": 10}`."""
     content = YAML(typ="safe").load(read_text(file))
+    if layers:
+        content["model"]["layers"] = content["model"]["layers"][:layers]
+        content["model"]["layers"][-1]["output"] = None
     for key, value in changes.items():
         *sections, name = key.split(".")
-        reduce(lambda section, inner: section.setdefault(inner, {}), sections, content)[name] = value
+        reduce(_inner, sections, content)[name] = value
     return parse_sections(file, json.dumps(content), Params)  # JSON is YAML
+
+
+def _inner(section: Any, name: str) -> Any:
+    """A section within another, or an entry of a list."""
+    return section[int(name)] if isinstance(section, list) else section.setdefault(name, {})
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from convae.evaluation.metrics import DIGITS, wilson_interval
 CONFIDENCE = 0.95
 FEW_LABELS = 10  # per class
 NAMES = ("dataset", "protocol", "system", "seed", "objective", "control_of", "control", "initialized_by", "note")
-NUMBERS = ("test_accuracy", "knn_accuracy", "test_images", "dimension", "encoder_parameters")
+NUMBERS = ("test_accuracy", "knn_accuracy", "test_images", "dimension", "encoder_parameters",
+           "training_seconds", "extraction_seconds")  # fmt: skip
 CURVES = ("by_dimension", "by_labels")
 
 
@@ -99,7 +100,8 @@ def systems_table(cells: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `system`, `objective`, `control_of`, `control`, `accuracy` (mean over `seeds`), `low` and `high` (95 %; NaN if
-        the number of test images is unknown), `knn_accuracy` (mean), `dimension`, `encoder_parameters`, `note`, and
+        the number of test images is unknown), `knn_accuracy` (mean), `dimension`, `encoder_parameters`,
+        `training_seconds` and `extraction_seconds` (means over the seeds where they are known), `note`, and
         `fine_tuned`: the mean test accuracies of the systems that continued from such an encoder with labels.
     """
     means = cells.groupby("system")["test_accuracy"].mean().round(DIGITS)
@@ -116,7 +118,7 @@ def systems_table(cells: pd.DataFrame) -> pd.DataFrame:
                 "low": low,
                 "high": high,
                 "seeds": len(own),
-                "knn_accuracy": own["knn_accuracy"].mean(),
+                **own[["knn_accuracy", "training_seconds", "extraction_seconds"]].mean(),
                 "fine_tuned": means[parents[parents == system].index].tolist(),
                 "note": "; ".join(own["note"].dropna().unique()),
             }

@@ -51,7 +51,7 @@ def test_the_committed_hashes_are_those_of_the_systems(settings, tmp_path, monke
 @pytest.mark.parametrize(
     "changes",
     [
-        {"# The default": "# Another comment"},
+        {"# One complete experiment": "# Another comment"},
         {"experiment: convae": "experiment: mine"},
         {"devices: 1": "devices: 4", "checkpoint_minutes: 5": "checkpoint_minutes: 9"},
         {"seed: 0": "seed: 7"},
@@ -108,6 +108,28 @@ def test_another_shared_readout_makes_every_cell_stale(settings):
     before = experiment(settings, "digits", "pixels").key
     settings["data"]["digits"]["features.grid"] = 5
     assert experiment(settings, "digits", "pixels").key != before
+
+
+def test_a_control_keeps_only_the_layers_that_it_asks_for(settings):
+    for dataset, border, filters in (("fashion_mnist", "zeros", 96), ("cifar10", "reflect", 384)):
+        both = experiment(settings, dataset, "default_unwhitened").params.model.layers
+        assert [layer.input.whitening for layer in both] == [None, None]
+        assert [layer.filters for layer in both] == [64, filters]
+        (layer,) = experiment(settings, dataset, "one_layer_patches").params.model.layers
+        assert (layer.border, layer.output) == (border, None)
+        assert layer.input == experiment(settings, dataset, "default").params.model.layers[0].input
+
+
+def test_the_readout_is_shared_except_for_what_depends_on_the_maps(settings):
+    def readout(dataset, system):
+        return experiment(settings, dataset, system).params.features
+
+    assert readout("fashion_mnist", "kmeans").code == readout("fashion_mnist", "default").code
+    assert readout("cifar10", "filter_bank").mirror == readout("cifar10", "default").mirror == "average"
+    assert (readout("fashion_mnist", "default").threshold, readout("fashion_mnist", "kmeans").threshold) == (0.75, 0)
+    assert (readout("fashion_mnist", "pca").code.components, readout("cifar10", "pixels").grid) == (50, (32, 32))
+    assert readout("digits", "pixels").code.components == 64  # there are no more features
+    assert [name for name in settings["read_code"] if not experiment(settings, "digits", name).read_code] == []
 
 
 def of_groups(settings):

@@ -7,9 +7,9 @@ import pytest
 from helpers import chromium, needs_chromium
 from ladder_rows import ladder_rows
 
-from benchmark.ladder.cell import SCRATCH, record_commit
-from benchmark.ladder.page import main, write_ladder
-from benchmark.ladder.parameters import COMMITS
+from benchmark.ladder.cell import SCRATCH, note
+from benchmark.ladder.page import main, missing_cells, write_ladder
+from benchmark.ladder.parameters import COMMITS, GROUPS
 
 SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 
@@ -56,18 +56,18 @@ def pair(own, controls):
 def test_the_committed_rows_are_those_of_the_cells(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
     monkeypatch.setattr("benchmark.ladder.page.ROWS", tmp_path / "ladder.json")
-    monkeypatch.setattr("benchmark.ladder.page.write_ladder", lambda rows, page: None)
+    monkeypatch.setattr("benchmark.ladder.page.write_ladder", lambda rows, page, missing: None)
     main()
     assert (tmp_path / "ladder.json").read_bytes() == Path("reports/ladder.json").read_bytes()
 
 
-def test_a_cell_records_the_commit_that_measured_it(tmp_path, monkeypatch):
+def test_a_cell_notes_the_commit_that_measured_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     COMMITS.parent.mkdir(parents=True)
     SCRATCH.mkdir(parents=True)
     COMMITS.write_text('{"digits/b-0": "1111111", "digits/c-0": "1111111"}')
-    record_commit("digits/c-0", "2222222")
-    record_commit("digits/a-0", "3333333")
+    note(COMMITS, "digits/c-0", "2222222")
+    note(COMMITS, "digits/a-0", "3333333")
     found = list(json.loads(COMMITS.read_text()).items())
     assert found == [("digits/a-0", "3333333"), ("digits/b-0", "1111111"), ("digits/c-0", "2222222")]
 
@@ -85,7 +85,9 @@ def test_the_page_loads_nothing_and_has_the_same_bytes(page, tmp_path):
     assert all(source.startswith(("data:image/png;base64,", "#ladder-")) for source in found.sources)
     text = (tmp_path / "ladder.html").read_text("utf-8")
     assert not re.search(r"(https?:)?//\w", re.sub(r"base64,[\w+/=]+", "", text))
-    assert "Means over 1 seed," in found.text
+    assert "Means over 1 to 5 seeds." in found.text
+    assert "code of 64" in found.text
+    assert "Not measured yet" not in found.text
     assert "over 1 to 5 seeds, lines" in found.text
     write_ladder(ladder_rows(), tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "ladder.html").read_bytes()
@@ -121,6 +123,18 @@ def test_what_was_not_measured_is_not_on_the_page(page):
     for title in ("Accuracy and dimension", "Accuracy and labels", "10 labels per class"):
         assert title not in found.text
     assert "Nothing has been measured yet" in page([]).text
+
+
+def test_the_page_names_what_is_missing(tmp_path):
+    group = {"datasets": ["d"], "systems": ["a", "b"], "seeds": [0, 1, 2]}
+    settings = {name: {"datasets": [], "systems": [], "seeds": []} for name in GROUPS}
+    settings |= {"main": group, "quick": {**group, "datasets": ["q"]}}
+    measured = ["d/a-0", "d/a-1", "d/a-2", "d/b-1"]
+    assert missing_cells(settings, measured) == {"d": ["b (2 seeds)"]}
+    both = missing_cells(settings, [*measured, "q/a-0"])
+    assert both == {"d": ["b (2 seeds)"], "q": ["a (2 seeds)", "b (3 seeds)"]}
+    write_ladder([], tmp_path / "ladder.html", both)
+    assert "Not measured yet: d: b (2 seeds); q: a (2 seeds), b (3 seeds)." in Page(tmp_path / "ladder.html").text
 
 
 def test_incomplete_curves_are_drawn_as_far_as_they_go(page):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+CHANGING = ("commit", "training_seconds", "extraction_seconds")
+
+
 def ladder_cells() -> list[dict[str, Any]]:
     """The rows of reports/ladder.json; none without that file."""
     path = store_root() / "reports/ladder.json"
@@ -49,8 +52,8 @@ def record(uri: str, experiment: str, cells: Sequence[Mapping[str, Any]]) -> int
 
 
 def _key(cell: Mapping[str, Any]) -> str:
-    """A hash of the row without its commit: the same numbers measured again are not another row."""
-    return content_hash({name: value for name, value in cell.items() if name != "commit"})
+    """A hash of the row without its commit and seconds: the same numbers measured again are not another row."""
+    return content_hash({name: value for name, value in cell.items() if name not in CHANGING})
 
 
 def _add(client: "MlflowClient", experiment: str, cell: Mapping[str, Any]) -> None:
