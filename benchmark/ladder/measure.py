@@ -22,6 +22,7 @@ from convae.training.train import train_encoder
 
 NEIGHBORS = 10
 DIMENSIONS = (64, 128, 256)
+NEIGHBORS_DIMENSION = 64  # in longer codes, many directions of noise weigh as much as the others
 DRAWS = {1: 5, 10: 5, 100: 3, 1000: 1}  # of labels per class; the more there are, the less accuracies differ
 FEW_LABELS = 100  # per class, at most, for other seeds than the first and for systems that learn from labels
 SUPERVISED_DRAWS = 2  # a system that learns from labels is trained anew for each
@@ -119,6 +120,7 @@ def measure_cell(
             "training_images": len(features.y["train"]),
             "validation_images": len(features.y["validation"]),
             "neighbors": NEIGHBORS,
+            "neighbors_dimension": NEIGHBORS_DIMENSION,
         },
         "by_dimension": _by_dimension(params, code, features, test),
         "by_labels": _by_labels(params, prepared, features, first) if curves else None,
@@ -132,6 +134,7 @@ def _accuracy(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _neighbors(code: Features) -> float:
+    code = _shorter(code, min(NEIGHBORS_DIMENSION, code.dimension))
     classifier = KNeighborsClassifier(NEIGHBORS, algorithm="brute").fit(code.x["train"], code.y["train"])
     return _accuracy(classifier.predict(code.x["test"]), code.y["test"])
 

@@ -14,7 +14,7 @@ PROTOCOL = (
     "principal components are standardised alone. {code}{test_images}"
     "Classifier: {classifier} on {training_images} training images, the best of the candidates in the system's file on "
     "{validation_images} validation images, whose labels choose among them with few training labels too. "
-    "k-NN: {neighbors} neighbours in the code. "
+    "k-NN: {neighbors} neighbours in a code of {neighbors_dimension} numbers at most. "
     "With few labels a system that learns from labels sees their images alone."
 )
 

@@ -60,7 +60,7 @@ def test_every_cell_is_a_row_with_what_was_promised(ladder):
     assert "Code: 256 directions" in rows["default-0"]["protocol"]
     assert rows["default-0"]["dimension"] == rows["default_untrained-0"]["dimension"] == 96 * 2 * 16
     assert rows["pixels-0"]["dimension"] == 64
-    assert rows["dense_autoencoder-0"]["dimension"] == 256 * 2
+    assert rows["dense_autoencoder-0"]["dimension"] == 256  # of a sigmoid, which has no negative side
     assert rows["dense_autoencoder-0"]["encoder_parameters"] == 256 * (64 + 1)
     assert rows["default_untrained-1"]["control_of"] == "default"
     assert rows["default_untrained-0"]["by_labels"][:10] != rows["default_untrained-1"]["by_labels"][:10]
@@ -74,14 +74,12 @@ def test_codes_end_at_the_full_width_and_few_labels_are_drawn_several_times(ladd
     assert [entry["dimension"] for entry in rows["pixels-0"]["by_dimension"]] == [64]
     assert row["by_dimension"][-1]["test_accuracy"] == row["test_accuracy"]
     draws = [(entry["labels_per_class"], entry["draw"]) for entry in row["by_labels"]]
-    assert draws == [
-        (count, draw) for count, draws in ((1, 5), (10, 5), (100, 3)) for draw in range(draws)
-    ]  # no class has a thousand
+    # No class has a thousand.
+    assert draws == [(count, draw) for count, several in ((1, 5), (10, 5), (100, 3)) for draw in range(several)]
     means = [mean(e["test_accuracy"] for e in row["by_labels"] if e["labels_per_class"] == n) for n in (1, 10, 100)]
     assert means == sorted(means)
-    assert [entry["labels_per_class"] for entry in rows["default_untrained-1"]["by_labels"]] == [1] * 5 + [10] * 5 + [
-        100
-    ] * 3
+    counts = [entry["labels_per_class"] for entry in rows["default_untrained-1"]["by_labels"]]
+    assert counts == [1] * 5 + [10] * 5 + [100] * 3
     assert rows["default-0"]["by_labels"] is None
     assert len(rows["supervised_cnn-0"]["by_labels"]) == 6
 
