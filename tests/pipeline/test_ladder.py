@@ -64,7 +64,7 @@ def test_every_cell_is_a_row_with_what_was_promised(ladder):
     assert rows["dense_autoencoder-0"]["encoder_parameters"] == 256 * (64 + 1)
     assert rows["default_untrained-1"]["control_of"] == "default"
     assert rows["default_untrained-0"]["by_labels"][:10] != rows["default_untrained-1"]["by_labels"][:10]
-    assert all(row["training_seconds"] >= 0 and row["extraction_seconds"] > 0 for row in rows.values())
+    assert all(row["training_seconds"] >= 0 and row["extraction_seconds"] >= 0 for row in rows.values())
 
 
 def test_codes_end_at_the_full_width_and_few_labels_are_drawn_several_times(ladder):
