@@ -10,7 +10,13 @@ from typing import IO
 
 from helpers import REPOSITORY
 
-SMALL = ("data.dataset=digits", "train.epochs=2", "model.layers.0.filters=8", "train.threads=1")
+SMALL = (
+    "data.dataset=digits",
+    "train.epochs=2",
+    "model.layers.0.filters=8",
+    "model.layers.1.input.whitening.components=64",
+    "train.threads=1",
+)
 
 
 @dataclass
