@@ -472,3 +472,5 @@ def _load_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
         encoder.readout.load_fitted(parts["readout"])
     if encoder.code:
         encoder.code.load_state_dict(parts["code"])
+    elif parts["code"]:
+        raise ValueError("weights of a compact code, which is not described")

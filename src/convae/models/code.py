@@ -3,7 +3,7 @@
 from torch import nn
 
 from convae.errors import ConvaeError
-from convae.models.windows import Moments, denoising_directions
+from convae.models.windows import LEAST_VARIANCE, Moments, denoising_directions
 
 
 def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.Linear:
@@ -35,7 +35,7 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
     if scale == "shrunk":
         kept = kept.clamp(0, 1 - 1e-6)
         directions = directions * (kept / (1 - kept)).sqrt()[:, None]
-    lengths = ((directions @ total) * directions).sum()
+    lengths = ((directions @ total) * directions).sum().clamp(min=LEAST_VARIANCE)
     code = nn.Linear(len(total), components).requires_grad_(False)
     code.weight.copy_(directions * (total.trace() / lengths).sqrt())
     code.bias.copy_(-code.weight @ moments.mean)
