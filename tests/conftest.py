@@ -52,7 +52,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def experiment() -> Callable[..., Params]:
-    """`experiment(train={"epochs": 2})`: a small encoder of the digits that learns from whole maps, with changed keys."""
+    """`experiment(train={"epochs": 2})`: a small encoder of the digits that learns from whole maps."""
 
     def build(**changes: Any) -> Params:
         content = load_params(REPOSITORY / "systems/whitened_wta_cae.yaml").model_dump()

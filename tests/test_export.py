@@ -40,7 +40,7 @@ POOLED = layer(filters=6, activation="relu", batch_norm=True, pool={"kind": "max
 KINDS = {
     "several layers, pooled": ({"layers": [POOLED, layer(filters=4, stride=[2, 1])]}, {"layers": [0, 1]}),
     "on reconstructions": ({"layers": [layer(filters=4)] * 2, "stacked_on": "reconstructions"}, {}),
-    "principal components": ({}, {"pca": 5}),
+    "principal components": ({}, {}),  # of formats 3 and 4
     "maxima": ({}, {"pooling": "max"}),
     "pixels": (
         {"layers": [], "preprocessing": {"local_contrast": None, "whitening": None}, "decoder": False},
@@ -61,8 +61,8 @@ def test_onnxruntime_gives_the_features(kind, tmp_path):
     encoder = Encoder(autoencoder, readout, config)
     dimension = encoder.features(pictures).shape[1]
     readout.mean = torch.rand(dimension)
-    if readout.pca:
-        readout.components, dimension = torch.randn(readout.pca, dimension), readout.pca
+    if kind == "principal components":
+        readout.components, dimension = torch.randn(5, dimension), 5
     readout.scale = torch.rand(dimension) + 0.5
     encoder.save(tmp_path / "encoder")
 

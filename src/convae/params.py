@@ -538,10 +538,8 @@ class Params(Section):
             return
         whole = [index for index, layer in enumerate(layers) if layer.input or layer.output]
         if whole and self.train.order != "greedy":
-            key = "input" if layers[whole[0]].input else "output"
-            raise ValueError(
-                f"train.order = {self.train.order}: model.layers[{whole[0]}].{key} can't be decoded; set order to greedy"
-            )
+            key = f"model.layers[{whole[0]}].{'input' if layers[whole[0]].input else 'output'}"
+            raise ValueError(f"train.order = {self.train.order}: {key} can't be decoded; set order to greedy")
         if not self.train.places:
             return
         sparsity = self.objective.sparsity

@@ -22,6 +22,7 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
         ConvaeError: there are fewer features than components.
 
     Example:
+        >>> import torch
         >>> moments = Moments()
         >>> moments.add(torch.tensor([[-2.0, 1], [2, 1], [-2, -1], [2, -1]]))
         >>> code = fit_code(moments, components=1, ridge=0.1, scale="equal")

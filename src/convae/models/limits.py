@@ -112,9 +112,9 @@ def effort(network: Autoencoder, size: Size) -> tuple[int, int, int]:
         work, patches = work + pixels * filters.numel(), pixels * filters[0].numel()
     sizes = layer_sizes(size, network.geometry, network.stacked_on)
     for layer, (incoming, _) in zip(network.layers, sizes, strict=True):
-        filters, pixels = len(layer.convolution.weight), math.prod(layer.geometry.convolved(incoming))
-        work += pixels * filters * _values(layer)
-        maps += pixels * filters
+        count, pixels = len(layer.convolution.weight), math.prod(layer.geometry.convolved(incoming))
+        work += pixels * count * _values(layer)
+        maps += pixels * count
         patches += pixels * _values(layer)
     return work, maps, patches
 
