@@ -32,7 +32,7 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         for _ in range(min(BLOCKS, (dimension - basis.shape[1]) // width)):
             basis = torch.cat([basis, block], 1)
             block = matrix @ block
-            for _ in range(2):  # once leaves rounding errors: all that is left of a block, if the rank is used up
+            for _ in range(3):  # once leaves rounding errors: all that is left of a block, if the rank is used up
                 block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
         values, inner = torch.linalg.eigh(basis.T @ (matrix @ basis))
         values, vectors = values[-count:].flip(0), basis @ inner[:, -count:].flip(1)
