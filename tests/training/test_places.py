@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from layers import layer
-from test_objectives import resumes_alike
+from resumption import resumes_alike
 
 from convae.encoder import load_encoder
 from convae.errors import ConvaeError
@@ -116,9 +116,10 @@ def test_killed_after_a_fit_it_ends_with_the_same_bits(shipped, train_set, valid
         if layer == index:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(train, "fit_layer", die)
-        train_encoder(params, train_set, validation_set, ignore)
+        with pytest.raises(KeyboardInterrupt):
+            train_encoder(params, train_set, validation_set, ignore)
     resumed, again, _ = train_encoder(params, train_set, validation_set, ignore)
     assert again == history
     state = resumed.autoencoder.state_dict()

@@ -3,7 +3,7 @@
 from torch import nn
 
 from convae.errors import ConvaeError
-from convae.models.windows import LEAST_VARIANCE, Moments, denoising_directions
+from convae.models.windows import LEAST_VARIANCE, Moments, denoising_directions, principal_directions
 
 
 def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.Linear:
@@ -32,7 +32,10 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
     total, between = moments.second()
     if components > len(total):
         raise ConvaeError(f"features.code.components = {components}: images have {len(total)} features; lower it")
-    directions, kept = denoising_directions(total, between, components, ridge)
+    if moments.paired:
+        directions, kept = denoising_directions(total, between, components, ridge)
+    else:
+        directions, kept = principal_directions(total, components, ridge)
     if scale == "shrunk":
         kept = kept.clamp(0, 1 - 1e-6)
         directions = directions * (kept / (1 - kept)).sqrt()[:, None]

@@ -168,6 +168,10 @@ class Moments:
 
     With s = x + x' and d = x - x', both symmetric moments come out of two products: the sums of s sᵀ and of d dᵀ.
 
+    Attributes:
+        count: number of vectors.
+        paired: whether there are copies.
+
     Example:
         >>> moments = Moments()
         >>> moments.add(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]]))
@@ -178,6 +182,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
+        self.paired = False
         self.total = self.sums = self.differences = torch.zeros(())
 
     def add(self, vectors: Tensor, copies: Tensor | None = None) -> None:
@@ -191,6 +196,7 @@ class Moments:
         self.total += both.sum(0, dtype=torch.float64) / 2
         _add_products(self.sums, both)
         if copies is not None:
+            self.paired = True
             _add_products(self.differences, vectors - copies)
 
     @property
@@ -208,6 +214,22 @@ class Moments:
 def _add_products(total: Tensor, vectors: Tensor) -> None:
     rows = vectors.numpy(force=True)
     total += torch.from_numpy(rows.T @ rows)  # NumPy computes only one half of a symmetric product
+
+
+def principal_directions(total: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """What `denoising_directions` would find without corruption: the principal components.
+
+    Solving for them directly keeps apart directions that survive nearly alike.
+
+    Example:
+        >>> directions, kept = principal_directions(torch.diag(torch.tensor([1.0, 3.0])), 1, ridge=0.5)
+        >>> directions.abs().tolist(), kept.tolist()
+        ([[0.0, 0.7071067690849304]], [0.75])
+    """
+    unit = total.diagonal().mean().clamp(min=LEAST_VARIANCE)
+    variances, vectors = leading_eigenvectors(total / unit, count)
+    variances = variances.clamp(min=0)
+    return (vectors / (variances + ridge).sqrt()).T, variances / (variances + ridge)
 
 
 def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
