@@ -60,7 +60,7 @@ def test_the_loss_falls_and_filters_have_unit_length(shipped, train_set, validat
     encoder, history, _ = train_encoder(shipped(train={"epochs": 6}), train_set, validation_set, ignore)
     assert [row["phase"] for row in history] == [0] * 6 + [1] * 6
     for phase in (history[:6], history[6:]):
-        assert phase[-1]["train_loss"] < 0.9 * phase[0]["train_loss"]
+        assert phase[-1]["train_loss"] < 0.95 * phase[0]["train_loss"]
         assert phase[-1]["validation_loss"] < phase[0]["validation_loss"]
     images = validation_set.images
     before = encoder.activation_maps(images)
