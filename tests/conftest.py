@@ -1,5 +1,6 @@
 """Fixtures: the shipped experiment, reduced to the embedded digits."""
 
+import copy
 import os
 import signal
 import sys
@@ -51,10 +52,10 @@ def repository() -> Path:
 
 @pytest.fixture
 def experiment() -> Callable[..., Params]:
-    """`experiment(train={"epochs": 2})`: params.yaml for the digits and a small encoder, with these keys changed."""
+    """`experiment(train={"epochs": 2})`: a small encoder of the digits that learns from whole maps."""
 
     def build(**changes: Any) -> Params:
-        content = load_params(REPOSITORY / "params.yaml").model_dump()
+        content = load_params(REPOSITORY / "systems/whitened_wta_cae.yaml").model_dump()
         small: dict[str, Any] = {
             "data": {"dataset": "digits"},
             "model": {"layers": [content["model"]["layers"][0] | {"filters": 4, "kernel": (3, 3)}]},
@@ -63,12 +64,37 @@ def experiment() -> Callable[..., Params]:
             "features": {"grid": (2, 2)},
             "train": {"epochs": 3, "threads": 1, "accelerator": "cpu", "devices": 1},
         }
-        for part in (small, changes):
-            for section, keys in part.items():
-                content[section] = content[section] | keys if isinstance(keys, dict) else keys
-        return Params.model_validate(content)
+        return changed(content, small, changes)
 
     return build
+
+
+@pytest.fixture
+def shipped() -> Callable[..., Params]:
+    """`shipped(train={"epochs": 2})`: params.yaml for the digits with few filters, with these keys changed."""
+
+    def build(**changes: Any) -> Params:
+        content = load_params(REPOSITORY / "params.yaml").model_dump()
+        first, second = content["model"]["layers"]
+        second = copy.deepcopy(second | {"filters": 8})
+        second["input"]["whitening"]["components"] = 20
+        small: dict[str, Any] = {
+            "data": {"dataset": "digits"},
+            "model": {"layers": [first | {"filters": 6, "kernel": (3, 3)}, second]},
+            "features": {"grid": (2, 2), "code": content["features"]["code"] | {"components": 10, "images": None}},
+            "train": {"epochs": 2, "threads": 1, "accelerator": "cpu", "devices": 1},
+        }
+        return changed(content, small, changes)
+
+    return build
+
+
+def changed(content: dict[str, Any], *parts: dict[str, Any]) -> Params:
+    """An experiment with some keys of its sections replaced."""
+    for part in parts:
+        for section, keys in part.items():
+            content[section] = content[section] | keys if isinstance(keys, dict) else keys
+    return Params.model_validate(content)
 
 
 @pytest.fixture

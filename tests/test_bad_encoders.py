@@ -121,6 +121,18 @@ BUSY: dict[str, tuple[dict[str, Any], str]] = {
         "an image of 3000×3000 pixels would take 6e+14 multiplications",
     ),
     "large block": ({"sparsity": {"block": [2**17, 1], "lifetime": None}}, "131072 is not a number of pixels"),
+    "small factors of large filters": (
+        {
+            "layers": [
+                layer(filters=60000, kernel=[201, 201], input={
+                    "normalization": None,
+                    "whitening": {"kind": "pca", "components": 1, "epsilon": 0.1, "corruption": None},
+                })
+            ],
+            "decoder": False,
+        },
+        "the filters of a layer would take 1e+10 bytes; 1073741824 are allowed",
+    ),
     "true": ({"image_size": [True, True]}, "True is not a number of pixels, channels or filters from 1 to 65536"),
 }  # fmt: skip
 
@@ -132,6 +144,85 @@ def test_an_encoder_that_would_take_too_long_is_refused(convae: Callable[..., st
     config = CONFIG | {"preprocessing": PLAIN, "sparsity": None} | changes
     Encoder(build_autoencoder(config), Readout(**config["readout"]), config).save(Path("models/encoder"))
     assert message in convae("info")
+
+
+def whitened(**changes: Any) -> dict[str, Any]:
+    """What a layer reads: two components of its windows, with these keys of the whitening changed."""
+    whitening = {"kind": "denoising", "components": 2, "epsilon": 0.1, "corruption": {"flip": True, "shift": 1}}
+    return {"normalization": {"centered": True, "floor": 0.1}, "whitening": whitening | changes}
+
+
+POOLED = {"rectification": "both", "threshold": 0.5, "pool": {"kind": "mean", "size": [2, 2]}, "power": 0.5}
+WHITENED = CONFIG | {
+    "preprocessing": PLAIN,
+    "layers": [
+        layer(filters=4, kernel=[3, 3], input=whitened(), output=POOLED | {"standardize": True}),
+        layer(filters=4, kernel=[3, 3], input=whitened(), output=None),
+    ],
+    "sparsity": {"block": None, "lifetime": None, "per_place": 2},
+    "decoder": False,
+    "mirror": "average",
+    "code": {"kind": "pca", "components": 3, "corruption": None, "ridge": 0.1, "scale": "equal", "images": None},
+}
+FIRST, SECOND = ("layers", 0), ("layers", 1)
+FORGED: dict[str, tuple[Callable[[], object], str]] = {
+    "components beyond memory": (change(10**15, *FIRST, "input", "whitening", "components"), "is not a number of"),
+    "no components": (change(0, *SECOND, "input", "whitening", "components"), "is not a number of pixels"),
+    "components as words": (change("all", *SECOND, "input", "whitening", "components"), "is not a number of pixels"),
+    "more components": (change(60000, *SECOND, "input", "whitening", "components"), "there are fewer weights than"),
+    "other components": (change(3, *SECOND, "input", "whitening", "components"), "do not belong together"),
+    "all components": (change(None, *SECOND, "input", "whitening", "components"), "do not belong together"),
+    "no whitening": (change(None, *SECOND, "input", "whitening"), "do not belong together"),
+    "no input": (change(None, *SECOND, "input"), "do not belong together"),
+    "input as words": (change("all", *SECOND, "input"), "do not belong together"),
+    "floor as words": (change("low", *SECOND, "input", "normalization", "floor"), "do not belong together"),
+    "pool beyond memory": (change([10**9, 2], *FIRST, "output", "pool", "size"), "is not a number of pixels"),
+    "pool without pixels": (change([0, 0], *FIRST, "output", "pool", "size"), "is not a number of pixels"),
+    "pool larger than the map": (change([9, 9], *FIRST, "output", "pool", "size"), "pooling over 9×9 turns 8×8 into"),
+    "unknown pool": (change("sum", *FIRST, "output", "pool", "kind"), "do not belong together"),
+    "no output": (change(None, *FIRST, "output"), "do not belong together"),
+    "winners beyond memory": (change(10**12, "sparsity", "per_place"), "is not a number of pixels"),
+    "winners as words": (change("many", "sparsity", "per_place"), "is not a number of pixels"),
+    "another border": (change("reflect", *FIRST, "border"), ""),
+    "code without weights": (weights(lambda tensors: tensors.pop("code.weight")), "do not belong together"),
+    "weights without a code": (change(None, "code"), "weights of a compact code, which is not described"),
+    "code of other features": (
+        weights(lambda tensors: tensors.update({"code.weight": np.ones((3, 7), np.float32)})),
+        "do not belong together",
+    ),
+    "code of a vector": (
+        weights(lambda tensors: tensors.update({"code.weight": np.ones(16, np.float32)})),
+        "do not belong together",
+    ),
+    "code of NaN": (weights(lambda tensors: tensors["code.bias"].fill(np.nan)), "holds NaN or infinity"),
+    "whitening of infinity": (
+        weights(lambda tensors: tensors["autoencoder.layers.1.input.map"].fill(np.inf)),
+        "holds NaN or infinity",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def convae_with_a_code(convae: Callable[..., str]) -> Callable[..., str]:
+    autoencoder, generator = build_autoencoder(WHITENED), torch.Generator().manual_seed(0)
+    autoencoder.initialize(generator)
+    code = torch.nn.Linear(16, 3)
+    Encoder(autoencoder, Readout(**READOUT), WHITENED, code=code).save(Path("models/encoder"))
+    return convae
+
+
+def test_an_encoder_with_a_code_works(convae_with_a_code: Callable[..., str]) -> None:
+    assert not convae_with_a_code("info")
+    assert not convae_with_a_code("features", "picture.png", "-o", "features.npy")
+    assert np.load("features.npy").shape == (1, 16)
+    assert "no trained decoder" in convae_with_a_code(*COMMANDS["reconstruct"])
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_forged_whitening_and_codes_are_refused_in_one_line(convae_with_a_code: Callable[..., str], case: str) -> None:
+    damage, message = FORGED[case]
+    damage()
+    assert message in convae_with_a_code("info")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -33,6 +33,16 @@ def layer(**keys: object) -> Change:
     return change
 
 
+def last_layer(old: str, new: str) -> Change:
+    """Replace the last occurrence of `old` in the layers."""
+
+    def change(text: str) -> str:
+        place = text.rindex(old, 0, text.index("  initialization:"))
+        return text[:place] + new + text[place + len(old) :]
+
+    return change
+
+
 def several(*changes: Change) -> Change:
     def change(text: str) -> Text:
         for one in changes:
@@ -48,6 +58,7 @@ def laughs(kind: str, first: str) -> str:
     return f"[&x0 {first}, {', '.join(levels)}]"
 
 
+PLAIN = "systems/whitened_wta_cae.yaml"  # one layer that learns from whole maps
 C = "C: [0.001, 0.003]"
 FOLDER = by("dataset: fashion_mnist", "dataset: image_folder")
 
@@ -238,15 +249,132 @@ ABSURD = {
     "window": (by("window: 9", "window: 1000001"), "preprocessing.local_contrast.window = 1000001: must"),
     "whitening": (by("window: 7", "window: 17"), "preprocessing.whitening.window = 17: must"),
     "winners": (by("block: 14", "block: 999999"), "objective.sparsity.block: found 999999; one number or [height,"),
-    "components": (by("pca: null", "pca: 999999999999"), "features.pca = 999999999999: must … 2147483648"),
     "hidden layer": (by("hidden_layer_sizes: [512]", "hidden_layer_sizes: [9999999999]"), "mlp.hidden_layer_sizes[0]"),
     "neighbours": (by("n_neighbors: [5, 10]", "n_neighbors: [9999999999]"), "n_neighbors[0] = 9999999999: must be"),
-    "grid": (by("  grid: 7 ", "  grid: 65535 "), "features.grid = 65535×65535: layer -1 has maps of 28×28"),
+}  # fmt: skip
+
+SHIPPED = "params.yaml"  # two layers that learn place by place
+PLACES = by("  places: 32 ", "  places: null ")
+OUTPUT = "{rectification: both, threshold: 0.5, pool: null, power: 0.5, standardize: true}"
+TWO_LAYERS = {
+    "no places": (PLACES, "model.layers[0].input: normalised windows are learned place by place; set train.places"),
+    "a plain layer": (layer(filters=8), "train.places = 32: model.layers[0].input is null; set train.places to null"),
+    "activation": (
+        last_layer("activation: linear", "activation: relu"),
+        "model.layers[1].input: needs activation: linear, batch_norm: false and dropout: 0.0",
+    ),
+    "batch norm": (last_layer("batch_norm: false", "batch_norm: true"), "model.layers[1].input: needs activation:"),
+    "dropout": (last_layer("dropout: 0.0", "dropout: 0.5"), "model.layers[1].input: needs activation: linear,"),
+    "output of the last": (
+        last_layer("output: null", f"output: {OUTPUT}"),
+        "model.layers[1].output: no layer above reads it; set it to null",
+    ),
+    "on reconstructions": (
+        by("stacked_on: maps", "stacked_on: reconstructions"),
+        "model.layers[0]: input and output need model.stacked_on: maps",
+    ),
+    "order": (
+        by("order: greedy ", "order: end_to_end "),
+        "train.order = end_to_end: model.layers[0].input can't be decoded; set order to greedy",
+    ),
+    "order without places": (
+        several(
+            layer(filters=8, output=OUTPUT),
+            by("  initialization:", "    - {filters: 8}\n  initialization:"),
+            PLACES,
+            by("order: greedy ", "order: simultaneous "),
+        ),
+        "train.order = simultaneous: model.layers[0].output can't be decoded; set order to greedy",
+    ),
+    "untied": (by("tied_weights: true", "tied_weights: false"), "train.places = 32: needs model.tied_weights: true"),
+    "corrupted": (
+        by("corruption: null               # or {kind: gaussian", "corruption: {kind: gaussian, level: 0.1} # or"),
+        "train.places = 32: needs objective.corruption: null",
+    ),
+    "blocks": (
+        several(by("block: null ", "block: 14 "), by("per_place: 3 ", "per_place: null ")),
+        "train.places = 32: needs objective.sparsity: null, or its per_place",
+    ),
+    "both competitions": (
+        by("block: null ", "block: 14 "),
+        "objective.sparsity: per_place = 3: set block and lifetime to null, or per_place",
+    ),
+    "lifetime": (by("lifetime: null ", "lifetime: 0.3 "), "objective.sparsity: per_place = 3: set block and lifetime"),
+    "winners": (
+        by("per_place: 3 ", "per_place: 65 "),
+        "objective.sparsity.per_place = 65: model.layers[0] has 64 filters; lower it",
+    ),
+    "no winner": (by("per_place: 3 ", "per_place: 0 "), "objective.sparsity.per_place = 0: must"),
+    "zca components": (
+        several(by("kind: pca ", "kind: zca "), by("components: null ", "components: 9 ")),
+        "model.layers[0].input.whitening: components = 9: zca keeps all of them; set it to null or use pca",
+    ),
+    "pca of copies": (
+        by("corruption: null       # denoising", "corruption: {flip: true, shift: 0} #"),
+        "model.layers[0].input.whitening: kind = pca: has no corrupted copy; set corruption to null or use denoising",
+    ),
+    "denoising of nothing": (
+        by("components: 256, epsilon: 0.1, corruption: {flip: false, shift: 1}", "components: 256, epsilon: 0.1"),
+        "model.layers[1].input.whitening: kind = denoising: needs a corrupted copy, such as corruption: {flip: false,",
+    ),
+    "denoising of equal copies": (
+        by("epsilon: 0.1, corruption: {flip: false, shift: 1}", "epsilon: 0.1, corruption: {flip: false, shift: 0}"),
+        "model.layers[1].input.whitening: kind = denoising: needs a corrupted copy, such as",
+    ),
+    "components": (
+        by("components: null ", "components: 50 "),
+        "model.layers[0].input.whitening.components = 50: its windows hold 49 values; lower it",
+    ),
+    "components of maps": (
+        by("components: 256, epsilon", "components: 1153, epsilon"),
+        "model.layers[1].input.whitening.components = 1153: its windows hold 1152 values; lower it",
+    ),
+    "covariance": (
+        by("    - filters: 64", "    - filters: 4096"),
+        "model.layers[1].input.whitening: its covariance would take 20.2 GiB; at most 1 GiB is allowed",
+    ),
+    "filter bank": (
+        by("initialization: normal ", "initialization: filter_bank "),
+        "model.initialization = filter_bank: it holds images; set input to null in the layers",
+    ),
+    "border": (
+        several(by("kernel: 7 ", "kernel: [57, 7] "), by("border: zeros              #", "border: reflect #")),
+        "model.layers[0]: border 'reflect' mirrors 28×3 pixels, more than 28×28 have; use zeros",
+    ),
+    "floor": (by("floor: 0.316", "floor: 0"), "model.layers[1].input.normalization.floor = 0: must"),
+    "key of an input": (by("{centered: false, ", "{centred: false, "), "normalization: unknown key 'centred'"),
+    "former key": (
+        by("  mirror: null ", "  pca: null\n  mirror: null "),
+        "features: pca is a kind of code now; remove the line",
+    ),
+    "former components": (
+        by("  mirror: null ", "  pca: 256\n  mirror: null "),
+        "features: pca is a kind of code now; write code: {kind: pca, components: 256, ...}",
+    ),
+    "code of copies": (
+        by("kind: denoising              #", "kind: pca #"),
+        "features.code: kind = pca: has no corrupted copy; set corruption to null or use denoising",
+    ),
+    "code without copies": (
+        by("corruption: {flip: false, shift: 1} # mirror", "corruption: null # mirror"),
+        "features.code: kind = denoising: needs a corrupted copy, such as corruption: {flip: false, shift: 1}",
+    ),
+    "numbers of the code": (
+        by("    components: 256\n", "    components: 999999999999\n"),
+        "features.code.components = 999999999999: must … 2147483648",
+    ),
+    "mirror": (by("mirror: null ", "mirror: true "), "features.mirror = True: must be 'average'"),
 }  # fmt: skip
 
 CASES = {
     f"{topic}: {name}": case
-    for topic, table in {"YAML": YAML, "keys": KEYS, "values": VALUES, "absurd": ABSURD}.items()
+    for topic, table in {
+        "YAML": YAML,
+        "keys": KEYS,
+        "values": VALUES,
+        "absurd": ABSURD,
+        "places": TWO_LAYERS,
+    }.items()
     for name, case in table.items()
 }
 
@@ -254,7 +382,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_mistakes_are_reported_in_one_line(repository: Path, tmp_path: Path, case: str) -> None:
     change, message = CASES[case]
-    content = change((repository / "params.yaml").read_text("utf-8"))
+    content = change((repository / (SHIPPED if case.startswith("places") else PLAIN)).read_text("utf-8"))
     path = tmp_path / "params.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConvaeError) as mistake:
@@ -278,7 +406,7 @@ ALLOWED = {
 
 @pytest.mark.parametrize("case", ALLOWED)
 def test_valid_yaml_is_read(repository: Path, tmp_path: Path, case: str) -> None:
-    text = ALLOWED[case]((repository / "params.yaml").read_text("utf-8"))
+    text = ALLOWED[case]((repository / PLAIN).read_text("utf-8"))
     assert isinstance(text, str)
     (tmp_path / "params.yaml").write_text(text, "utf-8", newline="")
     load_experiment(tmp_path / "params.yaml")
@@ -305,3 +433,9 @@ def test_an_invalid_initial_encoder_is_refused(repository: Path, tmp_path: Path,
     with pytest.raises(ConvaeError, match=r"initial/config\.json does not describe an encoder") as mistake:
         load_experiment(tmp_path / "params.yaml")
     assert "\n" not in str(mistake.value)
+
+
+def test_a_grid_with_more_cells_than_pixels_is_allowed(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "params.yaml").read_text("utf-8").replace("  grid: 7 ", "  grid: 65535 ")
+    (tmp_path / "params.yaml").write_text(text, "utf-8")
+    assert load_experiment(tmp_path / "params.yaml").features.grid == (65535, 65535)

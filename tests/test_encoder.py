@@ -178,7 +178,7 @@ def forge(folder: Path, **changes) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "not an encoder"),
         (lambda folder: (folder / "config.json").write_text("{"), "not an encoder"),
         (lambda folder: (folder / "config.json").write_text("[]"), "reads formats 3 to 5"),
-        (lambda folder: rewrite(folder, format=5), "format 6; this version of convae reads formats 3 to 5"),
+        (lambda folder: rewrite(folder, format=6), "format 6; this version of convae reads formats 3 to 5"),
         (lambda folder: rewrite(folder, readout=READOUT | {"power": 1.0}), "damaged"),
         (lambda folder: rewrite(folder, trained_on={}), "damaged"),
         (lambda folder: truncate(folder / "model.safetensors"), "damaged"),

@@ -11,7 +11,9 @@ from convae import load_encoder
 from convae.encoder import Encoder, build_autoencoder
 from convae.errors import ConvaeError
 from convae.export import export_onnx
+from convae.features.extract import attach_readout, fit_readout
 from convae.models.readout import Readout
+from convae.training.train import train_encoder
 
 READOUT = {
     "layers": [-1],
@@ -40,7 +42,7 @@ POOLED = layer(filters=6, activation="relu", batch_norm=True, pool={"kind": "max
 KINDS = {
     "several layers, pooled": ({"layers": [POOLED, layer(filters=4, stride=[2, 1])]}, {"layers": [0, 1]}),
     "on reconstructions": ({"layers": [layer(filters=4)] * 2, "stacked_on": "reconstructions"}, {}),
-    "principal components": ({}, {"pca": 5}),
+    "principal components": ({}, {}),  # of formats 3 and 4
     "maxima": ({}, {"pooling": "max"}),
     "pixels": (
         {"layers": [], "preprocessing": {"local_contrast": None, "whitening": None}, "decoder": False},
@@ -61,8 +63,8 @@ def test_onnxruntime_gives_the_features(kind, tmp_path):
     encoder = Encoder(autoencoder, readout, config)
     dimension = encoder.features(pictures).shape[1]
     readout.mean = torch.rand(dimension)
-    if readout.pca:
-        readout.components, dimension = torch.randn(readout.pca, dimension), readout.pca
+    if kind == "principal components":
+        readout.components, dimension = torch.randn(5, dimension), 5
     readout.scale = torch.rand(dimension) + 0.5
     encoder.save(tmp_path / "encoder")
 
@@ -83,3 +85,21 @@ def test_onnxruntime_gives_the_features(kind, tmp_path):
         if not any_size:
             with pytest.raises(InvalidArgument):
                 session.run(None, {"images": np.zeros((1, 3, 9, 31), np.uint8)})
+
+
+@pytest.mark.parametrize("mirror", [None, "average"])
+@pytest.mark.parametrize("any_size", [False, True])
+def test_the_shipped_encoder_gives_the_same_features(
+    shipped, train_set, validation_set, tmp_path, monkeypatch, mirror, any_size
+):
+    monkeypatch.chdir(tmp_path)
+    params = shipped(features={"mirror": mirror, "layers": [0, 1], "code": None}, train={"epochs": 1})
+    encoder, *_ = train_encoder(params, train_set, validation_set, lambda row: None)
+    fit_readout(attach_readout(encoder, params.features), encoder.features(train_set.images))
+    encoder.save(tmp_path / "encoder")
+    export_onnx(str(tmp_path / "encoder"), tmp_path / "e.onnx", any_size, force=True)
+    session = onnxruntime.InferenceSession(tmp_path / "e.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 9, 15) if any_size else (5, 1, 8, 8), np.uint8)
+    expected = encoder.features(images, resize=False)
+    (found,) = session.run(None, {"images": images})
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()

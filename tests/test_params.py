@@ -11,8 +11,9 @@ from convae.params import load_params
 
 
 def changed(repository, tmp_path, old, new):
-    text = (repository / "params.yaml").read_text()
-    assert len(re.findall(old, text, flags=re.MULTILINE)) == 1, f"{old} is not once in params.yaml"
+    """A file in which one place of the system with a single layer that learns from whole maps is replaced."""
+    text = (repository / "systems/whitened_wta_cae.yaml").read_text()
+    assert len(re.findall(old, text, flags=re.MULTILINE)) == 1, f"{old} is not once in the file"
     path = tmp_path / "params.yaml"
     path.write_text(re.sub(old, lambda match: new, text, flags=re.MULTILINE))
     return path
@@ -50,7 +51,7 @@ def test_numbers_are_read_as_by_dvc(repository, tmp_path):
 
 
 MISTAKES = [
-    # what is replaced in params.yaml, what by, what the line says
+    # what is replaced, what by, what the line says
     (r"^  epochs: .*", "  epochz: 3", "train: unknown key 'epochz'; the nearest known key is 'epochs'"),
     (r"^train:", "trian:", "unknown key 'trian'; the nearest known key is 'train'"),
     (r"^seed: 0", "seed: zero", "seed = 'zero': must"),
@@ -76,7 +77,6 @@ MISTAKES = [
     (r"padding: same ", "padding: some ", "model.layers[0].padding = 'some': must be 'full'"),
     (r"pool: null ", "pool: {kind: max, size: 40} ", "model.layers[0]: pooling over 40×40 turns 28×28 into 0×0"),
     (r"layers: \[-1\]", "layers: [1]", "features.layers = 1: model.layers has 1, so -1 to 0 are allowed"),
-    (r"^  grid: 7 ", "  grid: 29 ", "features.grid = 29×29: layer -1 has maps of 28×28"),
     (r"power: 0.5", "power: 2", "features.power = 2: must"),
     (r"window: 9", "window: 8", "preprocessing.local_contrast.window: 8 is even; an odd number"),
     (r"lifetime: 0.3", "lifetime: 10", "objective.sparsity.lifetime = 10: must"),
@@ -94,7 +94,7 @@ MISTAKES = [
     (r"pretraining: 0", "pretraining: -1", "objective.pretraining = -1: must"),
     (r"order: end_to_end ", "order: random ", "train.order = 'random': must be 'end_to_end'"),
     (r"augmentation: null", "augmentation: {flip: 1, shift: 2}", "train.augmentation.flip = 1: must be"),
-    (r"pca: null", "pca: 0", "features.pca = 0: must"),
+    (r"code: null", "code: {kind: pca, components: 0, ridge: 0.1, scale: equal}", "features.code.components = 0: must"),
     (r"^data:", "data: {", "not readable as YAML"),
     (r"^seed: 0", "seed: 0\nseed: 1", "not readable as YAML"),
 ]  # fmt: skip

@@ -421,8 +421,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:
     if content_sha256(config, weights) != sha256:
         raise ConvaeError(f"{folder}: damaged: {CONFIG} and {WEIGHTS} are not as they were saved")
     del config["format"]
-    if found < FORMAT and config["readout"]:
-        config["readout"].pop("pca", None)  # the components are among the weights
+    readout = config.get("readout")
+    if found < FORMAT and isinstance(readout, dict):
+        readout.pop("pca", None)  # the components are among the weights
     return config, weights, sha256
 
 
@@ -472,3 +473,5 @@ def _load_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
         encoder.readout.load_fitted(parts["readout"])
     if encoder.code:
         encoder.code.load_state_dict(parts["code"])
+    elif parts["code"]:
+        raise ValueError("weights of a compact code, which is not described")

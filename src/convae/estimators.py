@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from convae.params import Params
 
 Shape = tuple[int, int]
-
-POOL = {"kind": "max", "size": 2}
 
 
 class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -154,13 +153,15 @@ class CAEFeatures(_ImageTransformer):
 class ConvolutionalAutoencoderFeatures(_ImageTransformer):
     """Features of a convolutional autoencoder that `fit` trains on X, without labels.
 
-    Images are normalised by their local contrast and whitened. The autoencoder is winner-take-all (Makhzani & Frey
-    2015). The layers learn one after the other, each on the maps of the layer below, pooled by 2; the maps of all
-    layers are read out as in `systems/default.yaml`.
+    The layers are those of `systems/default.yaml`. Each layer normalises every window that it reads and whitens it; its
+    filters are a 1×1 convolutional autoencoder of these windows, of whose maps the three strongest at a place
+    reconstruct the window (Makhzani & Frey 2014, "k-sparse autoencoders"). The layers learn one after the other, from
+    windows at random places; all but the first read the rectified maps of the layer below, pooled by 2, and keep of
+    their windows what survives a shift of the image by a pixel. The maps of all layers are read out.
 
     Args:
         filters: number of filters of each layer.
-        kernel: side of the filters in pixels, odd.
+        kernel: side of the first layer's filters in pixels, odd; those of further layers are 3×3.
         epochs: epochs per layer.
         batch_size: images per batch.
         learning_rate: initial learning rate of Adam; it falls to zero along a cosine.
@@ -277,11 +278,20 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         if filters.ndim != 1 or not len(filters) or filters.dtype.kind not in "iu":
             raise ConvaeError(f"filters = {self.filters}: a whole number for each layer is needed, such as (64,)")
         content = Params.default().model_dump()
-        (layer,) = content["model"]["layers"]
-        layers = [layer | {"filters": count, "kernel": self.kernel, "pool": POOL} for count in filters.tolist()]
-        layers[-1] |= {"pool": None}
+        first, further = content["model"]["layers"]
+        counts, whitening = filters.tolist(), further["input"]["whitening"]
+        layers = [first | {"filters": counts[0], "kernel": self.kernel}]
+        for below, count in pairwise(counts):
+            values = 2 * below * math.prod(further["kernel"])  # both signs of the maps below
+            components = max(1, min(whitening["components"], values))
+            reading = further["input"] | {"whitening": whitening | {"components": components}}
+            layers.append(further | {"filters": count, "input": reading, "output": first["output"]})
+        layers[-1] |= {"output": None}
         content["seed"] = seed
         content["model"] |= {"layers": layers, "initialize_from": empty}
+        content["objective"]["sparsity"]["per_place"] = max(
+            1, min(*counts, content["objective"]["sparsity"]["per_place"])
+        )
         content["train"] |= {
             "order": "greedy",
             "epochs": self.epochs,
@@ -290,7 +300,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             "threads": torch.get_num_threads(),
             "checkpoint_minutes": 60,
         }
-        content["features"] |= {"layers": list(range(len(layers))), "grid": self.grid}
+        content["features"] |= {"layers": list(range(len(layers))), "grid": self.grid, "code": None}
         try:
             params = Params.model_validate(content)
         except ValidationError as error:

@@ -534,11 +534,16 @@ class Params(Section):
                 raise ValueError(f"train.places = {self.train.places}: {name}.input is null; set train.places to null")
             if layer.input and (layer.activation != "linear" or layer.batch_norm or layer.dropout):
                 raise ValueError(f"{name}.input: needs activation: linear, batch_norm: false and dropout: 0.0")
-        if not (trains and self.train.places):
+        if not trains:
+            return
+        whole = [index for index, layer in enumerate(layers) if layer.input or layer.output]
+        if whole and self.train.order != "greedy":
+            key = f"model.layers[{whole[0]}].{'input' if layers[whole[0]].input else 'output'}"
+            raise ValueError(f"train.order = {self.train.order}: {key} can't be decoded; set order to greedy")
+        if not self.train.places:
             return
         sparsity = self.objective.sparsity
         for wrong, line in (
-            (self.train.order != "greedy", "train.order: greedy"),
             (not self.model.tied_weights, "model.tied_weights: true"),
             (self.objective.corruption, "objective.corruption: null"),
             (sparsity and not sparsity.per_place, "objective.sparsity: null, or its per_place"),

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
 
 from convae.encoder import load_encoder
-from convae.errors import ConvaeError
 from convae.features.extract import extract_features
 from convae.training.train import train_encoder
 
@@ -61,30 +59,3 @@ def test_extraction_is_reproducible(trained, digits, tmp_path):
         files = sorted(path.name for path in (tmp_path / left).iterdir())
         assert files == sorted(path.name for path in (tmp_path / right).iterdir())
         assert all((tmp_path / left / f).read_bytes() == (tmp_path / right / f).read_bytes() for f in files)
-
-
-@pytest.mark.parametrize("standardize", [True, False])
-def test_principal_components_are_fitted_on_training_features(trained, digits, tmp_path, standardize):
-    def extract(**changes):
-        params = trained.model_copy(update={"features": trained.features.model_copy(update=changes)})
-        encoder = extract_features(params, tmp_path / "autoencoder", digits, tmp_path / "features")
-        return encoder, {part: np.load(tmp_path / f"features/{part}.npy") for part in ("train", "test")}
-
-    _, plain = extract(standardize=False)
-    encoder, reduced = extract(pca=5, standardize=standardize)
-    expected = PCA(5, svd_solver="full", whiten=standardize).fit(plain["train"])
-    for part in ("train", "test"):
-        theirs = expected.transform(plain[part])
-        signs = np.sign((theirs * reduced[part]).sum(0))
-        np.testing.assert_allclose(reduced[part] * signs, theirs, rtol=0.01, atol=0.01)
-    encoder.save(tmp_path / "encoder")
-    images = np.load(digits / "test/images.npy")
-    np.testing.assert_allclose(
-        load_encoder(tmp_path / "encoder").features(images), reduced["test"], rtol=1e-4, atol=1e-4
-    )
-
-
-def test_more_components_than_features_are_refused(trained, digits, tmp_path):
-    params = trained.model_copy(update={"features": trained.features.model_copy(update={"pca": 33})})
-    with pytest.raises(ConvaeError, match=r"features.pca = 33: 400 training images have 32 features"):
-        extract_features(params, tmp_path / "autoencoder", digits, tmp_path / "features")

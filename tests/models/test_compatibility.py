@@ -146,3 +146,41 @@ def test_a_folder_without_an_encoder_is_ignored_and_a_damaged_encoder_is_refused
         train_encoder(params, train_set, validation_set, print)
     (Path("saved") / "config.json").unlink()
     train_encoder(params, train_set, validation_set, print)
+
+
+def one_layer(shipped):
+    first, _ = shipped().model.model_dump()["layers"]
+    return shipped(model={"layers": [first | {"output": None}]}, train={"epochs": 1})
+
+
+@pytest.mark.parametrize("freeze", [1, "none"])
+def test_one_trained_layer_can_start_two(shipped, train_set, validation_set, freeze):
+    start, _, _ = train_encoder(one_layer(shipped), train_set, validation_set, print)
+    start.save(Path("saved"))
+    kept = load_encoder("saved").autoencoder.layers[0].state_dict()
+    params = shipped(model={"initialize_from": "saved"}, train={"freeze": freeze, "epochs": 1})
+    encoder, history, _ = train_encoder(params, train_set, validation_set, print)
+    assert [row["phase"] for row in history] == ([0] if freeze == 1 else [0, 1])
+    first, second = encoder.autoencoder.layers
+    for name, value in kept.items():
+        learned = name == "convolution.weight" and freeze == "none"
+        assert torch.equal(first.state_dict()[name], value) != learned
+    assert first.output.mean.abs().min() > 0  # fitted to the maps of the layer that is kept
+    assert second.input.map.abs().sum() > 0
+    encoder.save(Path("both"))
+    np.testing.assert_array_equal(
+        load_encoder("both").activation_maps(validation_set.images)[1],
+        encoder.activation_maps(validation_set.images)[1],
+    )
+
+
+def test_other_windows_are_named(shipped, train_set, validation_set):
+    start, _, _ = train_encoder(one_layer(shipped), train_set, validation_set, print)
+    start.save(Path("saved"))
+    first, second = shipped().model.model_dump()["layers"]
+    reading = first["input"] | {"normalization": {"centered": True, "floor": 0.5}}
+    params = shipped(model={"layers": [first | {"input": reading}, second], "initialize_from": "saved"})
+    with pytest.raises(
+        ConvaeError, match=r"layers\[0\]\.input\.normalization\.floor is 0\.0124 in that encoder, but 0\.5"
+    ):
+        train_encoder(params, train_set, validation_set, print)

@@ -35,8 +35,8 @@ MISTAKES = {
     ),
     "a layer too many": (
         "train.batch_size",
-        "model.layers.1.filters",
-        "space: model.layers.1.filters: params.yaml has",
+        "model.layers.2.filters",
+        "space: model.layers.2.filters: params.yaml has",
     ),
     "a value that is refused": (r"\[32, 64\]", "[32, 0]", "space: train.batch_size = 0: must"),
     "a type that is refused": (
@@ -49,7 +49,11 @@ MISTAKES = {
         "high: .inf",
         "space.train.learning_rate.high = inf: must",
     ),
-    "images too small": ("train.batch_size: .*", "features.grid: {choices: [7, 60]}", "space: features.grid = 60×60: "),
+    "images too small": (
+        "train.batch_size: .*",
+        "model.layers.0.pool: {choices: [null, {kind: max, size: 29}]}",
+        "space: model.layers[0]: pooling over 29×29 turns 28×28",
+    ),
     "both ways": ("log: true", "choices: [1.0]", "space.train.learning_rate: either choices, or low and high"),
     "half a range": ("high: 0.01, ", "", "space.train.learning_rate: either choices, or low and high"),
     "low above high": ("low: 0.0003", "low: 0.3", "low = 0.3 is more than high = 0.01"),

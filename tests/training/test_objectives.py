@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from layers import layer
+from resumption import resumes_alike
 from torch.nn import functional as F
 
 from convae.errors import ConvaeError
@@ -143,22 +144,6 @@ def test_phases_run_in_order_and_resume_with_the_same_bits(experiment, train_set
 
     for death in range(2 * phases):  # at an even one, earlier phases are complete and this one has no checkpoint
         resumes_alike(params, train_set, validation_set, death, whole, history)
-
-
-def resumes_alike(params, train_set, validation_set, death, whole, history):
-    """Die after an epoch, before its checkpoint is written; resume, and end as if undisturbed."""
-
-    def die(row):
-        if row["epoch"] == death:
-            raise KeyboardInterrupt
-
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train_encoder(params, train_set, validation_set, die)
-    seen = []
-    resumed, again, _ = train_encoder(params, train_set, validation_set, seen.append)
-    assert again == history == seen
-    state = resumed.autoencoder.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in whole.autoencoder.state_dict().items())
 
 
 def test_classification_learns_from_labels_after_pretraining(experiment, train_set, validation_set):

@@ -21,7 +21,7 @@ SGD = {
 }  # Adam turns the rounding errors in the gradient of a bias before batch norm into full steps
 AUGMENTATION = {"flip": True, "shift": 1}
 KINDS = {
-    "as_shipped": {},
+    "plain": {},
     "masked": {
         "model": {"layers": [layer(batch_norm=True, dropout=0.3)], "tied_weights": False},
         "objective": {"sparsity": None, "corruption": {"kind": "masking", "level": 0.3, "block": (2, 2)}},
@@ -48,13 +48,16 @@ KINDS = {
         "train": {"augmentation": AUGMENTATION, "head_learning_rate": 0.05, **SGD},
     },
     "untrained": {"objective": {"kind": "none"}},
+    "places": {"train": {"augmentation": AUGMENTATION}},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "names"), [(2, KINDS), (4, ["as_shipped", "masked", "greedy"])], ids=["two", "four"])
+@pytest.mark.parametrize(
+    ("count", "names"), [(2, KINDS), (4, ["plain", "masked", "greedy", "places"])], ids=["two", "four"]
+)
 def test_the_same_batches_give_the_same_result(
-    count, names, experiment, train_set, validation_set, digits, tmp_path, monkeypatch
+    count, names, experiment, shipped, train_set, validation_set, digits, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     trained = {}
@@ -62,7 +65,8 @@ def test_the_same_batches_give_the_same_result(
         changes = KINDS[name]
         # 400 images leave one over in batches of 57, and two in batches of 199: fewer than the four processes.
         size = 199 if name in ("masked", "simultaneous") else 57
-        params = experiment(**changes | {"train": {"epochs": 2, "batch_size": size, **changes.get("train", {})}})
+        make = shipped if name == "places" else experiment
+        params = make(**changes | {"train": {"epochs": 2, "batch_size": size, **changes.get("train", {})}})
         YAML(typ="safe").dump(params.model_dump(mode="json"), tmp_path / f"{name}.yaml")
         trained[name] = train_encoder(params, train_set, validation_set, lambda row: None, progress=False)
 
@@ -73,8 +77,10 @@ def test_the_same_batches_give_the_same_result(
 
     for name, (alone, history, _) in trained.items():
         together, images = load_encoder(tmp_path / name), validation_set.images
+        # The square root between the layers magnifies rounding errors close to zero.
+        tolerance = 1e-4 if name == "places" else 1e-5
         for maps, expected in zip(together.activation_maps(images), alone.activation_maps(images), strict=True):
-            np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=tolerance, err_msg=name)
         if alone.has_decoder:
             reconstructed = together.reconstruct(images)
             np.testing.assert_allclose(reconstructed, alone.reconstruct(images), rtol=1e-4, atol=1e-5, err_msg=name)

@@ -122,6 +122,7 @@ SUPERVISED = {
 
 
 STREAMED = {"train": {"schedule": "cosine"}}
+PLACES = {"train": {"augmentation": {"flip": True, "shift": 1}}}
 
 
 def in_pieces(image_set, folder, monkeypatch):
@@ -134,13 +135,15 @@ def in_pieces(image_set, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, RANDOM, SUPERVISED, STREAMED], ids=["as shipped", "random", "supervised", "streamed"]
+    "changes", [{}, RANDOM, SUPERVISED, STREAMED, PLACES], ids=["plain", "random", "supervised", "streamed", "places"]
 )
 def test_training_killed_repeatedly_within_epochs_resumes_from_its_checkpoints(
-    experiment, train_set, validation_set, tmp_path, monkeypatch, capsys, changes
+    experiment, shipped, train_set, validation_set, tmp_path, monkeypatch, capsys, changes
 ):
     if changes is STREAMED:
         train_set = in_pieces(train_set, tmp_path, monkeypatch)
+    if changes is PLACES:
+        experiment = shipped
     params = experiment(**changes | {"train": {"epochs": 3, **changes.get("train", {})}})
     whole, history, _ = train_encoder(params, train_set, validation_set, ignore)
     whole.save(tmp_path / "whole")

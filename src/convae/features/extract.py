@@ -71,7 +71,7 @@ def extract_features(
                     if code:
                         fit_compact_code(encoder, code, image_set.images, features, params.seed)
                 readout.load_fitted(processes.collect(readout.state_dict())[0])
-                encoder.code = processes.collect(encoder.code)[0]
+                encoder.code = processes.collect(encoder.code and encoder.code.cpu())[0]
                 encoder.config["code"] = code
                 encoder.to(encoder.device)  # the fitted buffers came from rank 0's CPU
             if encoder.code and not processes.rank:

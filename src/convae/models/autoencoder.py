@@ -139,6 +139,6 @@ class Autoencoder(nn.Module):
         return self._imitate(index, self.decoder[index](code, size))
 
     def _imitate(self, index: int, decoded: Tensor) -> Tensor:
-        if index and self.stacked_on == "maps":
+        if index and self.stacked_on == "maps" and not self.layers[index - 1].output:
             decoded = self.layers[index - 1].activation(decoded)
         return decoded

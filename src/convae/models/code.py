@@ -3,7 +3,7 @@
 from torch import nn
 
 from convae.errors import ConvaeError
-from convae.models.windows import Moments, denoising_directions
+from convae.models.windows import LEAST_VARIANCE, Moments, denoising_directions, principal_directions
 
 
 def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.Linear:
@@ -22,6 +22,7 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
         ConvaeError: there are fewer features than components.
 
     Example:
+        >>> import torch
         >>> moments = Moments()
         >>> moments.add(torch.tensor([[-2.0, 1], [2, 1], [-2, -1], [2, -1]]))
         >>> code = fit_code(moments, components=1, ridge=0.1, scale="equal")
@@ -31,11 +32,14 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
     total, between = moments.second()
     if components > len(total):
         raise ConvaeError(f"features.code.components = {components}: images have {len(total)} features; lower it")
-    directions, kept = denoising_directions(total, between, components, ridge)
+    if moments.paired:
+        directions, kept = denoising_directions(total, between, components, ridge)
+    else:
+        directions, kept = principal_directions(total, components, ridge)
     if scale == "shrunk":
         kept = kept.clamp(0, 1 - 1e-6)
         directions = directions * (kept / (1 - kept)).sqrt()[:, None]
-    lengths = ((directions @ total) * directions).sum()
+    lengths = ((directions @ total) * directions).sum().clamp(min=LEAST_VARIANCE)
     code = nn.Linear(len(total), components).requires_grad_(False)
     code.weight.copy_(directions * (total.trace() / lengths).sqrt())
     code.bias.copy_(-code.weight @ moments.mean)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 EXACT = 2048  # up to this dimension, all eigenvectors take seconds
 TOLERANCE = 1e-3  # largest residual, relative to the largest eigenvalue
+NOISE, LEAST = 1e-7, 1e-12  # relative to a block, and absolute
 BLOCKS = 8  # between two looks at the residuals
 
 
@@ -32,9 +33,11 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         for _ in range(min(BLOCKS, (dimension - basis.shape[1]) // width)):
             basis = torch.cat([basis, block], 1)
             block = matrix @ block
+            # New directions, if the rank of the matrix is used up and the block holds only rounding errors.
+            noise = torch.randn(block.shape, generator=generator)
+            block = block + noise * (NOISE * block.abs().max() + LEAST)
             for _ in range(2):  # once leaves rounding errors that grow
-                block = block - basis @ (basis.T @ block)
-            block = torch.linalg.qr(block).Q
+                block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
         values, inner = torch.linalg.eigh(basis.T @ (matrix @ basis))
         values, vectors = values[-count:].flip(0), basis @ inner[:, -count:].flip(1)
         residual = (matrix @ vectors - vectors * values).norm(dim=0).max()

@@ -169,6 +169,9 @@ def signed_power(values: Tensor, power: float, rectification: str) -> Tensor:
     """Raise magnitudes to a power; values keep their sign."""
     if power == 1:
         return values
+    if values.requires_grad:  # at zero, the power has no finite derivative
+        zero = values == 0
+        return values.sign() * values.abs().masked_fill(zero, 1).pow(power).masked_fill(zero, 0)
     magnitudes = values.abs().pow_(power)
     # Rectified values have no sign to restore.
     return magnitudes if rectification != "none" else magnitudes.copysign_(values)

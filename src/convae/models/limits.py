@@ -10,6 +10,7 @@ from typing import Any
 from convae.errors import ConvaeError
 from convae.models.autoencoder import Autoencoder
 from convae.models.geometry import Size, layer_sizes, show, smallest_size
+from convae.models.layers import EncoderLayer
 
 MOST_CONFIG_BYTES = 1 << 24
 MOST_LAYERS = 100
@@ -36,10 +37,15 @@ def check_sizes(config: dict[str, Any]) -> None:
         raise ConvaeError(f"more than {MOST_LAYERS} layers")
     pairs = [config["image_size"], *(layer[key] for layer in layers for key in ("kernel", "stride"))]
     pairs += [layer["pool"]["size"] for layer in layers if layer["pool"]]
+    outputs, inputs = ([layer[key] for layer in layers if layer.get(key)] for key in ("output", "input"))
+    pairs += [output["pool"]["size"] for output in outputs if output["pool"]]
     pairs += [readout["grid"]] if readout else []
     pairs += [sparsity["block"]] if sparsity and sparsity["block"] else []
     windows = [part["window"] for part in config["preprocessing"].values() if part]
-    numbers = [config["channels"], *windows, *(layer["filters"] for layer in layers)]
+    whitenings = [layer_input["whitening"] for layer_input in inputs if layer_input["whitening"]]
+    kept = [whitening["components"] for whitening in whitenings if whitening["components"] is not None]
+    places = [sparsity["per_place"]] if sparsity and sparsity.get("per_place") is not None else []
+    numbers = [config["channels"], *windows, *kept, *places, *(layer["filters"] for layer in layers)]
     for number in [*numbers, *(side for height, width in pairs for side in (height, width))]:
         if type(number) is not int or not 0 < number <= LARGEST:
             raise ConvaeError(f"{str(number)[:20]} is not a number of pixels, channels or filters from 1 to {LARGEST}")
@@ -74,6 +80,9 @@ def check_effort(network: Autoencoder, config: dict[str, Any], weight_bytes: int
             f"an image of {height}×{width} pixels would take {work:.0e} multiplications and {4 * maps:.0e} bytes; "
             f"at most {MOST_WORK:.0e} and {MOST_BYTES:.0e} are allowed"
         )
+    folded = max((len(layer.convolution.weight) * _values(layer) for layer in network.layers), default=0)
+    if 4 * folded > MOST_MAP_BYTES:  # filters and whitening are small, but their product need not be
+        raise ConvaeError(f"the filters of a layer would take {4 * folded:.0e} bytes; {MOST_MAP_BYTES} are allowed")
     if least_work > MOST_TRIAL_WORK or 4 * (least_maps + patches) > MOST_TRIAL_BYTES:
         raise ConvaeError(f"even the smallest image, {show(smallest)} pixels, would take too much time or memory")
     readout = config["readout"]
@@ -103,8 +112,13 @@ def effort(network: Autoencoder, size: Size) -> tuple[int, int, int]:
         work, patches = work + pixels * filters.numel(), pixels * filters[0].numel()
     sizes = layer_sizes(size, network.geometry, network.stacked_on)
     for layer, (incoming, _) in zip(network.layers, sizes, strict=True):
-        filters, pixels = layer.convolution.weight, math.prod(layer.geometry.convolved(incoming))
-        work += pixels * filters.numel()
-        maps += pixels * len(filters)
-        patches += pixels * filters[0].numel()
+        count, pixels = len(layer.convolution.weight), math.prod(layer.geometry.convolved(incoming))
+        work += pixels * count * _values(layer)
+        maps += pixels * count
+        patches += pixels * _values(layer)
     return work, maps, patches
+
+
+def _values(layer: EncoderLayer) -> int:
+    """Values that each filter reads, whether or not they are whitened first."""
+    return math.prod(layer.input.window if layer.input else layer.convolution.weight.shape[1:])

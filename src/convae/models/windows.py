@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convae.errors import ConvaeError
 from convae.models.eigen import leading_eigenvectors
 from convae.models.geometry import LayerGeometry
 
+LEAST_VARIANCE = 1e-12
 Pair = tuple[Tensor, Tensor | None]  # windows, and those at the same places of the corrupted copies
 
 
@@ -151,7 +153,7 @@ class WindowInput(nn.Module):
             directions, _ = denoising_directions(total, between, count, epsilon)
             # Overall, the whitened values get a deviation of one.
             variance = ((directions @ total) * directions).sum(1).mean()
-            directions = directions / variance.sqrt()
+            directions = directions / variance.sqrt().clamp(min=LEAST_VARIANCE)
         else:
             variances, vectors = torch.linalg.eigh(total)
             scales = (variances.clamp(min=0) + epsilon).rsqrt()
@@ -166,6 +168,10 @@ class Moments:
 
     With s = x + x' and d = x - x', both symmetric moments come out of two products: the sums of s sᵀ and of d dᵀ.
 
+    Attributes:
+        count: number of vectors.
+        paired: whether there are copies.
+
     Example:
         >>> moments = Moments()
         >>> moments.add(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]]))
@@ -176,6 +182,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
+        self.paired = False
         self.total = self.sums = self.differences = torch.zeros(())
 
     def add(self, vectors: Tensor, copies: Tensor | None = None) -> None:
@@ -189,6 +196,7 @@ class Moments:
         self.total += both.sum(0, dtype=torch.float64) / 2
         _add_products(self.sums, both)
         if copies is not None:
+            self.paired = True
             _add_products(self.differences, vectors - copies)
 
     @property
@@ -208,6 +216,22 @@ def _add_products(total: Tensor, vectors: Tensor) -> None:
     total += torch.from_numpy(rows.T @ rows)  # NumPy computes only one half of a symmetric product
 
 
+def principal_directions(total: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """What `denoising_directions` would find without corruption: the principal components.
+
+    Solving for them directly keeps apart directions that survive nearly alike.
+
+    Example:
+        >>> directions, kept = principal_directions(torch.diag(torch.tensor([1.0, 3.0])), 1, ridge=0.5)
+        >>> directions.abs().tolist(), kept.tolist()
+        ([[0.0, 0.7071067690849304]], [0.75])
+    """
+    unit = total.diagonal().mean().clamp(min=LEAST_VARIANCE)
+    variances, vectors = leading_eigenvectors(total / unit, count)
+    variances = variances.clamp(min=0)
+    return (vectors / (variances + ridge).sqrt()).T, variances / (variances + ridge)
+
+
 def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
     """The directions that best survive a corruption: the linear denoising autoencoder in closed form.
 
@@ -224,13 +248,21 @@ def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: floa
     Returns:
         The directions `[count, D]` with vᵀ (T + ridge I) v = 1, in descending order of w, and their w.
 
+    Raises:
+        ConvaeError: T + ridge I is singular in single precision.
+
     Example:
         >>> directions, kept = denoising_directions(torch.eye(2), torch.diag(torch.tensor([0.0, 0.9])), 1, ridge=0.0)
         >>> directions.abs().tolist(), kept.tolist()
         ([[0.0, 1.0]], [0.8999999761581421])
     """
-    unit = total.diagonal().mean()
-    triangle = torch.linalg.cholesky(total / unit + ridge * torch.eye(len(total)))
+    unit = total.diagonal().mean().clamp(min=LEAST_VARIANCE)
+    triangle, failed = torch.linalg.cholesky_ex(total / unit + ridge * torch.eye(len(total)))
+    if failed:
+        raise ConvaeError(
+            f"denoising: a covariance of {len(total)} values is singular; raise input.whitening.epsilon or "
+            "features.code.ridge, whichever is small"
+        )
     halved = torch.linalg.solve_triangular(triangle, between / unit, upper=False)
     symmetric = torch.linalg.solve_triangular(triangle, halved.T, upper=False)
     kept, vectors = leading_eigenvectors((symmetric + symmetric.T) / 2, count)

@@ -39,6 +39,8 @@ def can_find_winners(layer: EncoderLayer, sparsity: nn.Module, incoming: Tensor)
     """
     if not isinstance(sparsity, WinnerTakeAll) or sparsity.block is None or incoming.requires_grad:
         return False
+    if layer.input or layer.geometry.reflect:  # patches of padded zeros are cut here
+        return False
     if not isinstance(layer.norm, nn.Identity) or not isinstance(layer.pool, nn.Identity) or layer.dropout.p:
         return False
     # Each block of a map has `lifetime` winners on average, and each winner a patch of the size of a filter.

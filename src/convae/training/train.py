@@ -167,8 +167,9 @@ def _set_first_weights(network: Autoencoder, params: Params, training: ImageSet)
     network.initialize(generator)
     images = torch.from_numpy(training.sample())
     network.preprocessing.fit(images, generator)
-    if params.model.initialization != "normal" and not _reads_windows(params):
-        set_filters(network.eval(), params.model.initialization, images, generator)
+    kind = params.model.initialization
+    if kind == "filter_bank" or (kind != "normal" and not _reads_windows(params)):
+        set_filters(network.eval(), kind, images, generator)
     network.to(memory_format=torch.channels_last)
 
 
@@ -257,7 +258,7 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
         "tied_weights": params.model.tied_weights,
         "stacked_on": params.model.stacked_on,
         "sparsity": params.objective.sparsity and params.objective.sparsity.model_dump(mode="json"),
-        "decoder": params.objective.kind == "reconstruct" and not any(layer.input for layer in params.model.layers),
+        "decoder": params.objective.kind == "reconstruct" and not _reads_windows(params),
         "readout": None,
         "mirror": None,
         "code": None,
