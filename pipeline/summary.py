@@ -22,6 +22,11 @@ def main() -> None:
         print(f"commonest       {test['majority_accuracy']:.2%}   (accuracy of always guessing the commonest class)")
     else:
         print("no labels, so no accuracy")
+    if "accuracy" in metrics.get("code", {}):
+        code = metrics["code"]
+        print(
+            f"compact code    {code['accuracy']:.2%}   (test accuracy with only {code['dimension']} numbers per image)"
+        )
     if "reconstruction_mse" in test:
         print(f"reconstruction  {test['reconstruction_mse']:.4f}   (mean squared error of preprocessed test images)")
     for concern in concerns(metrics, read_json(Path("data/prepared/description.json"))):

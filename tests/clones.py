@@ -13,9 +13,11 @@ from helpers import REPOSITORY
 SMALL = (
     "data.dataset=digits",
     "train.epochs=2",
-    "model.layers.0.filters=8",
-    "model.layers.1.input.whitening.components=64",
     "train.threads=1",
+    "model.layers.0.filters=8",
+    "model.layers.1.filters=16",
+    "model.layers.1.input.whitening.components=64",
+    "features.code.components=32",
 )
 
 

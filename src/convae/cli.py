@@ -38,6 +38,7 @@ pictures are then printed in the order of its rows.
 
 examples:
   convae features pictures/ -o features.parquet
+  convae features pictures/ --code -o codes.parquet
   find . -name '*.png' | convae features - -o features.npy > files.txt
 """,
     "classify": f"""{IMAGES}
@@ -152,6 +153,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 def _add_picture_commands(commands: Commands) -> None:
     features = _add(commands, "features", "commands:write_features", "compute the features of pictures")
     _add_files(features, "FILE", ".parquet or .npy")
+    text = "write the compact code, a few numbers per picture, instead of the features"
+    features.add_argument("--code", action="store_true", help=text)
 
     classify = _add(commands, "classify", "commands:classify", "predict the class of each picture")
     _add_images(classify)

@@ -136,22 +136,25 @@ def _files_below(folder: Path) -> Iterator[Path]:
             yield from _files_below(path)
 
 
-def write_features(images: list[str], encoder: str, resize: bool, output: Path, force: bool) -> None:
-    """`convae features`: write a table of features as Parquet or `.npy`.
+def write_features(
+    images: list[str], encoder: str, resize: bool, output: Path, force: bool, code: bool = False
+) -> None:
+    """`convae features`: write a table of features, or of compact codes, as Parquet or `.npy`.
 
     Raises:
-        ConvaeError: pictures were skipped (raised after all others are done), nothing can be read or written, or
-            `output` exists and `force` is off.
+        ConvaeError: pictures were skipped (raised after all others are done), nothing can be read or written, the
+            encoder has no compact code, or `output` exists and `force` is off.
     """
     writers = {".npy": _npy_writer, ".parquet": _parquet_writer}
     if output.suffix not in writers:
         raise ConvaeError(f"{output}: the suffix must be .parquet or .npy")
     check_free(output, force)
     loaded = load_encoder(encoder)
+    dimension = loaded.features([], code=code).shape[1]
     pictures = Pictures(images, loaded, resize)
-    with new_file(output) as scratch, writers[output.suffix](scratch, loaded.features([]).shape[1]) as append:
+    with new_file(output) as scratch, writers[output.suffix](scratch, dimension) as append:
         done = 0
-        for features in loaded.feature_batches(pictures, resize):
+        for features in loaded.feature_batches(pictures, resize, code):
             append(features, pictures.used[done : done + len(features)])
             done += len(features)
         if not done:  # raises, so that no empty table is left behind
@@ -315,6 +318,14 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def _windows(reading: dict[str, Any] | None) -> Iterator[str]:
+    """What a layer does to each window that it reads."""
+    if reading and reading["normalization"]:
+        yield "normalised"
+    if reading and reading["whitening"]:
+        yield f"whitened ({reading['whitening']['kind']})"
+
+
 def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
     config = encoder.config
     least, size = encoder.minimum_size, config["image_size"]
@@ -327,11 +338,16 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
         pool = f", {layer['pool']['kind']} pooling {show(layer['pool']['size'])}" if layer["pool"] else ""
         text = f"{layer['filters']} filters {show(layer['kernel'])}, stride {show(layer['stride'])}, {layer['padding']}"
         yield f"layer {index}", f"{text}, {layer['activation']}{pool}; maps {show(encoder.map_sizes[index])}"
+        if reads := list(_windows(layer.get("input"))):
+            yield "", f"of windows: {', '.join(reads)}"
     if encoder.readout:
         settings = [f"{_words(key)} {value}" for key, value in config["readout"].items() if value is not None]
         yield "readout", ", ".join(settings[:4])
         yield "", ", ".join(settings[4:])
-        yield "features", f"{encoder.features([]).shape[1]}"
+        mirrored = ", averaged with those of the mirror image" if config.get("mirror") else ""
+        yield "features", f"{encoder.features([]).shape[1]}{mirrored}"
+    if encoder.code:
+        yield "code", f"{encoder.code.out_features} ({config['code']['kind']})"
     yield "parameters", f"{encoder.parameter_count}"
     yield "decoder", "trained" if encoder.has_decoder else "none"
     data = config["trained_on"]

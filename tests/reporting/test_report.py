@@ -240,7 +240,7 @@ def test_concerns_come_before_the_numbers(evaluated, health_of, tmp_path):
 
 def test_health_is_shown_without_decoder_and_without_labels(evaluated, health_of):
     text = health_of(evaluated(labelled=False, objective={"kind": "none", "sparsity": None}))
-    assert "There is no trained decoder" in text
+    assert "The encoder has no decoder of its own" in text
     assert "The effective rank of the features is" in text
     assert "random" not in text
 

@@ -200,7 +200,7 @@ def test_other_peoples_folders_are_left_alone(store: Path, monkeypatch: pytest.M
 
 def test_an_unreachable_row_is_recognised_after_a_move(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = Records(uri(), ROWS)
-    tags = {KEY: "gone", REPOSITORY_TAG: this_repository(), COMMAND: "dvc exp apply gone", NOTE: "Bring it back"}
+    tags = {KEY: "gone", REPOSITORY_TAG: this_repository(), COMMAND: "dvc exp apply gone", NOTE: "Restore it"}
     row = records.client.create_run(records.rows, tags=tags).info.run_id
     monkeypatch.chdir(store.rename(store.with_name("moved")))
     moved = Records(uri(), ROWS)

@@ -159,8 +159,8 @@ def test_a_rebuilt_database_equals_the_original(tracked: Path, client: MlflowCli
     assert longer.data.params == {"seed": "0", "data.dataset": "fashion_mnist", "train.epochs": "4"}
     assert longer.data.metrics["test.accuracy"] == 0.8
     assert [e.value for e in other.get_metric_history(longer.info.run_id, "train_loss")] == [1.0, 0.5, 0.333333, 0.25]
-    assert "Bring it back: `dvc exp apply longer`" in longer.data.tags["mlflow.note.content"]
-    assert f"Bring it back: `git checkout {head} && dvc checkout`" in results.data.tags["mlflow.note.content"]
+    assert "Restore it with `dvc exp apply longer`" in longer.data.tags["mlflow.note.content"]
+    assert f"Restore it with `git checkout {head} && dvc checkout`" in results.data.tags["mlflow.note.content"]
     assert sync("other.db") == (0, 0)
 
 
@@ -392,7 +392,7 @@ def test_an_unreachable_row_is_marked(tracked: Path, client: MlflowClient) -> No
     assert sync() == (0, 0)
     notes = {run.data.params["train.epochs"]: run.data.tags["mlflow.note.content"] for run in recorded(client, ROWS)}
     assert notes["4"].endswith("No longer reachable from any commit or experiment.")
-    assert notes["5"].endswith("Bring it back: `dvc exp apply mine`")
+    assert notes["5"].endswith("Restore it with `dvc exp apply mine`")
     assert notes["2"].endswith("&& dvc checkout`")
 
 

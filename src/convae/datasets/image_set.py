@@ -13,6 +13,7 @@ from convae.files import array_sha256, new_array, read_json, row_chunks, save_ar
 
 SHARDS_FILE = "shards.json"
 SAMPLE_BYTES = 1 << 27  # of images in shards
+MOST_EXAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,24 @@ class ImageSet:
     def sample(self) -> np.ndarray:
         """All images; if they are in shards, about 128 MiB of them, from evenly spread pieces."""
         return self.images.sample(SAMPLE_BYTES) if isinstance(self.images, ShardedImages) else self.images
+
+    def examples(self) -> tuple[np.ndarray, list[str]]:
+        """Rows of the first image of each of the first ten classes, or of the first ten images if there are no labels.
+
+        Returns:
+            The rows `int64 [n]`, and for each the name of its class, or the row itself if there are no labels.
+
+        Example:
+            >>> images, labels = np.zeros((4, 1, 8, 8), np.uint8), np.array([1, 1, 0, 1])
+            >>> rows, names = ImageSet(images, labels, ("cat", "dog"), sha256="").examples()
+            >>> rows.tolist(), names
+            ([2, 0], ['cat', 'dog'])
+        """
+        if self.labels is None:
+            rows = np.arange(min(MOST_EXAMPLES, len(self)))
+            return rows, [str(row) for row in rows]
+        labels, first = np.unique(self.labels, return_index=True)
+        return first[:MOST_EXAMPLES], [self.classes[label] for label in labels[:MOST_EXAMPLES]]
 
     @classmethod
     def load(cls, folder: Path) -> "ImageSet":

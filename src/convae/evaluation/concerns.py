@@ -19,7 +19,7 @@ LACKING = {
 }
 FEWER_BITS = "If their files use fewer bits than they could, data.white_level (4095 for 12 bits in 16) stretches them."
 MOSTLY = {
-    "dead": "a smaller train.learning_rate or a larger objective.sparsity.lifetime may keep them alive",
+    "dead": "a smaller train.learning_rate or more winners (objective.sparsity) may keep them alive",
     "duplicates": "fewer filters, or winners that compete (objective.sparsity), would do",
 }
 EXAMPLES = "data/prepared/description.json has examples, by their rows."

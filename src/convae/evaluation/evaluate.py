@@ -14,6 +14,7 @@ from convae.encoder import Encoder
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
 from convae.evaluation.health import encoder_health
+from convae.evaluation.linear_decoder import as_images, fit_linear_decoder, linear_reconstruction_mse
 from convae.evaluation.metrics import (
     DIGITS,
     classification_metrics,
@@ -23,7 +24,7 @@ from convae.evaluation.metrics import (
     wilson_interval,
 )
 from convae.evaluation.saving import save_classifier
-from convae.files import new_file, read_json, write_json
+from convae.files import new_file, read_json, save_array, write_json
 from convae.names import PARTS
 from convae.params import Params
 
@@ -72,7 +73,9 @@ def evaluate(
         features: folder that `extract_features` wrote.
         prepared: folder with the image sets of the same names.
         classifier: folder to write the fitted classifier to.
-        predictions: Parquet file to write, with a row for each test image, see `predictions_table`.
+        predictions: Parquet file to write, with a row for each test image, see `predictions_table`. Next to it,
+            `reconstructions.npy`, `uint8 [2 or 3, n, C, H, W]`, gets the `examples` of the test images, and what a
+            linear map makes of their compact codes, if there are any, and of their features.
         reports: folder to write `metrics.json` and `per_class.csv` to.
 
     Returns:
@@ -95,11 +98,12 @@ def evaluate(
         metrics["classifier"] = {"kind": description["kind"], **description["settings"]}
         description |= {part: {name: metrics[part][name] for name in names} for part, names in HEADLINES.items()}
         if parts["train"].code is not None:
-            metrics["code"] = _measure_code(params, parts)
+            metrics["code"] = _code_accuracies(params, parts)
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
         per_class, rows = _empty_tables(len(parts["test"].image_set))
     _measure_reconstructions(encoder, parts, metrics)
+    pictures = _reconstruct_linearly(parts, metrics)
     training, validation = parts["train"], parts["validation"]
     metrics["health"] = encoder_health(
         encoder, training.image_set.sample(), validation.image_set.images, validation.features, params.seed
@@ -109,11 +113,13 @@ def evaluate(
         per_class.to_csv(scratch, index=False, lineterminator="\n")
     with new_file(predictions) as scratch:
         rows.to_parquet(scratch, engine="pyarrow", index=False)
+    with new_file(predictions.with_name("reconstructions.npy")) as scratch:
+        save_array(scratch, pictures)
     write_json(reports / "metrics.json", metrics)
     return metrics
 
 
-def _measure_code(params: Params, parts: Mapping[str, FeatureSet]) -> dict[str, float]:
+def _code_accuracies(params: Params, parts: Mapping[str, FeatureSet]) -> dict[str, float]:
     """How well a classifier of the same kind reads the compact code."""
     codes = {name: part.code for name, part in parts.items()}
     train, validation, test = (codes[name] for name in ("train", "validation", "test"))
@@ -127,7 +133,31 @@ def _measure_code(params: Params, parts: Mapping[str, FeatureSet]) -> dict[str, 
         f"{prefix}accuracy": float(np.mean(class_scores(estimator, code, classes).argmax(axis=1) == labels[name]))
         for name, prefix, code in (("test", "", test), ("validation", "validation_", validation))
     }
-    return {"dimension": train.shape[1]} | {name: round(value, DIGITS) for name, value in accuracies.items()}
+    return {name: round(value, DIGITS) for name, value in accuracies.items()}
+
+
+def _reconstruct_linearly(parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> np.ndarray:
+    """Fill in the errors of linear reconstructions, and return a few of them, see `evaluate`."""
+    train, test = parts["train"], parts["test"]
+    images = test.image_set.images
+    rows, _ = test.image_set.examples()
+    pictures = [images[rows]]
+    if train.code is not None and test.code is not None:
+        decoder = fit_linear_decoder(train.code, train.image_set.images)
+        error = linear_reconstruction_mse(decoder, test.code, images)
+        metrics["code"] = {
+            "dimension": train.code.shape[1],
+            **metrics.get("code", {}),
+            "linear_reconstruction_mse": error,
+        }
+        pictures.append(as_images(decoder(test.code[rows]), images.shape[1:]))
+    decoder = fit_linear_decoder(train.features, train.image_set.images)
+    for name in ("test", "validation"):
+        part = parts[name]
+        error = linear_reconstruction_mse(decoder, part.features, part.image_set.images)
+        metrics[name]["linear_reconstruction_mse"] = error
+    pictures.append(as_images(decoder(test.features[rows]), images.shape[1:]))
+    return np.stack(pictures)
 
 
 def _measure_reconstructions(encoder: Encoder, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> None:
@@ -175,6 +205,8 @@ def load_part(part: str, features: Path, prepared: Path) -> FeatureSet:
         raise ConvaeError(f"{path}: not an array of float32; rerun `dvc repro features`")
     if rows.ndim != 2 or len(rows) != len(image_set):
         raise ConvaeError(f"{path}: shape {list(rows.shape)} for {len(image_set)} images; rerun `dvc repro features`")
+    if code is not None and (code.dtype != np.float32 or code.ndim != 2 or len(code) != len(image_set)):
+        raise ConvaeError(f"{code_path}: not the codes of {len(image_set)} images; rerun `dvc repro features`")
     if images != image_set.sha256:
         raise ConvaeError(f"{path}: not the features of the images in {prepared / part}; rerun `dvc repro features`")
     if not _same(labels, image_set.labels):

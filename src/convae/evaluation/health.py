@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from convae.encoder import Encoder, build_autoencoder
 from convae.evaluation.classifiers import check_finite
+from convae.evaluation.linear_decoder import spread
 from convae.evaluation.metrics import DIGITS, reconstruction_mse
 from convae.models.autoencoder import Autoencoder
 
@@ -240,6 +241,4 @@ def _batches(images: np.ndarray, size: int = BATCH) -> Iterator[np.ndarray]:
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` rows, at least one, evenly spread, as image sets may be sorted by class."""
-    chosen = np.linspace(0, len(rows) - 1, max(1, min(count, len(rows)))).round().astype(int)
-    return np.asarray(rows[chosen])
+    return np.asarray(rows[spread(len(rows), count)])

@@ -156,6 +156,46 @@ def layer_sizes(size: Size, layers: Iterable[LayerGeometry], stacked_on: str = "
     return sizes
 
 
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The part of the image that a pixel of an activation map depends on.
+
+    Attributes:
+        size: its height and width.
+        step: pixels of the image between the parts of neighbouring pixels of the map.
+        start: row and column where the part of the map's first pixel starts; negative if that is in the padding.
+    """
+
+    size: Size
+    step: Size
+    start: Size
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerGeometry]) -> "ReceptiveField":
+        """The receptive field of the last layer's maps, each layer reading the maps of the one below.
+
+        Dumoulin & Visin (2016), "A guide to convolution arithmetic for deep learning".
+
+        Example:
+            >>> ReceptiveField.of([LayerGeometry((7, 7), output_pool=(2, 2)), LayerGeometry((3, 3))])
+            ReceptiveField(size=(12, 12), step=(2, 2), start=(-5, -5))
+        """
+        axes = []
+        for axis in (0, 1):
+            size, step, start = 1, 1, 0
+            for number, layer in enumerate(layers, 1):
+                size += (layer.kernel[axis] - 1) * step
+                start -= layer.zeros[axis] * step
+                step *= layer.stride[axis]
+                passed_on = layer.output_pool[axis] if number < len(layers) else 1
+                for pool in (layer.pool[axis], passed_on):
+                    size += (pool - 1) * step
+                    step *= pool
+            axes.append((size, step, start))
+        (height, down, top), (width, right, left) = axes
+        return cls((height, width), (down, right), (top, left))
+
+
 def smallest_size(layers: Sequence[LayerGeometry], stacked_on: str = "maps") -> Size:
     """Height and width of the smallest image for which every layer's activation maps have at least one pixel.
 

@@ -1,15 +1,21 @@
 """Figures of what an encoder has learned: filters, activation maps, reconstructions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
+from convae.evaluation.linear_decoder import spread
+from convae.models.geometry import ReceptiveField
 from convae.reporting.drawing import signed_to_rgb, tile, to_rgb
 
 MOST_FILTERS = 256
-MOST_IMAGES = 10
 MAPS = 8
+STRONGEST_MAPS, STRONGEST_COLUMNS = 24, 8
+STRONGEST_SIDE = 3  # patches per map, in a square
+SEARCHED_IMAGES, SEARCHED_ACTIVATIONS, SEARCHED_BATCH = 1000, 1 << 26, 64
 
 
 def example_images(image_set: ImageSet) -> tuple[np.ndarray, list[str]]:
@@ -24,11 +30,8 @@ def example_images(image_set: ImageSet) -> tuple[np.ndarray, list[str]]:
         >>> chosen.shape, names
         ((2, 1, 8, 8), ['cat', 'dog'])
     """
-    if image_set.labels is None:
-        return image_set.images[:MOST_IMAGES], [str(index) for index in range(min(MOST_IMAGES, len(image_set)))]
-    labels, first = np.unique(image_set.labels, return_index=True)
-    chosen = first[:MOST_IMAGES]
-    return image_set.images[chosen], [image_set.classes[label] for label in labels[:MOST_IMAGES]]
+    rows, names = image_set.examples()
+    return image_set.images[rows], names
 
 
 def filters_figure(filters: np.ndarray) -> Figure:
@@ -74,6 +77,72 @@ def activation_figures(encoder: Encoder, images: np.ndarray, names: list[str]) -
     return figures
 
 
+def strongest_patches_figure(encoder: Encoder, images: np.ndarray, layer: int) -> Figure:
+    """For up to 24 maps of a layer, the nine parts of images to which the map responds most strongly.
+
+    Each comes from another image, and is the receptive field of the map's largest activation in that image.
+
+    Args:
+        encoder: the trained encoder.
+        images: `uint8 [N, C, H, W]`; up to 1000 of them are searched, fewer if activation maps are large.
+        layer: the layer's index.
+
+    Example:
+        >>> from convae.encoder import load_encoder
+        >>> figure = strongest_patches_figure(load_encoder("models/encoder"), np.zeros((9, 1, 8, 8), np.uint8), 0)
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['0', '1', '2', '3']
+    """
+    activations = sum(maps.size for maps in encoder.activation_maps(images[:1]))
+    images = images[spread(len(images), min(SEARCHED_IMAGES, SEARCHED_ACTIVATIONS // activations))]
+    count = encoder.config["layers"][layer]["filters"]
+    chosen = np.unique(np.linspace(0, count - 1, STRONGEST_MAPS).round().astype(int))
+    strengths, places = [], []
+    for start in range(0, len(images), SEARCHED_BATCH):
+        maps = encoder.activation_maps(images[start : start + SEARCHED_BATCH])[layer][:, chosen]
+        flat = maps.reshape(*maps.shape[:2], -1)
+        places.append(flat.argmax(axis=2))
+        strengths.append(flat.max(axis=2))
+    width = maps.shape[3]
+    strongest = np.argsort(-np.concatenate(strengths), axis=0, kind="stable")[: STRONGEST_SIDE**2]
+    found = np.take_along_axis(np.concatenate(places), strongest, axis=0)
+    # A layer stacked on reconstructions reads an image itself.
+    first = 0 if encoder.autoencoder.stacked_on == "maps" else layer
+    field = ReceptiveField.of(encoder.autoencoder.geometry[first : layer + 1])
+    squares = np.stack(
+        [
+            _square([_patch(images[row], divmod(int(place), width), field) for row, place in zip(*pairs, strict=True)])
+            for pairs in zip(strongest.T, found.T, strict=True)
+        ]
+    )
+    columns = [str(index) for index in chosen] if len(chosen) <= STRONGEST_COLUMNS else []
+    rows = [squares[start : start + STRONGEST_COLUMNS] for start in range(0, len(squares), STRONGEST_COLUMNS)]
+    return tile(rows, column_labels=columns, inches=1.0)
+
+
+def _patch(image: np.ndarray, place: tuple[int, int], field: ReceptiveField) -> np.ndarray:
+    """The part of an image `uint8 [C, H, W]` that a place of a map sees, `[h, w, 3]`; black beyond the border."""
+    patch = np.zeros((image.shape[0], *field.size), np.uint8)
+    corner = [field.start[axis] + place[axis] * field.step[axis] for axis in (0, 1)]
+    kept, into = [], []
+    for axis in (0, 1):
+        low, high = max(0, corner[axis]), min(image.shape[axis + 1], corner[axis] + field.size[axis])
+        kept.append(slice(low, high))
+        into.append(slice(low - corner[axis], high - corner[axis]))
+    patch[:, into[0], into[1]] = image[:, kept[0], kept[1]]
+    return to_rgb(patch / 255)
+
+
+def _square(patches: Sequence[np.ndarray]) -> np.ndarray:
+    """Up to nine patches `[h, w, 3]` as one picture, three in a row, with white lines between them."""
+    height, width, _ = patches[0].shape
+    canvas = np.ones((STRONGEST_SIDE * (height + 1) - 1, STRONGEST_SIDE * (width + 1) - 1, 3))
+    for index, patch in enumerate(patches):
+        row, column = divmod(index, STRONGEST_SIDE)
+        canvas[row * (height + 1) :, column * (width + 1) :][:height, :width] = patch
+    return canvas
+
+
 def resize(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize pictures `[..., h, w, 3]` to `[..., H, W, 3]` by nearest pixels.
 
@@ -86,8 +155,25 @@ def resize(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return pictures[..., rows, :, :][..., columns, :]
 
 
+def linear_reconstructions_figure(pictures: np.ndarray, dimensions: Sequence[int], names: list[str]) -> Figure:
+    """Original images, and linear reconstructions from fewer or more numbers.
+
+    Args:
+        pictures: `uint8 [1 + len(dimensions), n, C, H, W]`, as in `reconstructions.npy`.
+        dimensions: how many numbers each row of reconstructions comes from.
+        names: the name of each image.
+
+    Example:
+        >>> figure = linear_reconstructions_figure(np.zeros((2, 1, 1, 8, 8), np.uint8), [16], ["cat"])
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['image', 'from 16 numbers']
+    """
+    labels = ["image", *(f"from {dimension} numbers" for dimension in dimensions)]
+    return tile(list(to_rgb(pictures / 255)), labels, names)
+
+
 def reconstructions_figure(encoder: Encoder, images: np.ndarray, names: list[str]) -> Figure:
-    """Original images, preprocessed images and, if the encoder has a decoder, their reconstructions.
+    """Original images, preprocessed images, and reconstructions by the encoder's decoder.
 
     Preprocessing gets no row if it only divides by 255. Otherwise preprocessed images and reconstructions share one
     scale: zero is grey, and white is the 99.5 % quantile of the preprocessed magnitudes.
@@ -107,8 +193,6 @@ def reconstructions_figure(encoder: Encoder, images: np.ndarray, names: list[str
         limit = max(float(np.quantile(np.abs(preprocessed), 0.995)), 1e-12)
         rows.append(to_rgb((preprocessed / limit + 1) / 2))
         labels.append("preprocessed")
-    if encoder.has_decoder:
-        reconstructed = encoder.reconstruct(images)
-        rows.append(to_rgb((reconstructed / limit + 1) / 2 if changed else reconstructed))
-        labels.append("reconstruction")
-    return tile(rows, labels, names)
+    reconstructed = encoder.reconstruct(images)
+    rows.append(to_rgb((reconstructed / limit + 1) / 2 if changed else reconstructed))
+    return tile(rows, [*labels, "reconstruction"], names)

@@ -21,7 +21,9 @@ from convae.reporting.figures import (
     activation_figures,
     example_images,
     filters_figure,
+    linear_reconstructions_figure,
     reconstructions_figure,
+    strongest_patches_figure,
 )
 from convae.reporting.page import Exhibit, embed, write_page
 
@@ -49,12 +51,17 @@ def write_report(
         encoder: the trained encoder.
         prepared: folder with the image sets and their `description.json`.
         classifier: folder of the fitted classifier; only `classifier.json` is read.
-        predictions: Parquet file with a row for each test image.
+        predictions: Parquet file with a row for each test image, next to `reconstructions.npy`.
         reports: folder with `training.csv`, `metrics.json` and `per_class.csv`; `report.html` and `figures/*.png` are
             written to it.
     """
     with style(), new_folder(reports / "figures") as scratch:
-        pictures = _encoder_pictures(encoder, prepared, reports) + _test_pictures(prepared, predictions)
+        pictures = [
+            *_layer_pictures(encoder, ImageSet.load(prepared / "validation")),
+            _reconstructions(encoder, prepared, predictions, read_json(reports / "metrics.json")),
+            *_learning_curves(pd.read_csv(reports / "training.csv")),
+            *_test_pictures(prepared, predictions),
+        ]
         for picture in pictures:
             save_figure(picture.figure, scratch / f"{picture.name}.png")
     # The page embeds the files' bytes, so it shows exactly what lies in figures/.
@@ -88,7 +95,7 @@ def _origin(params: Params, epochs: int) -> str:
     """A sentence on the origin of the filters."""
     objective = params.objective
     if not params.model.layers:
-        return "There are no filters: the preprocessed pixels themselves are read."
+        return "There are no filters: the features are the preprocessed pixels."
     if objective.kind == "none":
         return UNTRAINED[params.model.initialization]
     labels = "without labels" if objective.kind == "reconstruct" else "with labels"
@@ -108,60 +115,87 @@ def _first_layer(encoder: Encoder) -> dict[str, Any] | None:
     """Parameter counts of the first convolution and of a dense layer with as many units; None without layers.
 
     Returns:
-        `filters`, n; `incoming`, the shape `[D, H, W]` of their input; `convolution`, n·(k_h·k_w·D + 1), independent of
-        the image size; `dense`, n·(H·W·D + 1), for the image size trained on and for twice the side; `is_dense`,
-        whether the kernel is as large as the image.
+        `filters`, n; `incoming`, the shape `[D, H, W]` of their input; `convolution`, n·(k_h·k_w·D + 1), or n·q for
+        filters of windows that are whitened to q values, independent of the image size; `dense`, n·(H·W·D + 1), for the
+        image size trained on and for twice the side; `is_dense`, whether the kernel is as large as the image.
     """
     layers = encoder.autoencoder.layers
     if not len(layers):
         return None
-    filters, depth, *kernel = layers[0].convolution.weight.shape
+    filters, depth, *kernel = layers[0].folded()[0].shape
     height, width = encoder.config["image_size"]
+    parameters = sum(parameter.numel() for parameter in layers[0].convolution.parameters())
     return {
         "filters": filters,
         "incoming": [depth, height, width],
-        "convolution": filters * (kernel[0] * kernel[1] * depth + 1),
+        "convolution": parameters,
         "dense": [filters * (side**2 * height * width * depth + 1) for side in (1, 2)],
         "is_dense": kernel == [height, width],
     }
 
 
-def _encoder_pictures(encoder: Encoder, prepared: Path, reports: Path) -> list[Exhibit]:
-    """Pictures of the encoder: its filters, and its output for validation images."""
-    validation = ImageSet.load(prepared / "validation")
-    images, names = example_images(validation)
-    pictures = _layer_pictures(encoder, images, names) if encoder.config["layers"] else []
-    caption = "Validation images as they are, and after preprocessing as the first layer sees them."
-    if encoder.has_decoder:
-        caption = (
-            "Validation images as they are, after preprocessing, and as the decoder gives them back. It is "
-            "the preprocessed image that is reconstructed; where there is no preprocessing, it has no row."
-        )
-    pictures.append(Exhibit("reconstructions", reconstructions_figure(encoder, images, names), "Images", caption))
-    history = pd.read_csv(reports / "training.csv")
-    if len(history):
-        caption = "Loss on training and validation images after each epoch; the encoder is that of the marked one."
-        if history["phase"].any():
-            caption += " Dotted lines part the phases, each of which goes on from the marked epoch of the one before."
-        pictures.append(Exhibit("learning_curves", learning_curves_figure(history), "Learning curves", caption))
-    return pictures
-
-
-def _layer_pictures(encoder: Encoder, images: np.ndarray, names: list[str]) -> list[Exhibit]:
+def _layer_pictures(encoder: Encoder, validation: ImageSet) -> list[Exhibit]:
+    """The filters, what later layers respond to, and activation maps; empty without layers."""
+    layers = encoder.config["layers"]
+    if not layers:
+        return []
     filters = encoder.filters
     shown = f"The first {MOST_FILTERS} of {len(filters)}" if len(filters) > MOST_FILTERS else f"All {len(filters)}"
     colours = "mid-grey is zero" if filters.shape[1] == 3 else "white is zero, blue positive, red negative"
     caption = f"{shown} filters of the first layer, each scaled by its own largest weight; {colours}."
+    if layers[0].get("input"):
+        caption += " Each is combined with the whitening of the windows, as it is applied to the image."
     pictures = [Exhibit("filters", filters_figure(filters), "Filters", caption)]
+    for layer in range(1, len(layers)):
+        caption = (
+            f"For some maps of layer {layer + 1}, the nine parts of validation images to which each responds most "
+            "strongly, every part from another image. Beyond the image, they are black."
+        )
+        figure = strongest_patches_figure(encoder, validation.images, layer)
+        pictures.append(Exhibit(f"responses_{layer + 1}", figure, f"What layer {layer + 1} responds to", caption))
     caption = (
-        "What some of the filters answer to validation images, one image a row. White is zero, blue positive, red "
-        "negative; each column has its own scale."
+        "Some activation maps of validation images, one image per row. White is zero, blue positive, red negative; "
+        "each column has its own scale."
     )
+    images, names = example_images(validation)
     figures = activation_figures(encoder, images, names)
-    for layer, figure in enumerate(figures, start=1):
-        name, title = (f"_{layer}", f", layer {layer}") if len(figures) > 1 else ("", "")
+    for number, figure in enumerate(figures, start=1):
+        name, title = (f"_{number}", f", layer {number}") if len(figures) > 1 else ("", "")
         pictures.append(Exhibit(f"activation_maps{name}", figure, f"Activation maps{title}", caption))
     return pictures
+
+
+def _reconstructions(encoder: Encoder, prepared: Path, predictions: Path, metrics: dict[str, Any]) -> Exhibit:
+    """Reconstructions by the encoder's decoder or, if it has none, by a linear map."""
+    if encoder.has_decoder:
+        caption = (
+            "Validation images, the same after preprocessing, and what the decoder makes of their activation maps. "
+            "It reconstructs the preprocessed image; without preprocessing, that row is left out."
+        )
+        figure = reconstructions_figure(encoder, *example_images(ImageSet.load(prepared / "validation")))
+        return Exhibit("reconstructions", figure, "Reconstructions", caption)
+    sources = [(metrics["features"]["dimension"], metrics["test"]["linear_reconstruction_mse"], "all features")]
+    if code := metrics.get("code"):
+        sources.insert(0, (code["dimension"], code["linear_reconstruction_mse"], "the compact code"))
+    errors = " and ".join(f"{error:.4f} from {name} ({size} numbers)" for size, error, name in sources)
+    caption = (
+        "Test images, and what a linear map reconstructs from the numbers that describe them, fitted to training "
+        f"images. Mean squared error on test images, with pixels from 0 to 1: {errors}."
+    )
+    _, names = ImageSet.load(prepared / "test").examples()
+    pictures = np.load(predictions.with_name("reconstructions.npy"), allow_pickle=False)
+    figure = linear_reconstructions_figure(pictures, [size for size, _, _ in sources], names)
+    return Exhibit("reconstructions", figure, "Linear reconstructions", caption)
+
+
+def _learning_curves(history: pd.DataFrame) -> list[Exhibit]:
+    """The learning curves; empty without training."""
+    if history.empty:
+        return []
+    caption = "Loss on training and validation images after each epoch. The circle marks the epoch that was kept."
+    if history["phase"].any():
+        caption += " Dotted lines separate phases; each starts from the epoch kept in the one before."
+    return [Exhibit("learning_curves", learning_curves_figure(history), "Learning curves", caption)]
 
 
 def _test_pictures(prepared: Path, predictions: Path) -> list[Exhibit]:
@@ -173,15 +207,15 @@ def _test_pictures(prepared: Path, predictions: Path) -> list[Exhibit]:
     counts = pd.crosstab(rows["truth"], rows["prediction"])
     counts = counts.reindex(index=test.classes, columns=test.classes, fill_value=0)
     caption = (
-        "Test images: a row for each true class, a column for each prediction. The larger a part of its row, the "
-        "darker the field (by the square root, so that small parts are seen)."
+        "Test images: a row for each true class, a column for each prediction. The darker a cell, the larger its "
+        "share of the row (on a square-root scale, so that small shares are visible)."
     )
     figure = confusion_figure(counts.to_numpy(), test.classes)
     pictures = [Exhibit("confusion_matrix", figure, "Confusion matrix", caption)]
     mistakes = mistakes_figure(test.images, rows)
     if mistakes is not None:
-        certainty = "its probability" if "confidence" in rows else "by how much its score exceeds the second"
-        caption = f"Above each test image the wrong prediction and {certainty}, below it the true class."
+        certainty = "its probability" if "confidence" in rows else "the lead of its score over the second best"
+        caption = f"Above each test image: the wrong prediction and {certainty}. Below: the true class."
         pictures.append(Exhibit("mistakes", mistakes, "The most confident mistakes", caption))
     return pictures
 

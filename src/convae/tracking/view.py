@@ -22,7 +22,8 @@ ACCURACIES = (
     "test.worst_recall",
     "test.majority_accuracy",
 )
-ERRORS = ("validation.reconstruction_mse", "test.reconstruction_mse")
+ERRORS = ("validation.linear_reconstruction_mse", "test.linear_reconstruction_mse")
+OPTIONAL = ("code.accuracy",)  # shown if an experiment has it
 CURVES = ("validation_loss", "train_loss")
 MOST_PARAMETERS = 12  # a wider table can't be read at a glance
 # Columns that every table has, by the interface's own names.
@@ -56,7 +57,8 @@ def set_view(records: Records) -> str:
 
 def _view(rows: "Sequence[Recorded]") -> dict[str, Any]:
     has_labels = any(ACCURACIES[0] in row.data.metrics for row in rows)
-    shown = ACCURACIES if has_labels else ERRORS
+    optional = [name for name in OPTIONAL if any(name in row.data.metrics for row in rows)]
+    shown = [*(ACCURACIES if has_labels else ERRORS), *optional]
     names = dict.fromkeys(name for row in rows for name in row.data.params)
     varying = [name for name in names if len({row.data.params.get(name) for row in rows}) > 1]
     columns = [f"metrics.`{name}`" for name in shown] + [f"params.`{name}`" for name in varying[:MOST_PARAMETERS]]

@@ -94,8 +94,8 @@ def way_back(command: str) -> str:
 
     Example:
         >>> way_back("dvc exp apply first"), way_back("")
-        ('Bring it back: `dvc exp apply first`', 'In the workspace, not committed yet.')
+        ('Restore it with `dvc exp apply first`', 'In the workspace, not committed yet.')
     """
     if command == GONE:
         return "No longer reachable from any commit or experiment."
-    return f"Bring it back: {code(command)}" if command else "In the workspace, not committed yet."
+    return f"Restore it with {code(command)}" if command else "In the workspace, not committed yet."

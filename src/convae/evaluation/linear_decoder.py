@@ -1,0 +1,131 @@
+"""How much of the images a linear map can read off their features.
+
+A ridge regression from features to pixels (Hoerl & Kennard 1970, "Ridge regression: biased estimation for nonorthogonal
+problems") is fitted to training images. Its error on other images measures what the features keep, in the same unit for
+all encoders, even for those that have no decoder. With more features than images, the regression is solved in its dual
+form, for one weight per image (Saunders, Gammerman & Vovk 1998, "Ridge regression learning algorithm in dual
+variables").
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.linalg import solve
+
+from convae.evaluation.metrics import DIGITS
+
+TRAINING_IMAGES, MEASURED_IMAGES = 4000, 2000
+VALUES = 1 << 26  # features and pixels of the training images that are used: 256 MiB
+RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0)
+FOLD = 5  # a fifth of the training images chooses the ridge
+BATCH = 500
+
+
+class LinearDecoder:
+    """Reconstructs pixels from features by a ridge regression.
+
+    Example:
+        >>> features = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> pixels = features @ [[1.0], [2.0]] + 3
+        >>> LinearDecoder.fit(features, pixels, [1e-9])[0](np.array([[2.0, 2.0]])).round(6).tolist()
+        [[9.0]]
+    """
+
+    def __init__(self, mean: np.ndarray, offset: np.ndarray, factors: Sequence[np.ndarray]) -> None:
+        self.mean = mean
+        self.offset = offset
+        self.factors = factors  # whose product is the matrix of weights
+
+    @classmethod
+    def fit(cls, features: np.ndarray, pixels: np.ndarray, ridges: Sequence[float]) -> "list[LinearDecoder]":
+        """Fit a decoder for each ridge.
+
+        Args:
+            features: `[N, D]`.
+            pixels: `[N, P]`.
+            ridges: penalties on squared weights, in units of the mean squared length of the centred features.
+        """
+        mean, offset = (rows.mean(axis=0, dtype=np.float64).astype(rows.dtype) for rows in (features, pixels))
+        x, y = features - mean, pixels - offset
+        dual = len(x) < x.shape[1]
+        products = (x @ x.T if dual else x.T @ x).astype(np.float64)
+        unit = products.trace() / len(x) or 1.0  # the features may be constant
+        target = y if dual else x.T @ y
+        decoders = []
+        for ridge in ridges:
+            solution = solve(products + ridge * unit * np.eye(len(products)), target, assume_a="pos").astype(x.dtype)
+            decoders.append(cls(mean, offset, (x.T, solution) if dual else (solution,)))
+        return decoders
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Reconstruct the pixels `[N, P]` of features `[N, D]`."""
+        values = features - self.mean
+        for factor in self.factors:
+            values = values @ factor
+        result: np.ndarray = values + self.offset
+        return result
+
+    def error(self, features: np.ndarray, images: np.ndarray) -> float:
+        """Mean squared error on images `uint8 [N, C, H, W]` with pixels from 0 to 1."""
+        total = sum(
+            float(np.square(self(features[rows]) - as_pixels(images[rows]), dtype=np.float64).sum())
+            for rows in (slice(start, start + BATCH) for start in range(0, len(images), BATCH))
+        )
+        return total / images.size
+
+
+def fit_linear_decoder(features: np.ndarray, images: np.ndarray) -> LinearDecoder:
+    """Fit a decoder to training images, with the ridge that reconstructs a fifth of them best.
+
+    Args:
+        features: `float32 [N, D]`; up to 4000 rows are used, fewer if features or images are large.
+        images: `uint8 [N, C, H, W]`.
+
+    Example:
+        >>> images = np.random.default_rng(0).integers(0, 256, (50, 1, 4, 4), np.uint8)
+        >>> decoder = fit_linear_decoder(as_pixels(images), images)  # the pixels themselves are the features
+        >>> decoder.error(as_pixels(images), images) < 1e-3
+        True
+    """
+    size = features.shape[1] + images[:1].size
+    rows = spread(len(images), min(TRAINING_IMAGES, VALUES // size))
+    x, y = np.asarray(features[rows]), as_pixels(images[rows])
+    held = np.arange(len(rows)) % FOLD == FOLD - 1
+    best = RIDGES[-1]
+    if held.any():
+        decoders = LinearDecoder.fit(x[~held], y[~held], RIDGES)
+        errors = [np.square(decoder(x[held]) - y[held], dtype=np.float64).mean() for decoder in decoders]
+        best = RIDGES[int(np.argmin(errors))]
+    return LinearDecoder.fit(x, y, [best])[0]
+
+
+def linear_reconstruction_mse(decoder: LinearDecoder, features: np.ndarray, images: np.ndarray) -> float:
+    """Mean squared error of a decoder on up to 2000 images `uint8 [N, C, H, W]`, spread evenly; pixels from 0 to 1."""
+    rows = spread(len(images), MEASURED_IMAGES)
+    return round(decoder.error(features[rows], images[rows]), DIGITS)
+
+
+def as_pixels(images: np.ndarray) -> np.ndarray:
+    """Pixels `float32 [N, C·H·W]` from 0 to 1 of images `uint8 [N, C, H, W]`."""
+    return images.reshape(len(images), -1) / np.float32(255)
+
+
+def as_images(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Images `uint8 [N, *shape]` of pixels `[N, C·H·W]`, cut off at 0 and 1.
+
+    Example:
+        >>> as_images(np.array([[-0.2, 0.2, 1.2]]), (1, 1, 3)).tolist()
+        [[[[0, 51, 255]]]]
+    """
+    return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8).reshape(len(pixels), *shape)
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """Up to `count` of `total` row numbers, at least one, evenly spread, as image sets may be sorted by class.
+
+    Example:
+        >>> spread(9, 3).tolist(), spread(2, 3).tolist()
+        ([0, 4, 8], [0, 1])
+    """
+    rows: np.ndarray = np.linspace(0, total - 1, max(1, min(count, total))).round().astype(int)
+    return rows
