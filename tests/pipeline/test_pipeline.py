@@ -33,10 +33,17 @@ def test_every_result_exists_and_a_second_repro_runs_nothing(finished):
     metrics = json.loads(finished.read("reports/metrics.json"))
     assert metrics["test"]["accuracy_low"] < metrics["test"]["accuracy"] < metrics["test"]["accuracy_high"]
     assert metrics["test"]["accuracy"] > 0.9
-    assert {"macro_f1", "log_loss", "reconstruction_mse"} <= metrics["test"].keys()
-    assert {"accuracy", "reconstruction_mse"} <= metrics["validation"].keys()
-    assert metrics["features"]["dimension"] == 8 * 2 * 49
-    assert metrics["encoder"]["parameters"] == 8 * (49 + 1)
+    assert {"macro_f1", "log_loss", "linear_reconstruction_mse"} <= metrics["test"].keys()
+    assert {"accuracy", "linear_reconstruction_mse"} <= metrics["validation"].keys()
+    assert metrics["features"]["dimension"] == 16 * 2 * 4 * 4
+    assert metrics["encoder"]["parameters"] == 8 * 49 + 16 * 64
+    assert metrics["code"]["dimension"] == 32
+    assert metrics["code"]["accuracy"] > 0.85
+    assert metrics["test"]["linear_reconstruction_mse"] < metrics["code"]["linear_reconstruction_mse"] < 0.05
+    assert [(layer["filters"], layer["dead"]) for layer in metrics["health"]["filters"]] == [(8, 0), (16, 0)]
+    assert metrics["health"]["copying"] is None
+    figures = {path.stem for path in (finished.folder / "reports/figures").iterdir()}
+    assert {"filters", "responses_2", "activation_maps_1", "activation_maps_2", "reconstructions"} <= figures
     assert UP_TO_DATE in finished.run("dvc", "status").stdout
     assert UP_TO_DATE in finished.run("dvc", "repro").stdout
     summary = finished.run("python", "-m", "pipeline.summary").stdout
@@ -58,6 +65,8 @@ def test_the_saved_encoder_reproduces_the_evaluated_features(finished):
     images = np.load(finished.folder / "data/prepared/test/images.npy")
     features = np.load(finished.folder / "data/features/test.npy")
     np.testing.assert_allclose(encoder.features(images), features, rtol=1e-4, atol=1e-4)
+    code = np.load(finished.folder / "data/features/test_code.npy")
+    np.testing.assert_allclose(encoder.features(images, code=True), code, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,8 @@ def test_the_saved_encoder_reproduces_the_evaluated_features(finished):
     [
         ("classifier.kind=ridge", {"evaluate", "report"}),
         ("features.power=1.0", {"features", "report"}),
+        ("features.code.ridge=0.1", {"features", "report"}),
+        ("train.places=16", {"train", "report"}),
         ("train.epochs=3", {"train", "report"}),
         ("data.validation_size=0.2", {"prepare", "report"}),
         ("train.devices=2", set()),
@@ -155,12 +166,11 @@ def test_a_folder_of_colour_images(clone, tmp_path, labelled):
         "data.dataset=image_folder",
         f"data.root={pictures}",
         "data.image_size=[16,20]",
-        "objective.sparsity.block=4",
     )
     repository.run("dvc", "repro", CONVAE_TRACKING="off")
     metrics = json.loads(repository.read("reports/metrics.json"))
     assert ("accuracy" in metrics["test"]) == labelled
-    assert metrics["test"]["reconstruction_mse"] > 0
+    assert 0 < metrics["test"]["linear_reconstruction_mse"] < 0.1
     if labelled:
         assert metrics["test"]["accuracy"] == 1.0
     assert b"data:image/png;base64" in repository.read("reports/report.html")

@@ -122,6 +122,18 @@ def test_the_command_line_gives_the_features_of_the_pipeline(published, convae, 
         assert_same(table.to_numpy(), expected)
 
 
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_the_command_line_gives_the_code_of_the_pipeline(published, convae, suffix):
+    code = np.load(published.folder / "data/features/test_code.npy")[:IMAGES]
+    convae("features", "pictures", "--code", "-o", f"build/c.{suffix}")
+    if suffix == "npy":
+        assert_same(np.load(published.folder / "build/c.npy", allow_pickle=False), code)
+    else:
+        table = pd.read_parquet(published.folder / "build/c.parquet").set_index("file")
+        assert list(table.columns) == [f"feature_{index}" for index in range(code.shape[1])]
+        assert_same(table.to_numpy(), code)
+
+
 def test_onnx_gives_the_features_of_the_pipeline_and_of_other_sizes(published, convae, expected):
     convae("export", "--onnx", "build/encoder.onnx")
     session = onnxruntime.InferenceSession(published.folder / "build/encoder.onnx")
@@ -265,6 +277,9 @@ def test_info_describes_a_model_its_accuracy_and_its_origin(published, convae, s
         "8 filters 7×7",
         "trained on 8×8",
         f"{metrics['features']['dimension']}",
+        "16 filters 3×3",
+        "of windows: normalised, whitened (denoising)",
+        "32 (denoising)",
         "images of digits",
         f"{100 * metrics['test']['accuracy']:.2f} % (95 % interval",
         f"balanced {100 * metrics['test']['balanced_accuracy']:.2f} %",
@@ -281,10 +296,10 @@ def test_an_incompatible_initial_encoder_stops_training_and_keeps_results(publis
         shutil.copy(encoder / name, initial / name)
     assert own.run("git", "status", "--porcelain", "--", "models").stdout == ""
     assert "models/initial" in own.run("dvc", "status").stdout
-    own.set("preprocessing.whitening=null")
+    own.set("preprocessing.local_contrast={window:3,floor:0.03}")
     refused = own.run("dvc", "repro", check=False)
     assert refused.returncode != 0
-    assert "model.initialize_from: preprocessing.whitening is" in refused.stderr
+    assert "model.initialize_from: preprocessing.local_contrast is" in refused.stderr
     assert (encoder / "model.safetensors").read_bytes() == (initial / "model.safetensors").read_bytes()
 
 
@@ -313,9 +328,9 @@ def test_the_commands_in_the_docs_run(published, repository, tmp_path):
     shutil.copy(published.folder / "pictures/00.png", own.folder / "photo.png")
     before = load_encoder(published.folder / "models/encoder")
     own.run("sh", "-ec", "\n".join(['convae() { python -m convae.cli "$@"; }', *commands]), CONVAE_TRACKING="off")
-    assert len(list((own.folder / "reconstructions").iterdir())) == IMAGES
     assert (own.folder / "encoder.onnx").exists()
     assert len(pd.read_parquet(own.folder / "features.parquet")) == IMAGES
+    assert pd.read_parquet(own.folder / "codes.parquet").shape == (IMAGES, 1 + 32)
     after = load_encoder(own.folder / "models/encoder")
     assert after.config["initialized_from"]["sha256"] == before.sha256
     np.testing.assert_array_equal(after.filters, before.filters)

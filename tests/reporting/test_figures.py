@@ -6,7 +6,8 @@ from matplotlib.image import imread
 from convae.datasets.image_set import ImageSet
 from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
 from convae.reporting.drawing import save_figure, short, signed_to_rgb, style, tile, to_rgb
-from convae.reporting.figures import example_images, filters_figure, resize
+from convae.models.geometry import LayerGeometry, ReceptiveField
+from convae.reporting.figures import _patch, example_images, filters_figure, resize
 
 
 def test_zero_is_white_positive_blue_and_negative_red():
@@ -107,3 +108,22 @@ def test_examples_are_the_first_of_each_class():
 def test_long_names_are_shortened_to_one_line():
     assert short("a\nb  c") == "a b c"
     assert len(short("x" * 100)) == 22
+
+
+def test_a_patch_is_exactly_what_a_place_of_a_map_depends_on():
+    layers = [
+        LayerGeometry((5, 3), (2, 1), "same", pool=(1, 2), output_pool=(2, 1)),
+        LayerGeometry((3, 3), padding="full"),
+    ]
+    field = ReceptiveField.of(layers)
+    image = np.arange(1, 1 + 24 * 20, dtype=np.uint8).reshape(1, 24, 20)
+    corner = _patch(image, (0, 0), field)
+    assert corner.shape == (*field.size, 3)
+    top, left = (-start for start in field.start)
+    assert not corner[:top].any()
+    assert not corner[:, :left].any()
+    seen = image[0, : field.size[0] - top, : field.size[1] - left]
+    assert np.array_equal(np.rint(corner[top:, left:, 0] * 255), seen)
+    shifted = _patch(image, (2, 3), field)
+    down, right = 2 * field.step[0] + field.start[0], 3 * field.step[1] + field.start[1]
+    assert round(255 * shifted[max(0, -down), max(0, -right), 0]) == image[0, max(0, down), max(0, right)]

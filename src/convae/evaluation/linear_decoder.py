@@ -107,7 +107,8 @@ def linear_reconstruction_mse(decoder: LinearDecoder, features: np.ndarray, imag
 
 def as_pixels(images: np.ndarray) -> np.ndarray:
     """Pixels `float32 [N, C·H·W]` from 0 to 1 of images `uint8 [N, C, H, W]`."""
-    return images.reshape(len(images), -1) / np.float32(255)
+    pixels: np.ndarray = images.reshape(len(images), -1) / np.float32(255)
+    return pixels
 
 
 def as_images(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
