@@ -33,8 +33,6 @@ LONGEST = (
     "pipeline/test_team.py",
 )
 
-PLAIN = {"input": None, "output": None}  # a layer that reads its input as it is
-
 
 def pytest_configure() -> None:
     """Let tests start and interrupt this environment's commands, however pytest was started."""
@@ -60,15 +58,11 @@ def experiment() -> Callable[..., Params]:
         content = load_params(REPOSITORY / "systems/whitened_wta_cae.yaml").model_dump()
         small: dict[str, Any] = {
             "data": {"dataset": "digits"},
-            "model": {"layers": [content["model"]["layers"][0] | PLAIN | {"filters": 4, "kernel": (3, 3)}]},
-            "objective": {"sparsity": {"block": (4, 4), "lifetime": 0.2, "per_place": None}},
-            "preprocessing": {
-                "local_contrast": {"window": 9, "floor": 0.03},
-                "whitening": {"kind": "zca", "window": 3, "epsilon": 0.1},
-            },
-            "features": {"grid": (2, 2), "divisive_normalization": 0.1, "threshold": 0.0, "code": None},
-            "classifier": {"logistic_regression": {"C": [0.001, 0.003]}},
-            "train": {"epochs": 3, "places": None, "threads": 1, "accelerator": "cpu", "devices": 1},
+            "model": {"layers": [content["model"]["layers"][0] | {"filters": 4, "kernel": (3, 3)}]},
+            "objective": {"sparsity": {"block": (4, 4), "lifetime": 0.2}},
+            "preprocessing": {"whitening": {"kind": "zca", "window": 3, "epsilon": 0.1}},
+            "features": {"grid": (2, 2)},
+            "train": {"epochs": 3, "threads": 1, "accelerator": "cpu", "devices": 1},
         }
         return changed(content, small, changes)
 

@@ -4,9 +4,9 @@ import pytest
 from matplotlib.image import imread
 
 from convae.datasets.image_set import ImageSet
+from convae.models.geometry import LayerGeometry, ReceptiveField
 from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
 from convae.reporting.drawing import save_figure, short, signed_to_rgb, style, tile, to_rgb
-from convae.models.geometry import LayerGeometry, ReceptiveField
 from convae.reporting.figures import _patch, example_images, filters_figure, resize
 
 

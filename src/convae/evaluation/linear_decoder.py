@@ -118,7 +118,8 @@ def as_images(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         >>> as_images(np.array([[-0.2, 0.2, 1.2]]), (1, 1, 3)).tolist()
         [[[[0, 51, 255]]]]
     """
-    return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8).reshape(len(pixels), *shape)
+    values: np.ndarray = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+    return values.reshape(len(pixels), *shape)
 
 
 def spread(total: int, count: int) -> np.ndarray:
@@ -128,5 +129,4 @@ def spread(total: int, count: int) -> np.ndarray:
         >>> spread(9, 3).tolist(), spread(2, 3).tolist()
         ([0, 4, 8], [0, 1])
     """
-    rows: np.ndarray = np.linspace(0, total - 1, max(1, min(count, total))).round().astype(int)
-    return rows
+    return np.linspace(0, total - 1, max(1, min(count, total))).round().astype(np.int64)
