@@ -11,6 +11,8 @@ from convae.evaluation import evaluate as module
 from convae.evaluation.evaluate import evaluate
 from convae.evaluation.saving import load_classifier
 
+RECONSTRUCTION = {"reconstruction_mse", "linear_reconstruction_mse"}
+
 
 @pytest.fixture
 def run(params, encoder, digits, tmp_path):
@@ -47,7 +49,7 @@ def test_every_metric_follows_from_the_predictions(run, encoder, digits):
     commonest = np.bincount(np.load(digits / "train/labels.npy")).argmax()
     assert metrics["test"]["majority_accuracy"] == round(float(np.mean(truth == commonest)), 6) < 0.2
     every = {"accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall", "macro_f1", "log_loss"}
-    assert set(metrics["validation"]) == every | {"reconstruction_mse"}
+    assert set(metrics["validation"]) == every | RECONSTRUCTION
     assert metrics["features"]["dimension"] == 4 * 2 * 4  # filters, signs, cells
     assert metrics["encoder"]["parameters"] == encoder.parameter_count == 4 * (9 + 1)
     assert metrics["classifier"] == {"kind": "logistic_regression", "C": 0.003}
@@ -71,6 +73,7 @@ def test_two_runs_write_the_same_bytes(run):
     assert [str(name) for name in names] == [
         "classifier/classifier.json",
         "classifier/classifier.skops",
+        "reconstructions.npy",
         "reports/metrics.json",
         "reports/per_class.csv",
         "test.parquet",
@@ -119,7 +122,7 @@ def test_without_labels_there_are_only_reconstructions(run, unlabelled, tmp_path
     for labels in (tmp_path / "features").glob("*_labels.npy"):
         labels.unlink()
     metrics, out = run()
-    assert metrics["test"].keys() == metrics["validation"].keys() == {"reconstruction_mse"}
+    assert metrics["test"].keys() == metrics["validation"].keys() == RECONSTRUCTION
     assert metrics.keys() == {"test", "validation", "features", "encoder", "health"}
     assert (out / "reports/per_class.csv").read_text() == "class,precision,recall,f1,support\n"
     assert pd.read_parquet(out / "test.parquet").to_dict("list") == {"index": list(range(100))}
@@ -171,3 +174,29 @@ def test_a_failed_evaluation_keeps_earlier_results(run, tmp_path):
         run()
     for path in before.rglob("*"):
         assert path.is_dir() or (out / path.relative_to(before)).read_bytes() == path.read_bytes()
+
+
+def test_a_code_is_measured_and_reconstructed(run, digits, tmp_path):
+    generator = np.random.default_rng(0)
+    projection = generator.normal(size=(32, 5)).astype(np.float32)
+    for part in ("train", "validation", "test"):
+        np.save(tmp_path / f"features/{part}_code.npy", np.load(tmp_path / f"features/{part}.npy") @ projection)
+    metrics, out = run()
+    code = metrics["code"]
+    assert code["dimension"] == 5
+    assert 0.2 < code["accuracy"] < metrics["test"]["accuracy"]
+    assert metrics["test"]["linear_reconstruction_mse"] < code["linear_reconstruction_mse"]
+    images = np.load(digits / "test/images.npy")
+    pictures = np.load(out / "reconstructions.npy")
+    assert pictures.shape == (3, 10, 1, 8, 8)
+    labels = np.load(digits / "test/labels.npy")
+    assert np.array_equal(pictures[0], images[[int(np.argmax(labels == digit)) for digit in range(10)]])
+    errors = [np.square((one.astype(float) - pictures[0]) / 255).mean() for one in pictures[1:]]
+    assert errors[0] > errors[1]
+
+
+def test_a_damaged_code_is_refused(run, tmp_path):
+    for part in ("train", "validation", "test"):
+        np.save(tmp_path / f"features/{part}_code.npy", np.zeros((3, 5), np.float32))
+    with pytest.raises(ConvaeError, match="train_code.npy: not the codes of 400 images"):
+        run()

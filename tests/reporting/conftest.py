@@ -93,7 +93,7 @@ def evaluated(experiment: Callable[..., Params], tmp_path: Path) -> Callable[...
             "tied_weights": params.model.tied_weights,
             "stacked_on": "maps",
             "sparsity": None,
-            "decoder": params.objective.kind == "reconstruct",
+            "decoder": params.objective.kind == "reconstruct" and not any(one.input for one in params.model.layers),
             "readout": None,
         }
         autoencoder = build_autoencoder(config)

@@ -7,7 +7,8 @@ from convae.datasets.image_set import ImageSet
 from convae.models.geometry import LayerGeometry, ReceptiveField
 from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
 from convae.reporting.drawing import save_figure, short, signed_to_rgb, style, tile, to_rgb
-from convae.reporting.figures import _patch, example_images, filters_figure, resize
+from convae.reporting.figures import _patch, example_images, filters_figure, resize, strongest_patches_figure
+from convae.training.train import train_encoder
 
 
 def test_zero_is_white_positive_blue_and_negative_red():
@@ -127,3 +128,25 @@ def test_a_patch_is_exactly_what_a_place_of_a_map_depends_on():
     shifted = _patch(image, (2, 3), field)
     down, right = 2 * field.step[0] + field.start[0], 3 * field.step[1] + field.start[1]
     assert round(255 * shifted[max(0, -down), max(0, -right), 0]) == image[0, max(0, down), max(0, right)]
+
+
+def test_a_map_is_shown_with_what_it_responds_to_most(shipped, train_set, validation_set, tmp_path):
+    params = shipped(objective={"kind": "none", "sparsity": None})
+    encoder, _, _ = train_encoder(params, train_set, validation_set, lambda row: None, tmp_path, progress=False)
+    figure = strongest_patches_figure(encoder, validation_set.images, 1)
+    assert len(figure.axes[0].get_xticklabels()) == 8
+    maps = encoder.activation_maps(validation_set.images)[1]
+    strongest = np.abs(maps[:, 0]).reshape(len(maps), -1)
+    image, place = np.unravel_index(strongest.argmax(), strongest.shape)
+    field = ReceptiveField.of(encoder.autoencoder.geometry)
+    patch = _patch(validation_set.images[image], divmod(int(place), maps.shape[3]), field)
+    scale = -(-96 // (3 * field.size[0] + 2))
+    shown = figure.axes[0].images[0].get_array()[: field.size[0] * scale : scale, : field.size[1] * scale : scale]
+    assert np.allclose(shown, patch)
+    # Whatever lies outside the patch does not change the activation.
+    changed = 255 - validation_set.images[[image]]
+    row, column = (field.start[axis] + divmod(int(place), maps.shape[3])[axis] * field.step[axis] for axis in (0, 1))
+    inside = (slice(max(0, row), row + field.size[0]), slice(max(0, column), column + field.size[1]))
+    changed[0, 0][inside] = validation_set.images[image, 0][inside]
+    same = encoder.activation_maps(changed)[1][0, 0].ravel()[place]
+    assert same == pytest.approx(maps[image, 0].ravel()[place], abs=1e-4)

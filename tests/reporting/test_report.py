@@ -253,3 +253,24 @@ def test_parameters_of_the_first_layer_are_compared_with_a_dense_one(evaluated, 
     assert "The first kernel is as large as the image: this is the dense layer" in text
     assert "this encoder 325 1 285" in text
     assert "convolution" not in text
+
+
+def test_layers_that_read_windows_are_reported_with_code_and_linear_reconstructions(evaluated, health_of, shipped):
+    params = shipped()
+    layers = [layer.model_dump() for layer in params.model.layers]
+    experiment = evaluated(
+        model={"layers": layers},
+        objective={"sparsity": None},
+        preprocessing={"local_contrast": None, "whitening": None},
+        train={"places": 8, "order": "greedy"},
+        features={"code": params.features.code.model_dump() | {"components": 4}},
+    )
+    folder = experiment.write()
+    assert {"filters", "responses_2", "activation_maps_2", "reconstructions"} <= set(figures(folder))
+    text = " ".join(" ".join(Page(read(folder)).text).split())
+    metrics = read_json(experiment.root / "reports/metrics.json")
+    assert "test accuracy with 4 numbers per image" in text
+    assert f"compact code 4 {100 * metrics['code']['accuracy']:.2f} %" in text
+    assert f"{metrics['code']['linear_reconstruction_mse']:.4f} from the compact code (4 numbers)" in text
+    assert "Linear reconstructions" in text
+    assert "this encoder 54 54 dense layer" in health_of(experiment)  # 6 filters of 3×3 windows, no biases

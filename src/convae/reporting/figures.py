@@ -80,7 +80,8 @@ def activation_figures(encoder: Encoder, images: np.ndarray, names: list[str]) -
 def strongest_patches_figure(encoder: Encoder, images: np.ndarray, layer: int) -> Figure:
     """For up to 24 maps of a layer, the nine parts of images to which the map responds most strongly.
 
-    Each comes from another image, and is the receptive field of the map's largest activation in that image.
+    Each comes from another image, and is the receptive field of the map's strongest activation in that image. The sign
+    is that of the map's strongest activation of all.
 
     Args:
         encoder: the trained encoder.
@@ -100,24 +101,27 @@ def strongest_patches_figure(encoder: Encoder, images: np.ndarray, layer: int) -
     strengths, places = [], []
     for start in range(0, len(images), SEARCHED_BATCH):
         maps = encoder.activation_maps(images[start : start + SEARCHED_BATCH])[layer][:, chosen]
-        flat = maps.reshape(*maps.shape[:2], -1)
-        places.append(flat.argmax(axis=2))
-        strengths.append(flat.max(axis=2))
+        both = np.stack([maps, -maps]).reshape(2, *maps.shape[:2], -1)
+        places.append(both.argmax(axis=3))
+        strengths.append(both.max(axis=3))
     width = maps.shape[3]
-    strongest = np.argsort(-np.concatenate(strengths), axis=0, kind="stable")[: STRONGEST_SIDE**2]
-    found = np.take_along_axis(np.concatenate(places), strongest, axis=0)
+    strength, place = np.concatenate(strengths, axis=1), np.concatenate(places, axis=1)  # [2, images, maps]
+    sign, columns = strength.max(axis=1).argmax(axis=0), np.arange(len(chosen))
+    strength, place = strength[sign, :, columns].T, place[sign, :, columns].T  # [images, maps]
+    strongest = np.argsort(-strength, axis=0, kind="stable")[: STRONGEST_SIDE**2]
+    found = np.take_along_axis(place, strongest, axis=0)
     # A layer stacked on reconstructions reads an image itself.
     first = 0 if encoder.autoencoder.stacked_on == "maps" else layer
     field = ReceptiveField.of(encoder.autoencoder.geometry[first : layer + 1])
     squares = np.stack(
         [
-            _square([_patch(images[row], divmod(int(place), width), field) for row, place in zip(*pairs, strict=True)])
+            _square([_patch(images[row], divmod(int(spot), width), field) for row, spot in zip(*pairs, strict=True)])
             for pairs in zip(strongest.T, found.T, strict=True)
         ]
     )
-    columns = [str(index) for index in chosen] if len(chosen) <= STRONGEST_COLUMNS else []
+    names = [str(index) for index in chosen] if len(chosen) <= STRONGEST_COLUMNS else []
     rows = [squares[start : start + STRONGEST_COLUMNS] for start in range(0, len(squares), STRONGEST_COLUMNS)]
-    return tile(rows, column_labels=columns, inches=1.0)
+    return tile(rows, column_labels=names, inches=1.0)
 
 
 def _patch(image: np.ndarray, place: tuple[int, int], field: ReceptiveField) -> np.ndarray:

@@ -148,8 +148,8 @@ def _layer_pictures(encoder: Encoder, validation: ImageSet) -> list[Exhibit]:
     pictures = [Exhibit("filters", filters_figure(filters), "Filters", caption)]
     for layer in range(1, len(layers)):
         caption = (
-            f"For some maps of layer {layer + 1}, the nine parts of validation images to which each responds most "
-            "strongly, every part from another image. Beyond the image, they are black."
+            f"Each square belongs to one map of layer {layer + 1}: the nine parts of validation images to which it "
+            "responds most strongly, each from another image, and black beyond the image's border."
         )
         figure = strongest_patches_figure(encoder, validation.images, layer)
         pictures.append(Exhibit(f"responses_{layer + 1}", figure, f"What layer {layer + 1} responds to", caption))
