@@ -198,5 +198,5 @@ def test_a_code_is_measured_and_reconstructed(run, digits, tmp_path):
 def test_a_damaged_code_is_refused(run, tmp_path):
     for part in ("train", "validation", "test"):
         np.save(tmp_path / f"features/{part}_code.npy", np.zeros((3, 5), np.float32))
-    with pytest.raises(ConvaeError, match="train_code.npy: not the codes of 400 images"):
+    with pytest.raises(ConvaeError, match=r"train_code\.npy: not the codes of 400 images"):
         run()

@@ -13,6 +13,7 @@ from convae.encoder import Encoder, build_autoencoder
 from convae.evaluation.evaluate import evaluate
 from convae.features.extract import extract_features
 from convae.files import read_json, write_json
+from convae.models.initialization import fit_layer
 from convae.params import Params
 from convae.reporting.report import write_report
 
@@ -102,6 +103,9 @@ def evaluated(experiment: Callable[..., Params], tmp_path: Path) -> Callable[...
             parameter.data.copy_(parameter.new_tensor(generator.normal(scale=0.2, size=tuple(parameter.shape))))
         images = torch.from_numpy(np.load(tmp_path / "prepared/train/images.npy"))
         autoencoder.preprocessing.fit(images, torch.Generator().manual_seed(0))
+        if any(layer.input for layer in params.model.layers):
+            for index in range(len(params.model.layers)):
+                fit_layer(autoencoder, index, params.model.initialization, images, params.seed)
         Encoder(autoencoder, None, config).save(tmp_path / "trained")
         encoder = extract_features(params, tmp_path / "trained", tmp_path / "prepared", tmp_path / "features")
         evaluate(
