@@ -77,8 +77,8 @@ PARAMETERS = {
     "unknown data set": ("dataset: fashion_mnist", "dataset: imagenet", "data.dataset = 'imagenet': must be"),
     "even kernel": ("kernel: 7 ", "kernel: 8 ", "'same' needs an odd kernel, found 8×8"),
     "impossible geometry": ("pool: null ", "pool: {kind: max, size: 99} ", "turns 28×28 into 0×0"),
-    "grid too fine": ("grid: 7 ", "grid: 99 ", "features.grid = 99×99: layer -1 has maps of 28×28"),
-    "layer that is not there": (r"layers: \[-1\]", "layers: [3]", "features.layers = 3: model.layers has 1"),
+    "places of whole maps": ("order: greedy ", "order: end_to_end ", "train.places = 32: needs train.order: greedy"),
+    "layer that is not there": (r"layers: \[-1\]", "layers: [3]", "features.layers = 3: model.layers has 2"),
     "empty file": (r"(?s).*", "", "must contain the sections"),
     "not YAML": ("seed: 0", "seed: [0", "not readable as YAML"),
 }

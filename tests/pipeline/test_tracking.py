@@ -103,7 +103,7 @@ def test_each_stage_is_a_run_and_the_experiment_a_row(finished):
         )
     for run in (runs["evaluate"], row):
         assert run.data.metrics["test.accuracy"] == metrics["test"]["accuracy"]
-        assert run.data.metrics["features.dimension"] == 784
+        assert run.data.metrics["features.dimension"] == 16 * 2 * 4 * 4
 
     models = {model.name: model for model in client.search_logged_models([runs["train"].info.experiment_id])}
     assert set(models) == {"autoencoder", "encoder", "classifier"}
