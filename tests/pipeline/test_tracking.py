@@ -352,8 +352,8 @@ def three_runs(page, expect):
     page.wait_for_timeout(2000)
     page.screenshot(path=SCREENSHOTS / "three-runs.png", full_page=True)
     # The table renders only visible rows: derive a lower curve's link from the first one's.
-    first = page.get_by_role("link", name="health.images", exact=True).first.evaluate("link => link.href")
-    page.goto(first.replace("health.images", "validation_loss"))
+    first = page.get_by_role("link", name="code.accuracy", exact=True).first.evaluate("link => link.href")
+    page.goto(first.replace("code.accuracy", "validation_loss"))
     expect(page.locator(".js-plotly-plot .scatterlayer").first).to_be_visible()
     names = {name.partition(":")[0] for name in lines(page)}
     assert names == {"ridge", "longer", "coarse"}
