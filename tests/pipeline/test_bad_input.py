@@ -77,7 +77,11 @@ PARAMETERS = {
     "unknown data set": ("dataset: fashion_mnist", "dataset: imagenet", "data.dataset = 'imagenet': must be"),
     "even kernel": ("kernel: 7 ", "kernel: 8 ", "'same' needs an odd kernel, found 8×8"),
     "impossible geometry": ("pool: null ", "pool: {kind: max, size: 99} ", "turns 28×28 into 0×0"),
-    "places of whole maps": ("order: greedy ", "order: end_to_end ", "train.places = 32: needs train.order: greedy"),
+    "layers of windows, end to end": (
+        "order: greedy ",
+        "order: end_to_end ",
+        "model.layers[0].input can't be decoded; set order to greedy",
+    ),
     "layer that is not there": (r"layers: \[-1\]", "layers: [3]", "features.layers = 3: model.layers has 2"),
     "empty file": (r"(?s).*", "", "must contain the sections"),
     "not YAML": ("seed: 0", "seed: [0", "not readable as YAML"),
