@@ -118,10 +118,11 @@ def _accuracy(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _reduce(features: Features, dimension: int) -> Features:
-    """The first principal components, fitted on `PCA_IMAGES` training images."""
+    """The first principal components, fitted on `PCA_IMAGES` training images; at most as many as there are images."""
     x = features.x["train"]
     some = np.random.default_rng(0).permutation(len(x))[:PCA_IMAGES]  # at random: images may be sorted by class
-    pca = PCA(min(dimension, features.dimension), svd_solver="randomized", random_state=0).fit(x[np.sort(some)])
+    count = min(dimension, features.dimension, len(some))
+    pca = PCA(count, svd_solver="randomized", random_state=0).fit(x[np.sort(some)])
     return features.change(lambda x: np.concatenate([pca.transform(x[rows]) for rows in row_chunks(x)]))
 
 
@@ -133,7 +134,8 @@ def _neighbors(features: Features) -> float:
 
 def _by_dimension(params: Params, features: Features, full: float) -> list[dict[str, float]]:
     reduced = _reduce(features, DIMENSIONS[-1])
-    fewer = {count: reduced.change(partial(_first, count)) for count in DIMENSIONS if count < features.dimension}
+    possible = [count for count in DIMENSIONS if count < features.dimension and count <= reduced.dimension]
+    fewer = {count: reduced.change(partial(_first, count)) for count in possible}
     accuracies = {count: some.accuracies(params)[1] for count, some in fewer.items()} | {features.dimension: full}
     return [{"dimension": count, "test_accuracy": accuracy} for count, accuracy in accuracies.items()]
 
