@@ -25,12 +25,12 @@ LONGEST = (
     "pipeline/test_reuse.py",
     "tracking/test_runs.py",
     "pipeline/test_tracking.py",
-    "pipeline/test_search.py",
-    "pipeline/test_ladder.py",
-    "pipeline/test_processes.py",
-    "pipeline/test_chaos.py",
     "pipeline/test_systems.py",
     "pipeline/test_team.py",
+    "pipeline/test_ladder.py",
+    "pipeline/test_search.py",
+    "pipeline/test_processes.py",
+    "pipeline/test_chaos.py",
 )
 
 

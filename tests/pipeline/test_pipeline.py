@@ -166,6 +166,7 @@ def test_a_folder_of_colour_images(clone, tmp_path, labelled):
         "data.dataset=image_folder",
         f"data.root={pictures}",
         "data.image_size=[16,20]",
+        "classifier.kind=ridge",
     )
     repository.run("dvc", "repro", CONVAE_TRACKING="off")
     metrics = json.loads(repository.read("reports/metrics.json"))

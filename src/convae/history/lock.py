@@ -208,8 +208,8 @@ def written(params: Mapping[str, Any]) -> dict[str, str]:
     """Format parameter values as in params.yaml.
 
     Example:
-        >>> written({"train.order": "greedy", "features.pca": None, "features.layers": [0, 1]})
-        {'train.order': 'greedy', 'features.pca': 'null', 'features.layers': '[0, 1]'}
+        >>> written({"train.order": "greedy", "features.code": None, "features.layers": [0, 1]})
+        {'train.order': 'greedy', 'features.code': 'null', 'features.layers': '[0, 1]'}
     """
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
