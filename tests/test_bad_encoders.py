@@ -196,7 +196,7 @@ FORGED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "code of NaN": (weights(lambda tensors: tensors["code.bias"].fill(np.nan)), "holds NaN or infinity"),
     "whitening of infinity": (
-        weights(lambda tensors: tensors["autoencoder.layers.1.input.map"].fill(np.inf)),
+        weights(lambda tensors: tensors["autoencoder.layers.1.input.matrix"].fill(np.inf)),
         "holds NaN or infinity",
     ),
 }  # fmt: skip

@@ -258,7 +258,10 @@ PLACES = by("  places: 32 ", "  places: null ")
 OUTPUT = "{rectification: both, threshold: 0.5, pool: null, power: 0.5, standardize: true}"
 TWO_LAYERS = {
     "no places": (PLACES, "model.layers[0].input: normalised windows are learned place by place; set train.places"),
-    "a plain layer": (layer(filters=8), "train.places = 32: model.layers[0].input is null; set train.places to null"),
+    "a plain layer": (
+        layer(filters=8),
+        "train.places = 32: model.layers[0].input is null; add it or set train.places to null",
+    ),
     "activation": (
         last_layer("activation: linear", "activation: relu"),
         "model.layers[1].input: needs activation: linear, batch_norm: false and dropout: 0.0",
@@ -335,7 +338,7 @@ TWO_LAYERS = {
     ),
     "filter bank": (
         by("initialization: normal ", "initialization: filter_bank "),
-        "model.initialization = filter_bank: it holds images; set input to null in the layers",
+        "model.initialization = filter_bank: its filters fit plain images; set model.layers[0].input to null",
     ),
     "border": (
         several(by("kernel: 7 ", "kernel: [57, 7] "), by("border: zeros              #", "border: reflect #")),
@@ -349,7 +352,8 @@ TWO_LAYERS = {
     ),
     "former components": (
         by("  mirror: null ", "  pca: 256\n  mirror: null "),
-        "features: pca is a kind of code now; write code: {kind: pca, components: 256, ...}",
+        "features: pca is a kind of code now; write code: {kind: pca, components: 256, corruption: null, "
+        "ridge: 1.0e-6, scale: equal, images: null}, which stands beside the features",
     ),
     "code of copies": (
         by("kind: denoising              #", "kind: pca #"),
@@ -360,8 +364,12 @@ TWO_LAYERS = {
         "features.code: kind = denoising: needs a corrupted copy, such as corruption: {flip: false, shift: 1}",
     ),
     "numbers of the code": (
-        by("    components: 256\n", "    components: 999999999999\n"),
+        by("    components: 256   ", "    components: 999999999999   "),
         "features.code.components = 999999999999: must … 2147483648",
+    ),
+    "too many features for a code": (
+        by("grid: 7 ", "grid: 14 "),
+        "features.code: a covariance of 37632 features would take 5.3 GiB; at most 1 GiB is allowed; lower features.grid",
     ),
     "mirror": (by("mirror: null ", "mirror: true "), "features.mirror = True: must be 'average'"),
 }  # fmt: skip
@@ -436,6 +444,6 @@ def test_an_invalid_initial_encoder_is_refused(repository: Path, tmp_path: Path,
 
 
 def test_a_grid_with_more_cells_than_pixels_is_allowed(repository: Path, tmp_path: Path) -> None:
-    text = (repository / "params.yaml").read_text("utf-8").replace("  grid: 7 ", "  grid: 65535 ")
+    text = (repository / PLAIN).read_text("utf-8").replace("  grid: 7 ", "  grid: 65535 ")
     (tmp_path / "params.yaml").write_text(text, "utf-8")
     assert load_experiment(tmp_path / "params.yaml").features.grid == (65535, 65535)

@@ -16,7 +16,9 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import convae
 from convae import CAEFeatures, ConvolutionalAutoencoderFeatures, load_encoder
+from convae.datasets.image_set import ImageSet
 from convae.errors import ConvaeError
+from convae.features.extract import fit_compact_code
 
 DIGITS, LABELS = load_digits(return_X_y=True)  # 0 to 16
 IMAGES = np.round(DIGITS * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)
@@ -34,7 +36,7 @@ def folder(tmp_path_factory):
 def test_scikit_learns_estimator_checks_pass(folder):
     """Treat their tables of any width as images with one row."""
     for estimator in (
-        CAEFeatures(folder, image_shape=(1, -1), value_range=(-1e4, 1e4)),
+        CAEFeatures(folder, image_shape=(1, -1), value_range=(-2e4, 2e4)),
         ConvolutionalAutoencoderFeatures((4,), kernel=3, image_shape=(1, -1)),
     ):
         results = check_estimator(estimator, on_skip=None)
@@ -59,6 +61,18 @@ def test_every_kind_of_array_and_files_give_the_same_features(folder, tmp_path):
         np.testing.assert_allclose(CAEFeatures(folder).fit_transform(images), expected, rtol=1e-5, atol=1e-5)
     floats = CAEFeatures(folder, value_range=(0, 255)).fit_transform(IMAGES[:5].astype(float))
     np.testing.assert_allclose(floats, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_compact_code_is_an_option(folder):
+    encoder = load_encoder(folder)
+    with pytest.raises(ConvaeError, match="this encoder has no compact code"):
+        CAEFeatures(encoder, code=True).fit(IMAGES[:5])
+    code = {"kind": "pca", "components": 6, "corruption": None, "ridge": 1e-6, "scale": "equal", "images": None}
+    images = ImageSet(IMAGES[:50, None], None, (), "")
+    fit_compact_code(encoder, code, images, encoder.features(IMAGES[:50]), seed=0, progress=False)
+    features = CAEFeatures(encoder, code=True).fit(IMAGES[:5])
+    np.testing.assert_array_equal(features.transform(IMAGES[:5]), encoder.features(IMAGES[:5], code=True))
+    assert len(features.get_feature_names_out()) == 6
 
 
 def test_an_encoder_in_memory_is_used_unchanged(folder):

@@ -11,7 +11,7 @@ from convae import load_encoder
 from convae.encoder import Encoder, build_autoencoder
 from convae.errors import ConvaeError
 from convae.export import export_onnx
-from convae.features.extract import attach_readout, fit_readout
+from convae.features.extract import attach_readout, fit_compact_code, fit_readout
 from convae.models.readout import Readout
 from convae.training.train import train_encoder
 
@@ -93,13 +93,16 @@ def test_the_shipped_encoder_gives_the_same_features(
     shipped, train_set, validation_set, tmp_path, monkeypatch, mirror, any_size
 ):
     monkeypatch.chdir(tmp_path)
-    params = shipped(features={"mirror": mirror, "layers": [0, 1], "code": None}, train={"epochs": 1})
+    params = shipped(features={"mirror": mirror, "layers": [0, 1]}, train={"epochs": 1})
     encoder, *_ = train_encoder(params, train_set, validation_set, lambda row: None)
     fit_readout(attach_readout(encoder, params.features), encoder.features(train_set.images))
+    features, code = encoder.features(train_set.images), params.features.code.model_dump()
+    fit_compact_code(encoder, code, train_set, features, seed=0, progress=False)
     encoder.save(tmp_path / "encoder")
     export_onnx(str(tmp_path / "encoder"), tmp_path / "e.onnx", any_size, force=True)
     session = onnxruntime.InferenceSession(tmp_path / "e.onnx")
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 9, 15) if any_size else (5, 1, 8, 8), np.uint8)
-    expected = encoder.features(images, resize=False)
-    (found,) = session.run(None, {"images": images})
-    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    for name, code in (("features", False), ("code", True)):
+        expected = encoder.features(images, resize=False, code=code)
+        (found,) = session.run([name], {"images": images})
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -140,15 +140,15 @@ def _neighbors(code: Features) -> float:
 
 
 def _by_dimension(params: Params, code: Features, features: Features, full: float) -> list[dict[str, float]]:
-    """Test accuracy of codes of several lengths, and of the features themselves."""
-    lengths = [count for count in DIMENSIONS if count <= code.dimension and count < features.dimension]
-    accuracies = {count: _shorter(code, count).accuracies(params)[1] for count in lengths}
+    """Test accuracy of codes of several dimensions, and of the features themselves."""
+    dimensions = [count for count in DIMENSIONS if count <= code.dimension and count < features.dimension]
+    accuracies = {count: _shorter(code, count).accuracies(params)[1] for count in dimensions}
     accuracies[features.dimension] = full
     return [{"dimension": count, "test_accuracy": accuracy} for count, accuracy in accuracies.items()]
 
 
 def _shorter(code: Features, count: int) -> Features:
-    """The code of `count` numbers: the first directions of a longer one, and as long as that overall."""
+    """The code of `count` numbers: the first directions of a longer one, with the same total variance."""
     squares = np.square(code.x["train"], dtype=np.float64).sum(0)
     scale = np.float32(np.sqrt(squares.sum() / squares[:count].sum()))
     return code.change(partial(_first, count, scale))

@@ -8,13 +8,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import reduce
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from convae.datasets.catalogue import image_shape
 from convae.experiment import map_sizes
 from convae.files import write_json
 from convae.params import FeaturesParams, Params, load_params, parse_sections, read_text
@@ -116,14 +114,7 @@ def _readout(settings: dict[str, Any], system: str, params: Params, common: Feat
     else:
         grid = tuple(min(common.grid[axis], *(size[axis] for size in maps)) for axis in (0, 1))
         changes = {name: getattr(common, name) for name in settings["readout"]} | {"grid": grid}
-    readout = own.model_copy(update=changes)
-    if readout.code:
-        layers = params.model.layers
-        channels = sum(layers[layer].filters for layer in own.layers) if layers else image_shape(params.data)[0]
-        features = channels * prod(readout.grid) * (2 if readout.rectification == "both" else 1)
-        components = min(readout.code.components, features)
-        readout = readout.model_copy(update={"code": readout.code.model_copy(update={"components": components})})
-    return readout
+    return own.model_copy(update=changes)
 
 
 def _changed(file: Path, changes: dict[str, Any], layers: int | None = None) -> Params:

@@ -30,6 +30,7 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     """Turns images into features with `encoder_`."""
 
     encoder_: Encoder
+    code = False
     image_shape: Shape | None
 
     def transform(self, X: Images) -> np.ndarray:
@@ -47,11 +48,11 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             (6, 16)
         """
         check_is_fitted(self)
-        return self.encoder_.features(self._pixels(X, self.encoder_.config["channels"]))
+        return self.encoder_.features(self._pixels(X, self.encoder_.config["channels"]), code=self.code)
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.encoder_.features([]).shape[1])
+        return int(self.encoder_.features([], code=self.code).shape[1])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -102,6 +103,7 @@ class CAEFeatures(_ImageTransformer):
 
     Args:
         encoder: folder of a saved encoder, an address such as `models:/convae-encoder@champion`, or an `Encoder`.
+        code: whether to return the compact code instead.
         image_shape: height and width of flattened images (X with two dimensions); None stands for square images. With
             several channels, all values of one channel come before those of the next.
         value_range: the values of black and white in arrays that are not `uint8`.
@@ -127,10 +129,12 @@ class CAEFeatures(_ImageTransformer):
         self,
         encoder: str | Path | Encoder = "models/encoder",
         *,
+        code: bool = False,
         image_shape: Shape | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.encoder = encoder
+        self.code = code
         self.image_shape = image_shape
         self.value_range = value_range
 
@@ -138,10 +142,10 @@ class CAEFeatures(_ImageTransformer):
         """Load the encoder and check the shape of X.
 
         Raises:
-            ConvaeError: there is no such encoder, or it does not accept X.
+            ConvaeError: there is no such encoder, it does not accept X, or it has no compact code.
         """
         self.encoder_ = self.encoder if isinstance(self.encoder, Encoder) else load_encoder(self.encoder)
-        self.encoder_.features(self._pixels(X, self.encoder_.config["channels"], reset=True)[:1])
+        self.encoder_.features(self._pixels(X, self.encoder_.config["channels"], reset=True)[:1], code=self.code)
         return self
 
     def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:

@@ -68,6 +68,26 @@ def map_sizes(params: Params) -> list[Size]:
     return [maps for *_, maps in _sized_layers(params)] or [_image_size(params)]
 
 
+def feature_dimension(params: Params) -> int:
+    """Number of features per image, D.
+
+    Example:
+        >>> feature_dimension(Params.default())
+        9408
+    """
+    sizes, layers, readout = map_sizes(params), params.model.layers, params.features
+    cells = [min(readout.grid[axis], *(sizes[layer][axis] for layer in readout.layers)) for axis in (0, 1)]
+    maps = sum(layers[layer].filters for layer in readout.layers) if layers else _image_channels(params)
+    return maps * prod(cells) * (2 if readout.rectification == "both" else 1)
+
+
+def _image_channels(params: Params) -> int:
+    """Channels of the preprocessed image."""
+    channels, _, _ = image_shape(params.data)
+    whitening = params.preprocessing.whitening
+    return channels * whitening.window**2 if whitening and whitening.kind == "pca" else channels
+
+
 def _image_size(params: Params) -> Size:
     _, height, width = image_shape(params.data)
     return height, width
@@ -98,16 +118,31 @@ def _check_source(params: Params) -> None:
         "layers": resolve_kernels(_image_size(params), layers, params.model.stacked_on),
     }
     try:
-        check_source(read_json(config), target)
+        source = read_json(config)
+        check_source(source, target)
+        _check_kept(params, len(source["layers"]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConvaeError(f"model.initialize_from: {config} does not describe an encoder ({error})") from None
+
+
+def _check_kept(params: Params, kept: int) -> None:
+    """Check that no layer learns below one that is taken over and was fitted to what the layers below it gave."""
+    layers = params.model.layers
+    for index in range(params.frozen_layers + 1, kept):
+        if params.reconstructs and (layers[index].input or layers[index - 1].output):
+            raise ConvaeError(
+                f"train.freeze = {params.train.freeze}: in {params.model.initialize_from}, model.layers[{index}] was "
+                f"fitted to the layers below it; set train.freeze to all or {kept - 1}"
+            )
 
 
 def _check_filter_bank(params: Params) -> None:
     if params.model.layers and params.model.initialization == "filter_bank":
         layer, geometry, *_ = _sized_layers(params)[0]
         if layer.input:
-            raise ConvaeError("model.initialization = filter_bank: it holds images; set input to null in the layers")
+            raise ConvaeError(
+                "model.initialization = filter_bank: its filters fit plain images; set model.layers[0].input to null"
+            )
         check_filter_bank(layer.filters, geometry.kernel)
 
 
@@ -132,8 +167,14 @@ def _check_memory(params: Params) -> None:
     """Check that one image, each layer's filters and its maps of one image fit into 1 GiB each, and check counts."""
     channels, height, width = image_shape(params.data)
     _check_values("data.image_size: an image", channels * height * width)
-    whitening = params.preprocessing.whitening
-    incoming = channels * whitening.window**2 if whitening and whitening.kind == "pca" else channels
+    if params.features.code:
+        dimension = feature_dimension(params)
+        if dimension**2 > MOST_VALUES:
+            raise ConvaeError(
+                f"features.code: a covariance of {dimension} features would take {4 * dimension**2 / 2**30:.1f} GiB; "
+                "at most 1 GiB is allowed; lower features.grid or set features.code to null"
+            )
+    incoming = _image_channels(params)
     for index, (layer, geometry, below, _) in enumerate(_sized_layers(params)):
         values = incoming * prod(geometry.kernel)
         _check_values(f"model.layers[{index}]: its filters", layer.filters * values)

@@ -16,7 +16,7 @@ TOLERANCE = 1e-4  # relative to the largest magnitude of a feature
 
 
 class _FeatureModel(nn.Module):
-    """Images `uint8 [N, C, H, W]` to features `float32 [N, D]`."""
+    """Images `uint8 [N, C, H, W]` to features `float32 [N, D]` and, if there is one, the compact code `[N, d]`."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -25,12 +25,14 @@ class _FeatureModel(nn.Module):
         assert encoder.readout is not None, "`features` has checked it"
         self.readout.load_fitted(encoder.readout.state_dict())
         self.mirror = encoder.config.get("mirror")
+        self.compact_code = encoder.code
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         pooled = self.readout.pool(self._encode(images))
         if self.mirror:
             pooled = (pooled + self.readout.pool(self._encode(images.flip(3)))) / 2
-        return self.readout.apply_fitted(pooled)
+        features = self.readout.apply_fitted(pooled)
+        return (features, self.compact_code(features)) if self.compact_code else (features,)
 
     def _encode(self, images: Tensor) -> list[Tensor]:
         return self.autoencoder.encode(self.autoencoder.preprocessing(images))
@@ -76,7 +78,9 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
     loaded = load_encoder(encoder)
     height, width = loaded.config["image_size"]
     images = np.random.default_rng(0).integers(0, 256, (3, loaded.config["channels"], height, width), np.uint8)
-    expected = loaded.features(images)  # also rejects an encoder without a readout
+    expected = [loaded.features(images)]  # also rejects an encoder without a readout
+    if loaded.code:
+        expected.append(loaded.features(images, code=True))
     if any_size and loaded.config["readout"]["pooling"] == "max":
         raise ConvaeError("--any-size: ONNX takes maxima over windows of one size; omit the option")
     with new_file(output) as scratch:
@@ -86,8 +90,11 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
             reason = str(error).strip().splitlines()[0]
             raise ConvaeError(f"{output}: not written, torch can't export this encoder: {reason}") from None
         session = onnxruntime.InferenceSession(scratch, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"images": images})
-        deviation = float(np.abs(found - expected).max() / (np.abs(expected).max() or 1))
+        found = session.run(None, {"images": images})
+        deviation = max(
+            float(np.abs(mine - theirs).max() / (np.abs(theirs).max() or 1))
+            for mine, theirs in zip(found, expected, strict=True)
+        )
         if not deviation <= TOLERANCE:  # true for NaN too
             raise ConvaeError(f"{output}: not written, its features differ from the encoder's by {deviation:.2g}")
     print(f"{output}: features of onnxruntime and torch differ by {deviation:.1e} of the largest")
@@ -102,7 +109,7 @@ def _export(encoder: Encoder, images: np.ndarray, path: Path, any_size: bool) ->
         (torch.from_numpy(images),),
         path,
         input_names=["images"],
-        output_names=["features"],
+        output_names=["features", "code"][: 2 if encoder.code else 1],
         dynamic_shapes={"images": dynamic},
         opset_version=OPSET,
         dynamo=True,

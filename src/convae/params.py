@@ -372,7 +372,8 @@ class FeaturesParams(Section):
     def _pca_is_a_code(cls, content: Any) -> Any:
         if isinstance(content, Mapping) and "pca" in content:
             found = content["pca"]
-            now = "remove the line" if found is None else f"write code: {{kind: pca, components: {found}, ...}}"
+            section = f"{{kind: pca, components: {found}, corruption: null, ridge: 1.0e-6, scale: equal, images: null}}"
+            now = "remove the line" if found is None else f"write code: {section}, which stands beside the features"
             raise ValueError(f"pca is a kind of code now; {now}")
         return content
 
@@ -488,6 +489,11 @@ class Params(Section):
         freeze = self.train.freeze
         return freeze if isinstance(freeze, int) else {"none": 0, "all": len(self.model.layers)}[freeze]
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether layers learn by reconstruction, at least at first."""
+        return self.objective.kind == "reconstruct" or self.objective.pretraining > 0
+
     @model_validator(mode="after")
     def _sections_agree(self) -> "Params":
         if not self.model.layers and self.objective.kind != "none":
@@ -495,9 +501,8 @@ class Params(Section):
                 f"objective.kind = {self.objective.kind}: model.layers is empty, so there is nothing to train; "
                 "set it to none"
             )
-        reconstructs = self.objective.kind == "reconstruct" or self.objective.pretraining > 0
         whitening = self.preprocessing.whitening
-        if reconstructs and whitening and whitening.kind == "pca":
+        if self.reconstructs and not self.train.places and whitening and whitening.kind == "pca":
             raise ValueError(
                 "preprocessing.whitening.kind = pca: principal components of patches are not an image to reconstruct; "
                 "use zca"
@@ -518,23 +523,25 @@ class Params(Section):
         return self
 
     def _check_places(self) -> None:
-        """Check that layers which read normalised or whitened windows are trained at places, and only they."""
-        layers, trains = self.model.layers, self.objective.kind == "reconstruct" or self.objective.pretraining > 0
+        """Check that exactly the layers with an `input` are trained place by place."""
+        layers = self.model.layers
         for index, layer in enumerate(layers):
             name = f"model.layers[{index}]"
             if (layer.input or layer.output) and self.model.stacked_on != "maps":
                 raise ValueError(f"{name}: input and output need model.stacked_on: maps")
             if layer.output and index == len(layers) - 1:
                 raise ValueError(f"{name}.output: no layer above reads it; set it to null")
-            if not trains or index < self.frozen_layers:
+            if not self.reconstructs or index < self.frozen_layers:
                 continue
             if layer.input and not self.train.places:
                 raise ValueError(f"{name}.input: normalised windows are learned place by place; set train.places")
             if self.train.places and not layer.input:
-                raise ValueError(f"train.places = {self.train.places}: {name}.input is null; set train.places to null")
+                raise ValueError(
+                    f"train.places = {self.train.places}: {name}.input is null; add it or set train.places to null"
+                )
             if layer.input and (layer.activation != "linear" or layer.batch_norm or layer.dropout):
                 raise ValueError(f"{name}.input: needs activation: linear, batch_norm: false and dropout: 0.0")
-        if not trains:
+        if not self.reconstructs:
             return
         whole = [index for index, layer in enumerate(layers) if layer.input or layer.output]
         if whole and self.train.order != "greedy":

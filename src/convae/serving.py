@@ -28,8 +28,8 @@ class EncoderModel:
         self.encoder = encoder
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Return the features `float32 [N, D]` of images `uint8 [N, C, H, W]`."""
-        return self.encoder.features(images)
+        """Return the features `float32 [N, D]` of images `uint8 [N, C, H, W]`, or with `{"code": True}` the code."""
+        return self.encoder.features(images, code=bool(params and params.get("code")))
 
 
 class ClassifierModel:

@@ -166,12 +166,36 @@ def test_one_trained_layer_can_start_two(shipped, train_set, validation_set, fre
         learned = name == "convolution.weight" and freeze == "none"
         assert torch.equal(first.state_dict()[name], value) != learned
     assert first.output.mean.abs().min() > 0  # fitted to the maps of the layer that is kept
-    assert second.input.map.abs().sum() > 0
+    assert second.input.matrix.abs().sum() > 0
     encoder.save(Path("both"))
     np.testing.assert_array_equal(
         load_encoder("both").activation_maps(validation_set.images)[1],
         encoder.activation_maps(validation_set.images)[1],
     )
+
+
+def test_a_layer_below_one_that_was_fitted_to_it_must_not_learn(shipped, train_set, validation_set):
+    start, _, _ = train_encoder(shipped(train={"epochs": 1}), train_set, validation_set, print)
+    start.save(Path("saved"))
+
+    def load(freeze):
+        params = shipped(model={"initialize_from": "saved"}, train={"freeze": freeze})
+        return load_experiment(text=params.model_dump_json())
+
+    with pytest.raises(ConvaeError, match=r"train.freeze = none: in saved, model.layers\[1\] was fitted to the layers"):
+        load("none")
+    assert [load(freeze).train.freeze for freeze in (1, "all")] == [1, "all"]
+
+
+def test_the_thresholds_of_an_encoder_older_than_the_key_per_place_are_kept(experiment, train_set, validation_set):
+    start, _, _ = train_encoder(experiment(), train_set, validation_set, print)
+    del start.config["sparsity"]["per_place"]
+    start.save(Path("saved"))
+    params = experiment(model={"initialize_from": "saved"}, objective={"kind": "none"})
+    again, _, _ = train_encoder(params, train_set, validation_set, print)
+    images = validation_set.images
+    np.testing.assert_array_equal(again.reconstruct(images), start.reconstruct(images))
+    assert again.autoencoder.sparsity[0].weakest_winner.min() > 0
 
 
 def test_other_windows_are_named(shipped, train_set, validation_set):

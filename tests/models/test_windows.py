@@ -21,6 +21,13 @@ def whitening(kind, components=None, epsilon=0.1):
     return {"kind": kind, "components": components, "epsilon": epsilon, "corruption": corruption}
 
 
+def moments_of(*pairs):
+    moments = Moments()
+    for windows, copies in pairs:
+        moments.add(windows, copies)
+    return moments
+
+
 def cut(image, geometry):
     """Every window of `[D, H, W]`, row by row, each with its channels last: `float64 [places, k_h·k_w·D]`."""
     (top, left), (height, width), (down, right) = geometry.zeros, geometry.kernel, geometry.stride
@@ -73,10 +80,10 @@ def test_one_convolution_equals_windows_cut_one_by_one(channels, kind, normaliza
     expected = np.concatenate([normalize(cut(image, geometry), settings) for image in images.double().numpy()])
     np.testing.assert_allclose(windows, expected, atol=1e-5)
 
-    made.input.fit([(windows, windows + 0.3 * torch.randn(windows.shape, generator=RANDOM))])
+    made.input.fit(moments_of((windows, windows + 0.3 * torch.randn(windows.shape, generator=RANDOM))))
     torch.nn.init.normal_(made.convolution.weight, generator=RANDOM)
     if kind:
-        expected = (expected - made.input.mean.double().numpy()) @ made.input.map.double().numpy().T
+        expected = (expected - made.input.mean.double().numpy()) @ made.input.matrix.double().numpy().T
     np.testing.assert_allclose(made.input.whiten(windows), expected, atol=1e-5)
     filters = made.convolution.weight.detach().double().flatten(1).numpy()
     maps = expected @ (filters / np.linalg.norm(filters, axis=1, keepdims=True)).T
@@ -93,7 +100,7 @@ def correlated(count, dimension):
 
 def fitted(kind, components=None, epsilon=0.1, *pairs):
     reading = WindowInput(2, LayerGeometry((3, 3)), None, whitening(kind, components, epsilon))
-    reading.fit(pairs)
+    reading.fit(moments_of(*pairs))
     return reading
 
 
@@ -109,7 +116,7 @@ def test_zca_keeps_the_axes_and_pca_the_largest_components():
     windows = correlated(3000, 18)
     variances = np.linalg.eigvalsh(np.cov(windows.double().numpy().T, bias=True))[::-1]
     zca, some = fitted("zca", None, 0.1, (windows, None)), fitted("pca", 5, 0.1, (windows, None))
-    np.testing.assert_allclose(zca.map, zca.map.T, atol=1e-4)
+    np.testing.assert_allclose(zca.matrix, zca.matrix.T, atol=1e-4)
     assert some.whiten(windows).shape == (3000, 5)
     np.testing.assert_allclose(some.whiten(windows).var(0), variances[:5] / (variances[:5] + 0.1), rtol=1e-3)
 
@@ -132,7 +139,7 @@ def test_denoising_directions_solve_the_generalised_eigenproblem():
     np.testing.assert_allclose(vectors.T @ right @ vectors, np.eye(6), atol=1e-4)
 
     reading = fitted("denoising", 6, 0.2, (windows, copies))
-    ratio = reading.map / directions
+    ratio = reading.matrix / directions
     np.testing.assert_allclose(ratio.abs(), ratio.abs()[0, 0], rtol=0.01)  # equally weighted
     both = torch.cat([reading.whiten(windows), reading.whiten(copies)])
     assert float(both.square().mean()) == pytest.approx(1, abs=1e-3)
@@ -160,19 +167,19 @@ def test_moments_are_numpys():
 def test_windows_that_are_all_equal_are_whitened_to_zero(kind):
     windows = torch.ones(50, 18)
     reading = fitted(kind, None, 0.1, (windows, windows))
-    assert reading.map.isfinite().all()
+    assert reading.matrix.isfinite().all()
     np.testing.assert_allclose(reading.whiten(windows), 0, atol=1e-3)
 
 
 def test_fewer_windows_than_values_are_enough():
     windows = correlated(3, 18)
     for kind in ("pca", "denoising"):
-        assert fitted(kind, None, 0.1, (windows, windows + 0.1)).map.isfinite().all()
+        assert fitted(kind, None, 0.1, (windows, windows + 0.1)).matrix.isfinite().all()
 
 
 def test_a_singular_covariance_is_refused():
     ones = torch.ones(4, 4)
-    with pytest.raises(ConvaeError, match="a covariance of 4 values is singular"):
+    with pytest.raises(ConvaeError, match="the covariance of 4 values is singular"):
         denoising_directions(ones, ones, 2, ridge=1e-12)
 
 
@@ -181,3 +188,19 @@ def test_flat_windows_are_zero_and_not_noise():
     filters = torch.randn(4, 25, generator=RANDOM)
     maps = reading.convolve(torch.full((1, 1, 9, 9), 0.9), *reading.fold(filters))
     np.testing.assert_allclose(maps[0, :, 3:6, 3:6], 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("brightness", [0.0, 0.5, 0.99])
+def test_bright_windows_of_little_contrast_are_as_exact_as_dark_ones(brightness):
+    reading = WindowInput(1, LayerGeometry((7, 7)), {"centered": True, "floor": 0.001}, None)
+    filters = torch.randn(4, 49, generator=RANDOM)
+    image = brightness + 0.001 * torch.rand(1, 1, 15, 15, generator=RANDOM)
+    windows = normalize(cut(image[0].double().numpy(), LayerGeometry((7, 7))), {"centered": True, "floor": 0.001})
+    found = reading.convolve(image, *reading.fold(filters))[0].flatten(1).T
+    np.testing.assert_allclose(found, windows @ filters.double().numpy().T, atol=1e-3)
+
+
+def test_moments_far_from_zero_keep_small_variances():
+    windows = (correlated(900, 6) * 1e-3 + 500).float()
+    covariance, _ = moments_of((windows, None)).second()
+    np.testing.assert_allclose(covariance, np.cov(windows.double().numpy().T, bias=True), rtol=1e-3)

@@ -35,7 +35,7 @@ def test_the_loss_computed_by_hand():
         filters.copy_(torch.tensor([[2.0, 0.0], [0.0, 3.0]]).view(2, 2, 1, 1))  # of unit length when they are used
         network.sparsity[0].gain.copy_(torch.tensor([9.0, 0.5]))
     image = torch.tensor([0.3, 0.4]).view(1, 2, 1, 1).expand(5, 2, 4, 4)  # the second map wins, and gives 0.2
-    objective = PlaceReconstruction(network, None, 0, places=7, size=(4, 4))
+    objective = PlaceReconstruction(network, None, 0, places=7)
     loss = objective((image, None))
     assert loss.item() == pytest.approx((0.3**2 + 0.2**2) / 2)
     loss.backward()
@@ -51,7 +51,7 @@ def test_every_place_is_drawn_and_no_other():
     seen = []
     windows = network.layers[0].input.windows
     network.layers[0].input.windows = lambda incoming, places: (seen.append(places), windows(incoming, places))[1]
-    PlaceReconstruction(network, None, 0, places=500, size=(3, 4))((torch.zeros(2, 1, 3, 4), None))
+    PlaceReconstruction(network, None, 0, places=500)((torch.zeros(2, 1, 3, 4), None))
     assert set(seen[0].flatten().tolist()) == set(range(12))
     assert seen[0].shape == (2, 500)
 
@@ -124,6 +124,26 @@ def test_killed_after_a_fit_it_ends_with_the_same_bits(shipped, train_set, valid
     assert again == history
     state = resumed.autoencoder.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in whole.autoencoder.state_dict().items())
+
+
+def test_gains_learn_on_whole_maps_too(shipped, train_set, validation_set):
+    plain = [one | {"input": None, "output": None} for one in shipped().model.model_dump()["layers"]]
+    for order, moved in (("greedy", [True, True]), ("end_to_end", [False, True]), ("simultaneous", [True, True])):
+        params = shipped(model={"layers": plain}, train={"places": None, "order": order, "epochs": 1})
+        encoder, _, _ = train_encoder(params, train_set, validation_set, ignore)
+        gains = [one.gain for one in encoder.autoencoder.sparsity]
+        assert [not torch.equal(gain, torch.ones_like(gain)) for gain in gains] == moved
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), "image"])
+def test_patches_differ_even_where_places_are_few(shipped, train_set, validation_set, kernel):
+    first, _ = shipped().model.model_dump()["layers"]
+    one = first | {"output": None, "kernel": kernel, "padding": "valid", "filters": 30}
+    few = replace(train_set, images=train_set.images[:40], labels=train_set.labels[:40])
+    params = shipped(model={"layers": [one], "initialization": "patches"}, objective={"kind": "none"})
+    encoder, _, _ = train_encoder(params, few, validation_set, ignore)
+    filters = encoder.autoencoder.layers[0].unit_filters
+    assert (filters @ filters.T - 2 * torch.eye(30)).max() < 0.9999
 
 
 @pytest.mark.parametrize("kind", ["patches", "kmeans"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convae.datasets.shards import Shape, ShardedImages, open_shards
+from convae.datasets.shards import Shape, ShardedImages, open_shards, spread
 from convae.errors import ConvaeError
 from convae.files import array_sha256, new_array, read_json, row_chunks, save_array, write_json
 
@@ -38,6 +38,12 @@ class ImageSet:
     def sample(self) -> np.ndarray:
         """All images; if they are in shards, about 128 MiB of them, from evenly spread pieces."""
         return self.images.sample(SAMPLE_BYTES) if isinstance(self.images, ShardedImages) else self.images
+
+    def spread(self, count: int) -> np.ndarray:
+        """Numbers `int64` of up to `count` images, evenly spread; if they are in shards, in few pieces."""
+        if isinstance(self.images, ShardedImages):
+            return self.images.spread(count, SAMPLE_BYTES)
+        return spread(len(self), count)
 
     def examples(self) -> tuple[np.ndarray, list[str]]:
         """Rows of the first image of each of the first ten classes, or of the first ten images if there are no labels.

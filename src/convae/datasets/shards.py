@@ -90,9 +90,18 @@ class ShardedImages:
 
     def sample(self, size: int) -> np.ndarray:
         """Read evenly spread pieces of about `size` bytes in total, at least one, and return their images."""
-        count = min(len(self.hashes), max(1, size // PIECE_BYTES))
-        pieces = np.linspace(0, len(self.hashes) - 1, count).round().astype(int)
-        return np.concatenate([self.images_of(piece) for piece in pieces.tolist()])
+        return np.concatenate([self.images_of(piece) for piece in self._some_pieces(size // PIECE_BYTES)])
+
+    def spread(self, count: int, size: int) -> np.ndarray:
+        """Numbers of up to `count` rows, evenly spread over pieces of `size` bytes in total, or more if needed."""
+        pieces = self._some_pieces(max(size // PIECE_BYTES, -(-count // self.piece_rows)))
+        rows = np.concatenate([np.arange(len(self))[self.rows_of(piece)] for piece in pieces])
+        chosen: np.ndarray = rows[spread(len(rows), count)]
+        return chosen
+
+    def _some_pieces(self, count: int) -> list[int]:
+        pieces: list[int] = spread(len(self.hashes), count).tolist()
+        return pieces
 
     def _read(self, piece: int) -> np.ndarray:
         with _one_line_errors(self.address):
@@ -102,6 +111,16 @@ class ShardedImages:
                 f"{self.address}: piece {piece} is missing or has changed; `dvc repro --force prepare` writes it again"
             )
         return images
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """Up to `count` of `total` row numbers, at least one, evenly spread, as image sets may be sorted by class.
+
+    Example:
+        >>> spread(9, 3).tolist(), spread(2, 3).tolist()
+        ([0, 4, 8], [0, 1])
+    """
+    return np.linspace(0, total - 1, max(1, min(count, total))).round().astype(np.int64)
 
 
 def open_shards(address: str, index: np.ndarray, hashes: list[str]) -> np.ndarray:

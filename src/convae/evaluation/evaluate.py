@@ -14,7 +14,13 @@ from convae.encoder import Encoder
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
 from convae.evaluation.health import encoder_health
-from convae.evaluation.linear_decoder import as_images, fit_linear_decoder, linear_reconstruction_mse
+from convae.evaluation.linear_decoder import (
+    as_images,
+    as_pixels,
+    decoder_rows,
+    fit_linear_decoder,
+    linear_reconstruction_mse,
+)
 from convae.evaluation.metrics import (
     DIGITS,
     classification_metrics,
@@ -48,6 +54,16 @@ class FeatureSet:
         """Labels `int64 [N]` of a labelled image set."""
         assert self.image_set.labels is not None
         return self.image_set.labels
+
+    def of_code(self) -> "FeatureSet":
+        """The same images with the compact code in place of the features."""
+        assert self.code is not None
+        return FeatureSet(self.code, self.image_set)
+
+    def accuracy(self, estimator: BaseEstimator) -> float:
+        """Fraction of the images that a fitted classifier labels correctly."""
+        scores = class_scores(estimator, self.features, len(self.image_set.classes))
+        return float(np.mean(scores.argmax(axis=1) == self.labels))
 
 
 HEADLINE = ("accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall")
@@ -121,19 +137,14 @@ def evaluate(
 
 def _code_accuracies(params: Params, parts: Mapping[str, FeatureSet]) -> dict[str, float]:
     """How well a classifier of the same kind reads the compact code."""
-    codes = {name: part.code for name, part in parts.items()}
-    train, validation, test = (codes[name] for name in ("train", "validation", "test"))
-    assert train is not None
-    assert validation is not None
-    assert test is not None
-    labels = {name: part.labels for name, part in parts.items()}
-    estimator, _ = fit_best(params.classifier, train, labels["train"], validation, labels["validation"], params.seed)
-    classes = len(parts["test"].image_set.classes)
-    accuracies = {
-        f"{prefix}accuracy": float(np.mean(class_scores(estimator, code, classes).argmax(axis=1) == labels[name]))
-        for name, prefix, code in (("test", "", test), ("validation", "validation_", validation))
+    train, validation, test = (parts[name].of_code() for name in ("train", "validation", "test"))
+    estimator, _ = fit_best(
+        params.classifier, train.features, train.labels, validation.features, validation.labels, params.seed
+    )
+    return {
+        name: round(part.accuracy(estimator), DIGITS)
+        for name, part in (("accuracy", test), ("validation_accuracy", validation))
     }
-    return {name: round(value, DIGITS) for name, value in accuracies.items()}
 
 
 def _reconstruct_linearly(parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> np.ndarray:
@@ -142,8 +153,10 @@ def _reconstruct_linearly(parts: Mapping[str, FeatureSet], metrics: dict[str, An
     images = test.image_set.images
     rows, _ = test.image_set.examples()
     pictures = [images[rows]]
+    fitted = decoder_rows(train.image_set, train.features.shape[1])
+    pixels = as_pixels(train.image_set.images[fitted])
     if train.code is not None and test.code is not None:
-        decoder = fit_linear_decoder(train.code, train.image_set.images)
+        decoder = fit_linear_decoder(train.code[fitted], pixels)
         error = linear_reconstruction_mse(decoder, test.code, images)
         metrics["code"] = {
             "dimension": train.code.shape[1],
@@ -151,7 +164,7 @@ def _reconstruct_linearly(parts: Mapping[str, FeatureSet], metrics: dict[str, An
             "linear_reconstruction_mse": error,
         }
         pictures.append(as_images(decoder(test.code[rows]), images.shape[1:]))
-    decoder = fit_linear_decoder(train.features, train.image_set.images)
+    decoder = fit_linear_decoder(train.features[fitted], pixels)
     for name in ("test", "validation"):
         part = parts[name]
         error = linear_reconstruction_mse(decoder, part.features, part.image_set.images)
@@ -253,7 +266,7 @@ def _measure(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fill in the metrics of validation and test images, and return the table of classes and that of predictions.
 
-    No other code predicts test images.
+    Of test images, only `_code_accuracies` predicts labels too.
     """
     test = parts["test"]
     classes = test.image_set.classes

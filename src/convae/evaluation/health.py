@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from convae.datasets.shards import spread
 from convae.encoder import Encoder, build_autoencoder
 from convae.evaluation.classifiers import check_finite
-from convae.evaluation.linear_decoder import spread
 from convae.evaluation.metrics import DIGITS, reconstruction_mse
 from convae.models.autoencoder import Autoencoder
 

@@ -8,13 +8,16 @@ variables").
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 from scipy.linalg import solve
 
+from convae.datasets.image_set import ImageSet
+from convae.datasets.shards import spread
 from convae.evaluation.metrics import DIGITS
 
-TRAINING_IMAGES, MEASURED_IMAGES = 4000, 2000
+TRAINING_IMAGES, MEASURED_IMAGES = 4000, 2000  # at most
 VALUES = 1 << 26  # features and pixels of the training images that are used: 256 MiB
 RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 FOLD = 5  # a fifth of the training images chooses the ridge
@@ -74,23 +77,26 @@ class LinearDecoder:
         return total / images.size
 
 
-def fit_linear_decoder(features: np.ndarray, images: np.ndarray) -> LinearDecoder:
+def decoder_rows(training: ImageSet, dimension: int) -> np.ndarray:
+    """Numbers of the images to fit a decoder of `dimension` features to, fewer if these or the images are large."""
+    return training.spread(min(TRAINING_IMAGES, VALUES // (dimension + prod(training.images.shape[1:]))))
+
+
+def fit_linear_decoder(x: np.ndarray, y: np.ndarray) -> LinearDecoder:
     """Fit a decoder to training images, with the ridge that reconstructs a fifth of them best.
 
     Args:
-        features: `float32 [N, D]`; up to 4000 rows are used, fewer if features or images are large.
-        images: `uint8 [N, C, H, W]`.
+        x: features `float32 [N, D]`.
+        y: pixels `float32 [N, C·H·W]`, see `as_pixels`.
 
     Example:
         >>> images = np.random.default_rng(0).integers(0, 256, (50, 1, 4, 4), np.uint8)
-        >>> decoder = fit_linear_decoder(as_pixels(images), images)  # the pixels themselves are the features
-        >>> decoder.error(as_pixels(images), images) < 1e-3
+        >>> pixels = as_pixels(images)
+        >>> decoder = fit_linear_decoder(pixels, pixels)  # the pixels themselves are the features
+        >>> decoder.error(pixels, images) < 1e-3
         True
     """
-    size = features.shape[1] + images[:1].size
-    rows = spread(len(images), min(TRAINING_IMAGES, VALUES // size))
-    x, y = np.asarray(features[rows]), as_pixels(images[rows])
-    held = np.arange(len(rows)) % FOLD == FOLD - 1
+    held = np.arange(len(x)) % FOLD == FOLD - 1
     best = RIDGES[-1]
     if held.any():
         decoders = LinearDecoder.fit(x[~held], y[~held], RIDGES)
@@ -120,13 +126,3 @@ def as_images(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     values: np.ndarray = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
     return values.reshape(len(pixels), *shape)
-
-
-def spread(total: int, count: int) -> np.ndarray:
-    """Up to `count` of `total` row numbers, at least one, evenly spread, as image sets may be sorted by class.
-
-    Example:
-        >>> spread(9, 3).tolist(), spread(2, 3).tolist()
-        ([0, 4, 8], [0, 1])
-    """
-    return np.linspace(0, total - 1, max(1, min(count, total))).round().astype(np.int64)

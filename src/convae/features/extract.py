@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
-from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES, new_array, row_chunks, save_array, write_json
 from convae.models.code import fit_code
 from convae.models.draws import augment, random_seed
@@ -48,7 +47,7 @@ def extract_features(
         processes.
 
     Raises:
-        ConvaeError: `features.code.components` is too large, or the encoder or an image set can't be read.
+        ConvaeError: the features' covariance is singular, or the encoder or an image set can't be read.
     """
     torch.set_num_threads(params.train.threads)
     encoder = load_encoder(trained)
@@ -69,10 +68,11 @@ def extract_features(
                     fit_readout(readout, features)
                     _apply_fitted(readout, features, scratch / "train.npy")
                     if code:
-                        fit_compact_code(encoder, code, image_set.images, features, params.seed)
+                        fit_compact_code(encoder, code, image_set, features, params.seed)
                 readout.load_fitted(processes.collect(readout.state_dict())[0])
-                encoder.code = processes.collect(encoder.code and encoder.code.cpu())[0]
-                encoder.config["code"] = code
+                encoder.code, encoder.config["code"] = processes.collect(
+                    (encoder.code and encoder.code.cpu(), encoder.config.get("code"))
+                )[0]
                 encoder.to(encoder.device)  # the fitted buffers came from rank 0's CPU
             if encoder.code and not processes.rank:
                 _write_code(encoder.code, features, scratch / f"{part}_code.npy")
@@ -158,35 +158,36 @@ def _chunks(features: np.ndarray) -> Iterator[torch.Tensor]:
 
 
 def fit_compact_code(
-    encoder: Encoder, code: dict[str, Any], images: np.ndarray, features: np.ndarray, seed: int, progress: bool = True
+    encoder: Encoder, code: dict[str, Any], training: ImageSet, features: np.ndarray, seed: int, progress: bool = True
 ) -> None:
     """Fit the encoder's compact code to training images, in one pass over their features and those of copies.
 
-    Memory is proportional to D².
+    Memory is proportional to D². The code has at most as many numbers as there are features or images.
 
     Args:
         encoder: gets the code; its readout is fitted.
         code: the section `features.code`.
-        images: training images `uint8 [N, C, H, W]`.
+        training: training images.
         features: their features `float32 [N, D]`.
         seed: seeds the corruption.
         progress: show a progress bar.
 
     Raises:
-        ConvaeError: there are fewer features or images than components.
+        ConvaeError: the features' covariance is singular in single precision.
     """
-    count = min(code["images"] or len(images), len(images))
-    if code["components"] > count:
-        raise ConvaeError(f"features.code.components = {code['components']}: there are only {count} training images")
-    chosen = np.linspace(0, len(images) - 1, count).astype(int)  # spread, because images may be sorted by class
+    count = min(code["images"] or len(training), len(training))
+    code = code | {"components": min(code["components"], count, features.shape[1])}
+    chosen = training.spread(count)
     moments = Moments()
-    with tqdm(total=count, desc="code", unit=" images", unit_scale=True, disable=not progress) as bar:
-        for number, rows in enumerate(np.array_split(chosen, -(-count // CODE_IMAGES))):
+    with tqdm(total=len(chosen), desc="code", unit=" images", unit_scale=True, disable=not progress) as bar:
+        for number, rows in enumerate(np.array_split(chosen, -(-len(chosen) // CODE_IMAGES))):
             copies = None
             if code["corruption"]:
                 with torch.random.fork_rng(devices=()):
                     torch.manual_seed(random_seed(seed, number))
-                    corrupted = augment(torch.from_numpy(images[rows]), **code["corruption"], batch=SharedBatch())
+                    corrupted = augment(
+                        torch.from_numpy(training.images[rows]), **code["corruption"], batch=SharedBatch()
+                    )
                 copies = torch.from_numpy(encoder.features(corrupted))
             moments.add(torch.from_numpy(features[rows]), copies)
             bar.update(len(rows))

@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from convae.errors import ConvaeError
 from convae.models.windows import LEAST_VARIANCE, Moments, denoising_directions, principal_directions
 
 
@@ -15,11 +14,11 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
         components: number of directions, at most D.
         ridge: added to the variances, in units of the mean variance.
         scale: `equal` weighs all directions alike; `shrunk` weighs each by sqrt(w / (1 - w)), where w is the part of it
-            that survives: the deviation of signal over that of noise. Overall the code is as long as the features, so
-            that the same settings of a classifier suit both.
+            that survives: the deviation of signal over that of noise. The code has the same total variance as the
+            features, so that the same settings of a classifier suit both.
 
     Raises:
-        ConvaeError: there are fewer features than components.
+        ConvaeError: the covariance is singular in single precision.
 
     Example:
         >>> import torch
@@ -29,18 +28,16 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
         >>> code(torch.tensor([[2.0, 1.0]])).abs().detach().tolist()  # the first feature varies most
         [[2.2360680103302]]
     """
-    total, between = moments.second()
-    if components > len(total):
-        raise ConvaeError(f"features.code.components = {components}: images have {len(total)} features; lower it")
+    covariance, between = moments.second()
     if moments.paired:
-        directions, kept = denoising_directions(total, between, components, ridge)
+        directions, kept = denoising_directions(covariance, between, components, ridge)
     else:
-        directions, kept = principal_directions(total, components, ridge)
+        directions, kept = principal_directions(covariance, components, ridge)
     if scale == "shrunk":
         kept = kept.clamp(0, 1 - 1e-6)
         directions = directions * (kept / (1 - kept)).sqrt()[:, None]
-    lengths = ((directions @ total) * directions).sum().clamp(min=LEAST_VARIANCE)
-    code = nn.Linear(len(total), components).requires_grad_(False)
-    code.weight.copy_(directions * (total.trace() / lengths).sqrt())
+    variance = ((directions @ covariance) * directions).sum().clamp(min=LEAST_VARIANCE)
+    code = nn.Linear(len(covariance), components).requires_grad_(False)
+    code.weight.copy_(directions * (covariance.trace() / variance).sqrt())
     code.bias.copy_(-code.weight @ moments.mean)
     return code

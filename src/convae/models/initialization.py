@@ -10,12 +10,14 @@ from torch.nn import functional as F
 from convae.errors import ConvaeError
 from convae.models.autoencoder import Autoencoder
 from convae.models.draws import augment, random_seed
-from convae.models.geometry import check_filter_bank
+from convae.models.geometry import Size, check_filter_bank, layer_sizes
 from convae.models.preprocessing import image_patches
+from convae.models.windows import Moments
 
 SAMPLE_IMAGES = 2000
 PATCHES = 50_000
 FIT_IMAGES, WINDOWS = 6000, 150_000  # images and windows that a layer's whitening is fitted to
+FIT_VALUES = 1 << 25  # values of maps or windows in memory at a time: 128 MiB
 SWEEPS = 20  # of spherical k-means
 ORIENTATIONS = 6
 
@@ -83,22 +85,26 @@ def fit_layer(autoencoder: Autoencoder, index: int, kind: str, images: Tensor, s
     layer, mode = autoencoder.layers[index], autoencoder.training
     autoencoder.eval()
     generator = torch.Generator().manual_seed(random_seed(seed, index))
-    chosen = torch.randperm(len(images), generator=generator)[:FIT_IMAGES].sort().values.split(200)
+    chosen = torch.randperm(len(images), generator=generator)[:FIT_IMAGES].sort().values
+    chosen = chosen.split(_images_at_once(autoencoder, index, (images.shape[2], images.shape[3])))
     below = autoencoder.layers[index - 1] if index else None
     if below is not None and below.output:
         inputs = (autoencoder.input_of(index - 1, autoencoder.preprocessing(images[rows])) for rows in chosen)
         below.output.fit(map(below, inputs))
     if layer.input:
-        pairs = list(_windows(autoencoder, index, images, chosen, generator))
-        if not sum(len(windows) for windows, _ in pairs):
+        moments, kept = Moments(), []
+        for windows, copies in _windows(autoencoder, index, images, chosen, generator):
+            moments.add(windows, copies)
+            kept.append(windows[: -(-PATCHES // len(chosen))].clone())  # to draw filters from
+        if not moments.count:
             raise ConvaeError(
                 f"model.layers[{index}].input: all windows are flat; are the training images blank? Otherwise lower "
                 "normalization.floor"
             )
-        layer.input.fit(pairs)
+        layer.input.fit(moments)
         if kind in ("patches", "kmeans"):
-            patches = torch.cat([layer.input.whiten(windows) for windows, _ in pairs])
-            patches = patches[torch.randperm(len(patches), generator=generator)[:PATCHES]]
+            patches = layer.input.whiten(torch.cat(kept))
+            patches = patches[torch.randperm(len(patches), generator=generator)]
             _take_filters(layer.convolution.weight, index, kind, F.normalize(patches))
     elif kind in ("patches", "kmeans"):
         incoming = torch.cat(
@@ -114,12 +120,13 @@ def _windows(
     """Yield windows of a layer's input at random places, and those at the same places of the corrupted copies."""
     layer_input = autoencoder.layers[index].input
     corruption = layer_input.whitening and layer_input.whitening["corruption"]
-    per_image = -(-WINDOWS // sum(map(len, chosen)))
+    count = sum(map(len, chosen))
     for rows in chosen:
         batch = images[rows]
         incoming = autoencoder.input_of(index, autoencoder.preprocessing(batch))
         height, width = autoencoder.layers[index].geometry.convolved((incoming.shape[2], incoming.shape[3]))
-        places = torch.randint(height * width, (len(batch), per_image), generator=generator)
+        places = torch.rand(len(batch), height * width, generator=generator)
+        places = places.topk(min(-(-WINDOWS // count), height * width)).indices  # each at most once
         windows, copies = layer_input.windows(incoming, places), None
         if corruption:
             with torch.random.fork_rng(devices=()):
@@ -132,6 +139,17 @@ def _windows(
             strong = windows.square().mean(1) > 1 / 2
             windows, copies = windows[strong], copies if copies is None else copies[strong]
         yield windows, copies
+
+
+def _images_at_once(autoencoder: Autoencoder, index: int, size: Size) -> int:
+    """Number of images whose maps up to layer `index`, and windows there, fit into memory."""
+    largest, channels = 1, autoencoder.preprocessing.channels
+    sizes = layer_sizes(size, autoencoder.geometry, autoencoder.stacked_on)
+    for layer, (incoming, _) in zip(autoencoder.layers[: index + 1], sizes, strict=False):
+        maps, places = layer.convolution.out_channels, math.prod(layer.geometry.convolved(incoming))
+        largest = max(largest, channels * math.prod(incoming), maps * places)
+        channels = layer.channels
+    return max(1, min(200, FIT_VALUES // largest))
 
 
 def draw_patches(maps: Tensor, window: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -10,7 +10,6 @@ single-layer networks in unsupervised feature learning", section 3.1, normalise 
 W on v are one convolution of the input with W S, so that the number of whitened channels costs nothing in inference.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from convae.models.eigen import leading_eigenvectors
 from convae.models.geometry import LayerGeometry
 
 LEAST_VARIANCE = 1e-12
-Pair = tuple[Tensor, Tensor | None]  # windows, and those at the same places of the corrupted copies
 
 
 class WindowInput(nn.Module):
@@ -45,7 +43,7 @@ class WindowInput(nn.Module):
         torch.Size([2, 9])
     """
 
-    map: Tensor
+    matrix: Tensor
     mean: Tensor
     geometry: LayerGeometry
 
@@ -64,7 +62,7 @@ class WindowInput(nn.Module):
         values = channels * geometry.kernel[0] * geometry.kernel[1]
         self.channels = (whitening["components"] or values) if whitening else values
         if whitening:
-            self.register_buffer("map", torch.zeros(self.channels, values))
+            self.register_buffer("matrix", torch.zeros(self.channels, values))
             self.register_buffer("mean", torch.zeros(values))
 
     def pad(self, incoming: Tensor) -> Tensor:
@@ -75,16 +73,19 @@ class WindowInput(nn.Module):
     def convolve(self, incoming: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply folded filters, see `fold`, to every window of `[N, D, H, W]`; returns `[N, n, H', W']`."""
         padded = self.pad(incoming)
+        if self.normalization and self.normalization["centered"]:
+            # Changes no centred window, but the variance of a bright one would drown in rounding errors.
+            padded = padded - incoming.flatten(1).mean(1)[:, None, None, None]
         maps = F.conv2d(padded, weight, stride=self.geometry.stride)
         if self.normalization:
             maps = maps * self._strengths(padded).rsqrt()
         return maps if bias is None else maps + bias[:, None, None]
 
-    def fold(self, filters: Tensor) -> Pair:
+    def fold(self, filters: Tensor) -> tuple[Tensor, Tensor | None]:
         """Filters `[n, q]` of whitened windows as filters `[n, D, k_h, k_w]` of the input, and their biases `[n]`."""
         bias = None
         if self.whitening:
-            filters = filters @ self.map
+            filters = filters @ self.matrix
             bias = -filters @ self.mean
         if self.normalization and self.normalization["centered"]:
             filters = filters - filters.mean(1, keepdim=True)
@@ -121,7 +122,7 @@ class WindowInput(nn.Module):
         """Turn normalised windows `[M, k_h·k_w·D]` into whitened ones, `[M, q]`."""
         if not self.whitening:
             return windows
-        whitened: Tensor = F.linear(windows - self.mean, self.map)
+        whitened: Tensor = F.linear(windows - self.mean, self.matrix)
         return whitened
 
     def _strengths(self, padded: Tensor) -> Tensor:
@@ -140,26 +141,23 @@ class WindowInput(nn.Module):
         return F.avg_pool2d(means, (1, width), (1, right))
 
     @torch.no_grad()
-    def fit(self, pairs: Iterable[Pair]) -> None:
-        """Fit the whitening, if there is any, to normalised windows `[M, k_h·k_w·D]` and those of corrupted copies."""
+    def fit(self, moments: "Moments") -> None:
+        """Fit the whitening, if there is any, to the moments of normalised windows and those of corrupted copies."""
         if not self.whitening:
             return
-        moments = Moments()
-        for windows, copies in pairs:
-            moments.add(windows, copies)
-        total, between = moments.second()
+        covariance, between = moments.second()
         count, epsilon = self.channels, self.whitening["epsilon"]
         if self.whitening["kind"] == "denoising":
-            directions, _ = denoising_directions(total, between, count, epsilon)
+            directions, _ = denoising_directions(covariance, between, count, epsilon)
             # Overall, the whitened values get a deviation of one.
-            variance = ((directions @ total) * directions).sum(1).mean()
-            directions = directions / variance.sqrt().clamp(min=LEAST_VARIANCE)
+            variance = ((directions @ covariance) * directions).sum(1).mean()
+            directions = directions / variance.clamp(min=LEAST_VARIANCE).sqrt()
         else:
-            variances, vectors = torch.linalg.eigh(total)
+            variances, vectors = torch.linalg.eigh(covariance)
             scales = (variances.clamp(min=0) + epsilon).rsqrt()
             whole = (vectors * scales).T.flip(0)  # the largest variance first
             directions = vectors * scales @ vectors.T if self.whitening["kind"] == "zca" else whole[:count]
-        self.map.copy_(directions)
+        self.matrix.copy_(directions)
         self.mean.copy_(moments.mean)
 
 
@@ -175,24 +173,25 @@ class Moments:
     Example:
         >>> moments = Moments()
         >>> moments.add(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]]))
-        >>> total, between = moments.second()
-        >>> moments.mean.tolist(), total.tolist(), between.tolist()
+        >>> covariance, between = moments.second()
+        >>> moments.mean.tolist(), covariance.tolist(), between.tolist()
         ([1.75], [[0.6875]], [[0.4375]])
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.paired = False
-        self.total = self.sums = self.differences = torch.zeros(())
+        self.origin = self.total = self.sums = self.differences = torch.zeros(())
 
     def add(self, vectors: Tensor, copies: Tensor | None = None) -> None:
         """Add vectors `float32 [M, D]` and their copies of the same shape; without copies, they are equal."""
         if not self.count:
             dimension = vectors.shape[1]
+            self.origin = vectors.mean(0)  # near the mean, or single precision would lose small variances
             self.total = torch.zeros(dimension, dtype=torch.float64)
             self.sums, self.differences = (torch.zeros(dimension, dimension) for _ in range(2))
         self.count += len(vectors)
-        both = vectors * 2 if copies is None else vectors + copies
+        both = vectors + (vectors if copies is None else copies) - 2 * self.origin
         self.total += both.sum(0, dtype=torch.float64) / 2
         _add_products(self.sums, both)
         if copies is not None:
@@ -202,11 +201,15 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """Mean of vectors and copies, `float32 [D]`."""
+        return self._offset + self.origin
+
+    @property
+    def _offset(self) -> Tensor:
         return (self.total / self.count).float()
 
     def second(self) -> tuple[Tensor, Tensor]:
         """The mean covariance of vectors and of copies, and the covariance between them, both `float32 [D, D]`."""
-        mean = self.mean.outer(self.mean)
+        mean = self._offset.outer(self._offset)
         sums, differences = self.sums / (4 * self.count), self.differences / (4 * self.count)
         return sums + differences - mean, sums - differences - mean
 
@@ -216,7 +219,7 @@ def _add_products(total: Tensor, vectors: Tensor) -> None:
     total += torch.from_numpy(rows.T @ rows)  # NumPy computes only one half of a symmetric product
 
 
-def principal_directions(total: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
+def principal_directions(covariance: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
     """What `denoising_directions` would find without corruption: the principal components.
 
     Solving for them directly keeps apart directions that survive nearly alike.
@@ -226,13 +229,13 @@ def principal_directions(total: Tensor, count: int, ridge: float) -> tuple[Tenso
         >>> directions.abs().tolist(), kept.tolist()
         ([[0.0, 0.7071067690849304]], [0.75])
     """
-    unit = total.diagonal().mean().clamp(min=LEAST_VARIANCE)
-    variances, vectors = leading_eigenvectors(total / unit, count)
+    unit = covariance.diagonal().mean().clamp(min=LEAST_VARIANCE)
+    variances, vectors = leading_eigenvectors(covariance / unit, count)
     variances = variances.clamp(min=0)
     return (vectors / (variances + ridge).sqrt()).T, variances / (variances + ridge)
 
 
-def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
+def denoising_directions(covariance: Tensor, between: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:
     """The directions that best survive a corruption: the linear denoising autoencoder in closed form.
 
     They solve B v = w (T + ridge I) v, where T is the mean covariance of clean and corrupted vectors, B the one between
@@ -241,7 +244,7 @@ def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: floa
     denoising autoencoders for domain adaptation").
 
     Args:
-        total, between: T and B, `float32 [D, D]`.
+        covariance, between: T and B, `float32 [D, D]`.
         count: number of directions, at most D.
         ridge: in units of the mean variance.
 
@@ -256,12 +259,14 @@ def denoising_directions(total: Tensor, between: Tensor, count: int, ridge: floa
         >>> directions.abs().tolist(), kept.tolist()
         ([[0.0, 1.0]], [0.8999999761581421])
     """
-    unit = total.diagonal().mean().clamp(min=LEAST_VARIANCE)
-    triangle, failed = torch.linalg.cholesky_ex(total / unit + ridge * torch.eye(len(total)))
+    unit = covariance.diagonal().mean().clamp(min=LEAST_VARIANCE)
+    regularized = covariance / unit
+    regularized.diagonal().add_(ridge)
+    triangle, failed = torch.linalg.cholesky_ex(regularized)
     if failed:
         raise ConvaeError(
-            f"denoising: a covariance of {len(total)} values is singular; raise input.whitening.epsilon or "
-            "features.code.ridge, whichever is small"
+            f"denoising: the covariance of {len(covariance)} values is singular in single precision; raise what is "
+            "added to the variances: model.layers[].input.whitening.epsilon or features.code.ridge"
         )
     halved = torch.linalg.solve_triangular(triangle, between / unit, upper=False)
     symmetric = torch.linalg.solve_triangular(triangle, halved.T, upper=False)

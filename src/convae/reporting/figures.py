@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from convae.datasets.image_set import ImageSet
+from convae.datasets.shards import spread
 from convae.encoder import Encoder
-from convae.evaluation.linear_decoder import spread
 from convae.models.geometry import ReceptiveField
 from convae.reporting.drawing import signed_to_rgb, tile, to_rgb
 

@@ -105,14 +105,17 @@ def _needed() -> dict[str, str]:
 def _signature(classifier: ImageClassifier, name: str) -> "ModelSignature":
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     config = classifier.encoder.config
     # MLflow then refuses images of another size, whose features would not be comparable.
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, config["channels"], *config["image_size"]))])
     if name == ENCODER:
         dimension = classifier.description["dimension"]
-        return ModelSignature(images, Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))]))
+        features = Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))])
+        if classifier.encoder.code:
+            return ModelSignature(images, features, ParamSchema([ParamSpec("code", "boolean", False)]))
+        return ModelSignature(images, features)
     from convae.serving import LABEL, score_columns
 
     columns: list[ColSpec | TensorSpec] = [ColSpec("string", LABEL)]

@@ -4,6 +4,7 @@ Each objective is a module around the same autoencoder, so its checkpoint holds 
 """
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Objective(nn.Module):
     def trained(self) -> Iterator[nn.Parameter]:
         """The parameters that learn; the tied filters of a frozen layer are frozen in its decoder too."""
         network = self.autoencoder
-        frozen = set(network.layers[: self.frozen].parameters())
+        frozen = set(network.layers[: self.frozen].parameters()) | set(network.sparsity[: self.frozen].parameters())
         if network.stacked_on == "reconstructions":  # the other layers' input comes from these decoders
             frozen |= set(network.decoder[: self.frozen].parameters())
         return (parameter for parameter in self.parameters() if parameter not in frozen)
@@ -103,6 +104,11 @@ class Reconstruction(Objective):
         corrupted, counted = self._corrupt(preprocessed)
         return reconstruction_error(self.autoencoder(corrupted), preprocessed, counted, self.batch)
 
+    def trained(self) -> Iterator[nn.Parameter]:
+        """See `Objective.trained`; only the last layer's maps are made sparse."""
+        unused = set(self.autoencoder.sparsity[:-1].parameters())
+        return (parameter for parameter in super().trained() if parameter not in unused)
+
 
 class LayerReconstruction(Objective):
     """The first layer that is not frozen learns to reconstruct its input; all other layers stay as they are.
@@ -131,9 +137,10 @@ class LayerReconstruction(Objective):
         return reconstruction_error(reconstruction, incoming, counted, self.batch)
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """The parameters of the layer and its decoder; tied filters are one parameter."""
-        both = nn.ModuleList([self.autoencoder.layers[self.frozen], self.autoencoder.decoder[self.frozen]])
-        return both.parameters()
+        """The parameters of the layer, of its sparsity and of its decoder; tied filters are one parameter."""
+        network = self.autoencoder
+        own = nn.ModuleList([part[self.frozen] for part in (network.layers, network.sparsity, network.decoder)])
+        return own.parameters()
 
     def start_training(self) -> None:
         """Enter training mode; all other layers stay in evaluation mode."""
@@ -153,33 +160,29 @@ class PlaceReconstruction(LayerReconstruction):
         autoencoder: the network, whose layers up to this one are fitted.
         augmentation, frozen: see `Objective`.
         places: windows drawn from each image of a batch.
-        size: height and width of the layer's activation maps before pooling.
 
     Example:
         >>> from convae.params import LayerParams
         >>> layer = LayerParams(filters=4, activation="linear", input={"normalization": None, "whitening": None})
         >>> network = Autoencoder(1, {}, [layer.model_dump()], tied_weights=True)
         >>> network.initialize(torch.Generator())
-        >>> PlaceReconstruction(network, None, 0, places=32, size=(8, 8))((torch.zeros(2, 1, 8, 8), None)).item()
+        >>> PlaceReconstruction(network, None, 0, places=32)((torch.zeros(2, 1, 8, 8), None)).item()
         0.0
     """
 
-    def __init__(
-        self, autoencoder: Autoencoder, augmentation: Augmentation, frozen: int, places: int, size: Size
-    ) -> None:
+    def __init__(self, autoencoder: Autoencoder, augmentation: Augmentation, frozen: int, places: int) -> None:
         super().__init__(autoencoder, None, augmentation, frozen)
         self.places = places
-        self.size = size
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean squared error of the whitened windows."""
-        network, layer, number = self.autoencoder, self.autoencoder.layers[self.frozen], self.size[0] * self.size[1]
-        device = preprocessed.device
-        places = self.batch.drawn(
-            lambda images: torch.randint(number, (images, self.places), device=device), len(preprocessed)
-        )
+        network, layer, device = self.autoencoder, self.autoencoder.layers[self.frozen], preprocessed.device
         with torch.no_grad():
             incoming = network.input_of(self.frozen, preprocessed)
+            number = prod(layer.geometry.convolved((incoming.shape[2], incoming.shape[3])))
+            places = self.batch.drawn(
+                lambda images: torch.randint(number, (images, self.places), device=device), len(preprocessed)
+            )
             windows = layer.input.whiten(layer.input.windows(incoming, places))
         filters = layer.unit_filters
         code = network.sparsity[self.frozen](windows @ filters.T)

@@ -33,7 +33,7 @@ from convae.files import file_sha256, new_file
 from convae.models.autoencoder import Autoencoder
 from convae.models.compatibility import check_source
 from convae.models.corruption import Corruption
-from convae.models.geometry import layer_sizes, resolve_kernels
+from convae.models.geometry import resolve_kernels
 from convae.models.initialization import fit_layer, set_filters
 from convae.params import Params, TrainParams
 from convae.processes import ALONE, PATIENCE, Processes
@@ -180,7 +180,7 @@ def _reads_windows(params: Params) -> bool:
 
 def _fit_layers(network: Autoencoder, params: Params, training: ImageSet, first: int, end: int) -> int:
     """Fit what layers `first` to `end` - 1 read, see `fit_layer`; return the number of layers that are now ready."""
-    if _reads_windows(params):
+    if first < end and _reads_windows(params):
         images = torch.from_numpy(training.sample())
         for index in range(first, end):
             fit_layer(network, index, params.model.initialization, images, params.seed)
@@ -224,11 +224,9 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
     of_images = augmentation if objective.kind == "reconstruct" else None  # pretraining for `classify` has none
     epochs = {"reconstruct": train.epochs, "classify": objective.pretraining, "none": 0}[objective.kind]
     if epochs and train.order.startswith("greedy"):
-        sizes = layer_sizes((training.images.shape[2], training.images.shape[3]), network.geometry, network.stacked_on)
         for index in range(frozen, len(network.layers)):
             if train.places:
-                size = network.geometry[index].convolved(sizes[index][0])
-                phases.append((PlaceReconstruction(network, of_images, index, train.places, size), epochs))
+                phases.append((PlaceReconstruction(network, of_images, index, train.places), epochs))
             else:
                 phases.append((LayerReconstruction(network, corruption, of_images, index), epochs))
     if epochs and train.order.endswith("end_to_end"):
@@ -299,13 +297,18 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
             "model.initialize_from: that encoder has no trained decoder with the same model.tied_weights, "
             "which model.stacked_on: reconstructions needs"
         )
-    if source.config["sparsity"] == config["sparsity"]:
+    if _with_new_keys(source.config["sparsity"]) == config["sparsity"]:
         both.append("sparsity")
     network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
     for name in both:
         theirs = getattr(source.autoencoder, name)
         # Not strict: the source's last layer has no output for a layer above it.
         getattr(network, name)[: len(theirs)].load_state_dict(theirs.state_dict(), strict=False)
+
+
+def _with_new_keys(sparsity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The sparsity in the `config.json` of an encoder, which may be older than the key `per_place`."""
+    return sparsity and {"per_place": None, **sparsity}
 
 
 @quiet_lightning()
