@@ -369,7 +369,7 @@ TWO_LAYERS = {
     ),
     "too many features for a code": (
         by("grid: 7 ", "grid: 14 "),
-        "features.code: a covariance of 37632 features would take 5.3 GiB; at most 1 GiB is allowed; lower features.grid",
+        "features.code: a covariance of 37632 features would take 5.3 GiB; at most 1 GiB is allowed; lower",
     ),
     "mirror": (by("mirror: null ", "mirror: true "), "features.mirror = True: must be 'average'"),
 }  # fmt: skip

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 def test_scikit_learns_estimator_checks_pass(folder):
     """Treat their tables of any width as images with one row."""
     for estimator in (
-        CAEFeatures(folder, image_shape=(1, -1), value_range=(-2e4, 2e4)),
+        CAEFeatures(folder, image_shape=(1, -1), value_range=(-1e4, 1e4)),
         ConvolutionalAutoencoderFeatures((4,), kernel=3, image_shape=(1, -1)),
     ):
         results = check_estimator(estimator, on_skip=None)

@@ -74,8 +74,10 @@ class WindowInput(nn.Module):
         """Apply folded filters, see `fold`, to every window of `[N, D, H, W]`; returns `[N, n, H', W']`."""
         padded = self.pad(incoming)
         if self.normalization and self.normalization["centered"]:
-            # Changes no centred window, but the variance of a bright one would drown in rounding errors.
-            padded = padded - incoming.flatten(1).mean(1)[:, None, None, None]
+            # Changes no centred window, but the variance of a bright one would drown in rounding errors. Unlike a mean,
+            # the middle of the range does not depend on the order of summation.
+            values = incoming.flatten(1)
+            padded = padded - ((values.amin(1) + values.amax(1)) / 2)[:, None, None, None]
         maps = F.conv2d(padded, weight, stride=self.geometry.stride)
         if self.normalization:
             maps = maps * self._strengths(padded).rsqrt()
