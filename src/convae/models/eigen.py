@@ -22,24 +22,26 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         ([3.0, 2.0], [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     """
     dimension = len(matrix)
-    width = max(32, count // 2)
+    width = max(32, count // 4)
     if dimension <= max(EXACT, 4 * count):
         values, vectors = torch.linalg.eigh(matrix)
         return values[-count:].flip(0), vectors[:, -count:].flip(1)
     generator = torch.Generator().manual_seed(0)
     block = torch.linalg.qr(torch.randn(dimension, width, generator=generator)).Q
-    basis = block.new_empty(dimension, 0)
+    basis = products = block.new_empty(dimension, 0)
     while True:
         for _ in range(min(BLOCKS, (dimension - basis.shape[1]) // width)):
             basis = torch.cat([basis, block], 1)
             block = matrix @ block
+            products = torch.cat([products, block], 1)
             # New directions, if the rank of the matrix is used up and the block holds only rounding errors.
             noise = torch.randn(block.shape, generator=generator)
             block = block + noise * (NOISE * block.abs().max() + LEAST)
             for _ in range(2):  # once leaves rounding errors that grow
                 block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
-        values, inner = torch.linalg.eigh(basis.T @ (matrix @ basis))
-        values, vectors = values[-count:].flip(0), basis @ inner[:, -count:].flip(1)
-        residual = (matrix @ vectors - vectors * values).norm(dim=0).max()
+        values, inner = torch.linalg.eigh(basis.T @ products)
+        values, inner = values[-count:].flip(0), inner[:, -count:].flip(1)
+        vectors = basis @ inner
+        residual = (products @ inner - vectors * values).norm(dim=0).max()
         if residual <= TOLERANCE * values[0].abs() or basis.shape[1] + width > dimension:
             return values, vectors
