@@ -137,8 +137,10 @@ def test_the_command_line_gives_the_code_of_the_pipeline(published, convae, suff
 def test_onnx_gives_the_features_of_the_pipeline_and_of_other_sizes(published, convae, expected):
     convae("export", "--onnx", "build/encoder.onnx")
     session = onnxruntime.InferenceSession(published.folder / "build/encoder.onnx")
-    assert_same(session.run(None, {"images": images_of(published)})[0], expected)
+    features, code = session.run(None, {"images": images_of(published)})
+    assert_same(features, expected)
     encoder = load_encoder(published.folder / "models/encoder")
+    assert_same(code, encoder.features(images_of(published), code=True))
     convae("export", "--any-size", "--onnx", "build/any.onnx")
     session = onnxruntime.InferenceSession(published.folder / "build/any.onnx")
     for shape in ((1, 1, 8, 8), (3, 1, 28, 28), (2, 1, 33, 70)):
@@ -148,7 +150,10 @@ def test_onnx_gives_the_features_of_the_pipeline_and_of_other_sizes(published, c
 
 def test_mlflow_gives_the_features_of_the_pipeline(published, client, expected):
     images = images_of(published)
-    assert_same(mlflow.pyfunc.load_model("models:/convae-encoder@champion").predict(images), expected)
+    model = mlflow.pyfunc.load_model("models:/convae-encoder@champion")
+    assert_same(model.predict(images), expected)
+    code = load_encoder(published.folder / "models/encoder").features(images, code=True)
+    assert_same(model.predict(images, params={"code": True}), code)
     assert_same(load_encoder("models:/convae-encoder@champion").features(images), expected)
     assert_same(CAEFeatures("models:/convae-encoder/1").fit_transform(images), expected)
 
