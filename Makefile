@@ -41,7 +41,7 @@ ui: $(BIN)/.installed  ## compare experiments in MLflow, on this machine only
 
 ladder: $(BIN)/.installed  ## compare every system on DATASET=digits, fashion_mnist or cifar10 (default: all): reports/ladder.html
 	$(if $(filter-out digits fashion_mnist cifar10,$(DATASET)),$(error DATASET=$(DATASET): digits, fashion_mnist or cifar10 is allowed))
-	$(BIN)/dvc --cd benchmark/ladder repro --keep-going $(if $(DATASET),--glob '*@$(DATASET)-*'); \
+	OMP_WAIT_POLICY=passive $(BIN)/dvc --cd benchmark/ladder repro --keep-going $(if $(DATASET),--glob '*@$(DATASET)-*'); \
 	    status=$$?; $(BIN)/python -m benchmark.ladder.page && exit $$status
 
 search: $(BIN)/.installed  ## search for the best parameters as search.yaml says; each call is one worker

@@ -94,9 +94,9 @@ def test_speeds_match_the_committed_benchmark() -> None:
     def speedup(name: str) -> float:
         return float(rows[name]["ours"] / rows[name]["usual"])
 
-    for training in ("seed_cae", "default"):
+    for training in ("seed_cae", "whitened_wta_cae"):
         assert 4.5 <= speedup(f"training {training}, images/s, to the usual") < 5
-    assert 2.5 <= speedup("extraction with readout, to disk, images/s, to the forward passes") < 3
+    assert 2.5 <= speedup("extraction whitened_wta_cae, to disk, images/s, to the forward passes") < 3
     assert speedup("image folder, JPEG files/s, to one core's times cores") == pytest.approx(1.1, abs=0.05)
     assert 3 <= 1 / speedup("logistic regression, seconds, of the usual") < 3.5
     assert "training is almost five times as fast as plain Lightning with a DataLoader" in WORDS

@@ -12,7 +12,18 @@ from benchmark.speed.measuring import REPOSITORY, Row
 from convae.environment import environment
 from convae.files import new_file, read_json, write_json
 
-GROUPS = ("feeding", "training", "processes", "extraction", "folders", "classifier", "pipeline", "growth")
+GROUPS = [
+    "feeding",
+    "training",
+    "processes",
+    "busy",
+    "extraction",
+    "code",
+    "folders",
+    "classifier",
+    "pipeline",
+    "growth",
+]
 TABLE, PAGE = REPOSITORY / "reports/benchmark.json", REPOSITORY / "reports/benchmark.md"
 
 HEAD = """# How fast it is

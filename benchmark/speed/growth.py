@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from benchmark.speed.images import SCRATCH, default_params, fashion_mnist, some_images, untrained, with_filters
+from benchmark.speed.images import SCRATCH, WHOLE_MAPS, fashion_mnist, params_of, some_images, untrained, with_filters
 from benchmark.speed.measuring import REPOSITORY, THREADS, Row, alternate, at_most, in_new_process, timed
 from benchmark.speed.memory import peak_memory
 from benchmark.speed.training import second_epoch
@@ -121,9 +121,9 @@ STAGES: dict[str, tuple[Callable[[Task], float], list[str]]] = {
 
 
 def _of_pictures(task: Task) -> Params:
-    """The shipped experiment on a folder of PNG files."""
-    root = str(_pictures(task))
-    return default_params(data={"dataset": "image_folder", "root": root, "image_size": task.side, "color": "grey"})
+    """An experiment on a folder of PNG files."""
+    of_pictures = {"dataset": "image_folder", "root": str(_pictures(task)), "image_size": task.side, "color": "grey"}
+    return params_of(WHOLE_MAPS, data=of_pictures)
 
 
 def _pictures(task: Task) -> Path:

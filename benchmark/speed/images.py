@@ -19,9 +19,12 @@ PHOTOS = 10_000
 PHOTO_SIDE = 256
 
 
-def default_params(**sections: dict[str, object]) -> Params:
-    """The experiment of systems/default.yaml with `sections` changed, see `changed`."""
-    return changed(load_params(REPOSITORY / "systems/default.yaml"), **sections)
+WHOLE_MAPS = "whitened_wta_cae"  # the system whose training, features and growth were measured from the start
+
+
+def params_of(system: str, **sections: dict[str, object]) -> Params:
+    """The experiment of a file in systems/ with `sections` changed, see `changed`."""
+    return changed(load_params(REPOSITORY / f"systems/{system}.yaml"), **sections)
 
 
 def changed(params: Params, **sections: dict[str, object]) -> Params:
@@ -33,16 +36,16 @@ def changed(params: Params, **sections: dict[str, object]) -> Params:
 
 
 def with_filters(count: int) -> Params:
-    """The experiment of systems/default.yaml with `count` filters in its layer."""
-    (layer,) = default_params().model.layers
-    return default_params(model={"layers": [layer.model_dump(mode="json") | {"filters": count}]})
+    """The experiment with one layer of whole maps, with `count` filters."""
+    (layer,) = params_of(WHOLE_MAPS).model.layers
+    return params_of(WHOLE_MAPS, model={"layers": [layer.model_dump(mode="json") | {"filters": count}]})
 
 
 def fashion_mnist() -> Path:
     """The folder of prepared Fashion-MNIST: 55 000 training, 5000 validation and 10 000 test images."""
     prepared = SCRATCH / "data/prepared"
     if not prepared.exists():
-        data = default_params(data={"validation_size": 5000}).data
+        data = params_of("default", data={"validation_size": 5000}).data
         raw = SCRATCH / "raw"
         download(data, raw, REPOSITORY / "data/downloads")
         prepare(data, 0, raw, prepared)

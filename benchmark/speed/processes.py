@@ -1,4 +1,4 @@
-"""An epoch of the shipped training: two processes with one thread each against one process with two threads."""
+"""An epoch of training on whole maps: two processes with one thread each against one process with two threads."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmark.speed.images import changed, default_params, fashion_mnist, some_images
+from benchmark.speed.images import WHOLE_MAPS, fashion_mnist, params_of, some_images
 from benchmark.speed.measuring import REPOSITORY, Row, alternate
 from convae.processes import connect
 from convae.stages.runner import keep_freed_memory
@@ -39,7 +39,7 @@ def train(checkpoints: Path, threads: int) -> None:
 
     keep_freed_memory()
     processes = connect()
-    params = changed(default_params(), train={"epochs": 2, "threads": threads, "accelerator": "cpu"})
+    params = params_of(WHOLE_MAPS, train={"epochs": 2, "threads": threads, "accelerator": "cpu"})
     training, validation = some_images("train", IMAGES), some_images("validation", VALIDATION)
     ends: list[float] = []
     train_encoder(

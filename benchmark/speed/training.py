@@ -3,19 +3,21 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir
+from functools import partial
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from benchmark.speed.images import changed, default_params, fashion_mnist, some_images, untrained
-from benchmark.speed.measuring import REPOSITORY, THREADS, Row, at_least, clone, in_new_process, rates
+from benchmark.speed.images import WHOLE_MAPS, changed, fashion_mnist, params_of, some_images, untrained
+from benchmark.speed.measuring import THREADS, Row, at_least, clone, in_new_process, rates
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
-from convae.params import Params, load_params
+from convae.params import Params
 from convae.stages.runner import keep_freed_memory, limit_threads
 from convae.tracking.runs import start_run
 
@@ -28,14 +30,17 @@ SAME = 1e-5  # allowed difference from the bare loop's filters, as a fraction of
 def rows() -> Iterator[Row]:
     """Training images per second."""
     fashion_mnist()
-    for system in ("seed_cae", "default"):
-        rate = rates(IMAGES, (ours, usual, limit), REPETITIONS, system, IMAGES)
+    for system in ("seed_cae", WHOLE_MAPS, "default"):
+        contestants = (ours, limit) if system == "default" else (ours, limit, usual)
+        rate = rates(IMAGES, contestants, REPETITIONS, system, IMAGES)
         difference = in_new_process(largest_difference, system, IMAGES)
         # The ratio to the bare loop means something only if both learn the same filters.
         assert difference < SAME, f"{system}: the bare loop's filters differ by {difference}"
         name = f"training {system}, images/s"
-        yield at_least(f"{name}, to the bare loop", 0.95, rate["ours"] / rate["limit"], **rate)
-        yield at_least(f"{name}, to the usual", 1.5, rate["ours"] / rate["usual"], **rate)
+        own, bare, usually = rate["ours"], rate["limit"], rate.get("usual")
+        yield at_least(f"{name}, to the bare loop", 0.95, own / bare, own, usually, bare)
+        if usually:
+            yield at_least(f"{name}, to the usual", 1.5, own / usually, own, usually, bare)
 
 
 def ours(system: str, count: int) -> float:
@@ -45,7 +50,7 @@ def ours(system: str, count: int) -> float:
         workspace = Path(folder) / "workspace"
         clone(workspace)
         (workspace / "data/prepared").symlink_to(fashion_mnist())
-        (workspace / "models/autoencoder").symlink_to(untrained(default_params()))  # the run records its files
+        (workspace / "models/autoencoder").symlink_to(untrained(params_of("default")))  # the run records its files
         params = changed(_params(system), tracking={"enabled": True, "uri": f"sqlite:///{folder}/mlflow.db"})
         with chdir(workspace), start_run("train", params) as run:
             return second_epoch(params, *_images(count), run.log_epoch)
@@ -57,7 +62,7 @@ def second_epoch(
     validation: ImageSet,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> float:
-    """Train for two epochs as the pipeline does, and return the seconds of the second."""
+    """Train for two epochs a phase as the pipeline does, and return the seconds of the second ones."""
     ends: list[float] = []
 
     def end(row: dict[str, float]) -> None:
@@ -65,7 +70,7 @@ def second_epoch(
         ends.append(time.perf_counter())
 
     _train(changed(params, train={"epochs": 2}), training, validation, end)
-    return ends[1] - ends[0]  # the first epoch includes warm-up
+    return sum(second - first for first, second in zip(ends[::2], ends[1::2], strict=True))  # the first warms up
 
 
 def usual(system: str, count: int) -> float:
@@ -91,13 +96,12 @@ def limit(system: str, count: int) -> float:
 def largest_difference(system: str, count: int) -> float:
     """Difference between the filters of the stage and of the bare loop, as a fraction of the largest weight."""
     params = _params(system)
-    filters = torch.from_numpy(_train(params, *_images(count), lambda row: None).filters)
+    filters = _train(params, *_images(count), lambda row: None).autoencoder.layers[0].convolution.weight
     return float((_bare_loop(params, count)[1] - filters).abs().max() / filters.abs().max())
 
 
 def _params(system: str) -> Params:
-    params = load_params(REPOSITORY / f"systems/{system}.yaml")
-    return changed(params, data={"dataset": "fashion_mnist"}, train={"epochs": 2, "threads": THREADS})
+    return params_of(system, data={"dataset": "fashion_mnist"}, train={"epochs": 2, "threads": THREADS})
 
 
 def _images(count: int) -> tuple[ImageSet, ImageSet]:
@@ -119,28 +123,49 @@ def _untrained(params: Params, count: int) -> Encoder:
 
 
 def _bare_loop(params: Params, count: int) -> tuple[float, Tensor]:
-    """Train for two epochs in a bare loop; return the seconds of the second and the filters."""
+    """Train for two epochs a phase in a bare loop; return the seconds of the second ones and the first filters."""
     from convae.models.draws import random_seed
+    from convae.models.initialization import fit_layer
 
     network = _untrained(params, count).autoencoder.requires_grad_(True)
     images, validation = (torch.from_numpy(part.images) for part in _images(count))
-    optimizer = torch.optim.Adam(network.parameters(), params.train.learning_rate)
-    steps = -(-count // params.train.batch_size)
-    schedule = CosineAnnealingLR(optimizer, 2 * steps) if params.train.schedule == "cosine" else None
-    for epoch in range(2):
-        start = time.perf_counter()
-        network.train()
-        generator = torch.Generator().manual_seed(random_seed(params.seed, epoch))
-        for chosen in torch.randperm(count, generator=generator).split(params.train.batch_size):
-            batch = network.preprocessing(images.index_select(0, chosen))
-            optimizer.zero_grad()
-            F.mse_loss(network(batch), batch).backward()
-            optimizer.step()
-            if schedule:
-                schedule.step()
-        network.eval()
+
+    def whole(batch: Tensor) -> Tensor:
+        return F.mse_loss(network(batch), batch)
+
+    def at_places(index: int, batch: Tensor) -> Tensor:
+        layer = network.layers[index]
         with torch.no_grad():
-            for pictures in validation.split(max(params.train.batch_size, 256)):
-                batch = network.preprocessing(pictures)
-                F.mse_loss(network(batch), batch)
-    return time.perf_counter() - start, network.layers[0].convolution.weight.detach()
+            incoming = network.input_of(index, batch)
+            number = prod(layer.geometry.convolved((incoming.shape[2], incoming.shape[3])))
+            places = torch.randint(number, (len(batch), params.train.places or 0))
+            windows = layer.input.whiten(layer.input.windows(incoming, places))
+        filters = layer.unit_filters
+        return F.mse_loss(network.sparsity[index](windows @ filters.T) @ filters, windows)
+
+    seconds, steps = 0.0, -(-count // params.train.batch_size)
+    for index in range(len(network.layers) if params.train.places else 1):
+        if index:
+            fit_layer(network, index, "normal", images, params.seed)
+        loss = partial(at_places, index) if params.train.places else whole
+        learned = (network.layers[index], network.sparsity[index]) if params.train.places else (network,)
+        optimizer = torch.optim.Adam(nn.ModuleList(learned).parameters(), params.train.learning_rate)
+        schedule = CosineAnnealingLR(optimizer, 2 * steps) if params.train.schedule == "cosine" else None
+        for epoch in range(2):
+            start = time.perf_counter()
+            network.train()
+            generator = torch.Generator().manual_seed(random_seed(params.seed, epoch))
+            for number, chosen in enumerate(torch.randperm(count, generator=generator).split(params.train.batch_size)):
+                torch.manual_seed(random_seed(params.seed, epoch, 1 + number))
+                batch = network.preprocessing(images.index_select(0, chosen))
+                optimizer.zero_grad()
+                loss(batch).backward()
+                optimizer.step()
+                if schedule:
+                    schedule.step()
+            network.eval()
+            with torch.no_grad():
+                for pictures in validation.split(max(params.train.batch_size, 256)):
+                    loss(network.preprocessing(pictures))
+        seconds += time.perf_counter() - start
+    return seconds, network.layers[0].convolution.weight.detach()
