@@ -338,7 +338,7 @@ TWO_LAYERS = {
     ),
     "filter bank": (
         by("initialization: normal ", "initialization: filter_bank "),
-        "model.initialization = filter_bank: its filters fit plain images; set model.layers[0].input to null",
+        "model.initialization = filter_bank: layer 0 must read plain images; set model.layers[0].input to null",
     ),
     "border": (
         several(by("kernel: 7 ", "kernel: [57, 7] "), by("border: zeros              #", "border: reflect #")),
@@ -348,12 +348,12 @@ TWO_LAYERS = {
     "key of an input": (by("{centered: false, ", "{centred: false, "), "normalization: unknown key 'centred'"),
     "former key": (
         by("  mirror: null ", "  pca: null\n  mirror: null "),
-        "features: pca is a kind of code now; remove the line",
+        "features: features.pca is now features.code; remove the line",
     ),
     "former components": (
         by("  mirror: null ", "  pca: 256\n  mirror: null "),
-        "features: pca is a kind of code now; write code: {kind: pca, components: 256, corruption: null, "
-        "ridge: 1.0e-6, scale: equal, images: null}, which stands beside the features",
+        "features: features.pca is now features.code; write code: {kind: pca, components: 256, corruption: null, "
+        "ridge: 1.0e-6, scale: equal, images: null}. The classifier then reads the features, not the code",
     ),
     "code of copies": (
         by("kind: denoising              #", "kind: pca #"),

@@ -70,7 +70,7 @@ def limit(passes: int) -> float:
 
 
 def make_features() -> None:
-    """Write features of the shipped system, untrained and with half of its filters."""
+    """Write features of `whitened_wta_cae`, untrained and with half of its filters."""
     params = with_filters(32)
     with limit_threads(THREADS):
         extract_features(params, untrained(params), fashion_mnist(), SCRATCH / "features")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from convae.stages.runner import limit_threads
 
 FEATURES = SCRATCH / "default"
 IMAGES = 20_000
-NOISE = 0.3  # deviation of the copies from the features, whose deviation is one
+NOISE = 0.3  # deviation of the copies from the features, in units of the features' own
 
 
 def rows() -> Iterator[Row]:
@@ -38,11 +37,12 @@ def code_fit() -> float:
     code = params_of("default").features.code
     assert code is not None
     features = _features()
+    copies = features + NOISE * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
 
     def fit() -> None:
         moments = Moments()
-        for rows_ in features.split(CODE_IMAGES):
-            moments.add(rows_, rows_ + NOISE)
+        for pair in zip(features.split(CODE_IMAGES), copies.split(CODE_IMAGES), strict=True):
+            moments.add(*pair)
         fit_code(moments, code.components, code.ridge, code.scale)
 
     with limit_threads(THREADS):
@@ -67,7 +67,7 @@ def products() -> float:
 def classifier_fit(code: bool) -> float:
     """Seconds in which the stage `evaluate` fits all candidates and chooses the best."""
     params = params_of("default")
-    train, validation = (load_part(part, FEATURES, Path(fashion_mnist())) for part in ("train", "validation"))
+    train, validation = (load_part(part, FEATURES, fashion_mnist()) for part in ("train", "validation"))
     if code:
         train, validation = train.of_code(), validation.of_code()
     arrays = train.features, train.labels, validation.features, validation.labels
@@ -76,11 +76,10 @@ def classifier_fit(code: bool) -> float:
 
 
 def make_features() -> None:
-    """Write features and codes of the default, untrained, unless they exist."""
+    """Write features and codes of the default, untrained."""
     params = params_of("default")
-    if not FEATURES.exists():
-        with limit_threads(THREADS):
-            extract_features(params, untrained(params), fashion_mnist(), FEATURES)
+    with limit_threads(THREADS):
+        extract_features(params, untrained(params), fashion_mnist(), FEATURES)
 
 
 def _features() -> torch.Tensor:

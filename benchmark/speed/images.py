@@ -19,7 +19,7 @@ PHOTOS = 10_000
 PHOTO_SIDE = 256
 
 
-WHOLE_MAPS = "whitened_wta_cae"  # the system whose training, features and growth were measured from the start
+WHOLE_MAPS = "whitened_wta_cae"  # the former default: one layer trained on whole maps
 
 
 def params_of(system: str, **sections: dict[str, object]) -> Params:

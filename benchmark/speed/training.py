@@ -96,7 +96,7 @@ def limit(system: str, count: int) -> float:
 def largest_difference(system: str, count: int) -> float:
     """Difference between the filters of the stage and of the bare loop, as a fraction of the largest weight."""
     params = _params(system)
-    filters = _train(params, *_images(count), lambda row: None).autoencoder.layers[0].convolution.weight
+    filters = _train(params, *_images(count), lambda row: None).autoencoder.layers[-1].convolution.weight
     return float((_bare_loop(params, count)[1] - filters).abs().max() / filters.abs().max())
 
 
@@ -123,7 +123,7 @@ def _untrained(params: Params, count: int) -> Encoder:
 
 
 def _bare_loop(params: Params, count: int) -> tuple[float, Tensor]:
-    """Train for two epochs a phase in a bare loop; return the seconds of the second ones and the first filters."""
+    """Train for two epochs a phase in a bare loop; return the seconds of the second ones and the last filters."""
     from convae.models.draws import random_seed
     from convae.models.initialization import fit_layer
 
@@ -168,4 +168,4 @@ def _bare_loop(params: Params, count: int) -> tuple[float, Tensor]:
                 for pictures in validation.split(max(params.train.batch_size, 256)):
                     loss(network.preprocessing(pictures))
         seconds += time.perf_counter() - start
-    return seconds, network.layers[0].convolution.weight.detach()
+    return seconds, network.layers[-1].convolution.weight.detach()

@@ -126,13 +126,13 @@ def _check_source(params: Params) -> None:
 
 
 def _check_kept(params: Params, kept: int) -> None:
-    """Check that no layer learns below one that is taken over and was fitted to what the layers below it gave."""
+    """Refuse to train a layer below one that is taken over and was fitted to its output."""
     layers = params.model.layers
     for index in range(params.frozen_layers + 1, kept):
         if params.reconstructs and (layers[index].input or layers[index - 1].output):
             raise ConvaeError(
                 f"train.freeze = {params.train.freeze}: in {params.model.initialize_from}, model.layers[{index}] was "
-                f"fitted to the layers below it; set train.freeze to all or {kept - 1}"
+                f"fitted to the layers below it; set train.freeze to {kept - 1}"
             )
 
 
@@ -141,7 +141,7 @@ def _check_filter_bank(params: Params) -> None:
         layer, geometry, *_ = _sized_layers(params)[0]
         if layer.input:
             raise ConvaeError(
-                "model.initialization = filter_bank: its filters fit plain images; set model.layers[0].input to null"
+                "model.initialization = filter_bank: layer 0 must read plain images; set model.layers[0].input to null"
             )
         check_filter_bank(layer.filters, geometry.kernel)
 

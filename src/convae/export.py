@@ -91,10 +91,8 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
             raise ConvaeError(f"{output}: not written, torch can't export this encoder: {reason}") from None
         session = onnxruntime.InferenceSession(scratch, providers=["CPUExecutionProvider"])
         found = session.run(None, {"images": images})
-        deviation = max(
-            float(np.abs(mine - theirs).max() / (np.abs(theirs).max() or 1))
-            for mine, theirs in zip(found, expected, strict=True)
-        )
+        pairs = list(zip(found, expected, strict=True))
+        deviation = float(np.max([np.abs(mine - theirs).max() / (np.abs(theirs).max() or 1) for mine, theirs in pairs]))
         if not deviation <= TOLERANCE:  # true for NaN too
             raise ConvaeError(f"{output}: not written, its features differ from the encoder's by {deviation:.2g}")
     print(f"{output}: features of onnxruntime and torch differ by {deviation:.1e} of the largest")

@@ -373,8 +373,9 @@ class FeaturesParams(Section):
         if isinstance(content, Mapping) and "pca" in content:
             found = content["pca"]
             section = f"{{kind: pca, components: {found}, corruption: null, ridge: 1.0e-6, scale: equal, images: null}}"
-            now = "remove the line" if found is None else f"write code: {section}, which stands beside the features"
-            raise ValueError(f"pca is a kind of code now; {now}")
+            written = f"write code: {section}. The classifier then reads the features, not the code"
+            now = "remove the line" if found is None else written
+            raise ValueError(f"features.pca is now features.code; {now}")
         return content
 
 

@@ -59,6 +59,15 @@ def test_a_sample_covers_all_shards(written: ShardedImages) -> None:
     np.testing.assert_array_equal(written.sample(1), PIXELS[:8])
 
 
+def test_rows_are_spread_over_few_pieces(written: ShardedImages) -> None:
+    assert written.spread(10**9, 0).tolist() == list(range(50))
+    assert written.spread(5, 1).tolist() == [0, 2, 4, 5, 7]
+    assert written.spread(4, 2 * shards.PIECE_BYTES).tolist() == [0, 3, 6, 49]
+    some = ShardedImages(written.address, np.array([1, 9, 17, 49]), written.hashes)
+    assert some.spread(9, 0).tolist() == [0, 3]
+    assert some.spread(9, 10**9).tolist() == [0, 1, 2, 3]
+
+
 def test_writers_share_an_array_and_missing_images_are_black(tmp_path: Path) -> None:
     address, expected = str(tmp_path / "shards"), PIXELS.copy()
     expected[[0, 20, 49]] = 0

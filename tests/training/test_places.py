@@ -146,6 +146,20 @@ def test_patches_differ_even_where_places_are_few(shipped, train_set, validation
     assert (filters @ filters.T - 2 * torch.eye(30)).max() < 0.9999
 
 
+def test_patches_come_from_all_images(shipped, train_set, validation_set):
+    """Of images sorted by kind, horizontal stripes and then vertical ones, both give filters."""
+    stripes = np.zeros((100, 1, 8, 8), np.uint8)
+    stripes[:50, :, ::2], stripes[50:, :, :, ::2] = 255, 255
+    sorted_by_kind = replace(train_set, images=stripes, labels=train_set.labels[:100])
+    first, _ = shipped().model.model_dump()["layers"]
+    one = first | {"output": None, "padding": "valid", "input": {"normalization": None, "whitening": None}}
+    params = shipped(model={"layers": [one], "initialization": "patches"}, objective={"kind": "none"})
+    encoder, _, _ = train_encoder(params, sorted_by_kind, validation_set, ignore)
+    filters = encoder.autoencoder.layers[0].unit_filters.view(-1, 3, 3)
+    horizontal = (filters.std(2) < 1e-6).all(1)
+    assert 0 < horizontal.sum() < len(filters)
+
+
 @pytest.mark.parametrize("kind", ["patches", "kmeans"])
 def test_filters_can_be_whitened_windows(shipped, train_set, validation_set, kind):
     params = shipped(model={"initialization": kind}, objective={"kind": "none"})

@@ -78,7 +78,7 @@ def test_the_same_batches_give_the_same_result(
     for name, (alone, history, _) in trained.items():
         together, images = load_encoder(tmp_path / name), validation_set.images
         # The square root between the layers magnifies rounding errors close to zero.
-        tolerance = 1e-4 if name == "places" else 1e-5
+        tolerance = 1e-3 if name == "places" else 1e-5
         for maps, expected in zip(together.activation_maps(images), alone.activation_maps(images), strict=True):
             np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=tolerance, err_msg=name)
         if alone.has_decoder:

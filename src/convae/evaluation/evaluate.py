@@ -266,7 +266,7 @@ def _measure(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fill in the metrics of validation and test images, and return the table of classes and that of predictions.
 
-    Of test images, only `_code_accuracies` predicts labels too.
+    Only `_code_accuracies` predicts labels of test images as well.
     """
     test = parts["test"]
     classes = test.image_set.classes

@@ -175,9 +175,8 @@ def fit_compact_code(
     Raises:
         ConvaeError: the features' covariance is singular in single precision.
     """
-    count = min(code["images"] or len(training), len(training))
-    code = code | {"components": min(code["components"], count, features.shape[1])}
-    chosen = training.spread(count)
+    chosen = training.spread(min(code["images"] or len(training), len(training)))
+    code = code | {"components": min(code["components"], len(chosen), features.shape[1])}
     moments = Moments()
     with tqdm(total=len(chosen), desc="code", unit=" images", unit_scale=True, disable=not progress) as bar:
         for number, rows in enumerate(np.array_split(chosen, -(-len(chosen) // CODE_IMAGES))):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from convae.errors import ConvaeError
 from convae.models.autoencoder import Autoencoder
 from convae.models.draws import augment, random_seed
-from convae.models.geometry import Size, check_filter_bank, layer_sizes
+from convae.models.geometry import check_filter_bank, layer_sizes
 from convae.models.preprocessing import image_patches
 from convae.models.windows import Moments
 
@@ -86,7 +86,7 @@ def fit_layer(autoencoder: Autoencoder, index: int, kind: str, images: Tensor, s
     autoencoder.eval()
     generator = torch.Generator().manual_seed(random_seed(seed, index))
     chosen = torch.randperm(len(images), generator=generator)[:FIT_IMAGES].sort().values
-    chosen = chosen.split(_images_at_once(autoencoder, index, (images.shape[2], images.shape[3])))
+    chosen = chosen.split(_images_at_once(autoencoder, index, images))
     below = autoencoder.layers[index - 1] if index else None
     if below is not None and below.output:
         inputs = (autoencoder.input_of(index - 1, autoencoder.preprocessing(images[rows])) for rows in chosen)
@@ -95,7 +95,8 @@ def fit_layer(autoencoder: Autoencoder, index: int, kind: str, images: Tensor, s
         moments, kept = Moments(), []
         for windows, copies in _windows(autoencoder, index, images, chosen, generator):
             moments.add(windows, copies)
-            kept.append(windows[: -(-PATCHES // len(chosen))].clone())  # to draw filters from
+            if kind in ("patches", "kmeans"):
+                kept.append(windows[torch.randperm(len(windows), generator=generator)[: -(-PATCHES // len(chosen))]])
         if not moments.count:
             raise ConvaeError(
                 f"model.layers[{index}].input: all windows are flat; are the training images blank? Otherwise lower "
@@ -141,13 +142,16 @@ def _windows(
         yield windows, copies
 
 
-def _images_at_once(autoencoder: Autoencoder, index: int, size: Size) -> int:
+def _images_at_once(autoencoder: Autoencoder, index: int, images: Tensor) -> int:
     """Number of images whose maps up to layer `index`, and windows there, fit into memory."""
+    count = min(len(images), FIT_IMAGES)
+    size = (images.shape[2], images.shape[3])
     largest, channels = 1, autoencoder.preprocessing.channels
     sizes = layer_sizes(size, autoencoder.geometry, autoencoder.stacked_on)
     for layer, (incoming, _) in zip(autoencoder.layers[: index + 1], sizes, strict=False):
         maps, places = layer.convolution.out_channels, math.prod(layer.geometry.convolved(incoming))
-        largest = max(largest, channels * math.prod(incoming), maps * places)
+        windows = min(-(-WINDOWS // count), places) * channels * math.prod(layer.geometry.kernel)
+        largest = max(largest, channels * math.prod(incoming), maps * places, windows)
         channels = layer.channels
     return max(1, min(200, FIT_VALUES // largest))
 

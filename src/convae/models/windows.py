@@ -267,8 +267,8 @@ def denoising_directions(covariance: Tensor, between: Tensor, count: int, ridge:
     triangle, failed = torch.linalg.cholesky_ex(regularized)
     if failed:
         raise ConvaeError(
-            f"denoising: the covariance of {len(covariance)} values is singular in single precision; raise what is "
-            "added to the variances: model.layers[].input.whitening.epsilon or features.code.ridge"
+            f"denoising: the covariance of {len(covariance)} values is singular in single precision; increase "
+            "model.layers[].input.whitening.epsilon or features.code.ridge"
         )
     halved = torch.linalg.solve_triangular(triangle, between / unit, upper=False)
     symmetric = torch.linalg.solve_triangular(triangle, halved.T, upper=False)

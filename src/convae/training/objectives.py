@@ -189,11 +189,6 @@ class PlaceReconstruction(LayerReconstruction):
         errors = (code @ filters - windows).square()
         return self.batch.mean(errors.sum(), len(preprocessed), errors.numel() // len(preprocessed))
 
-    def trained(self) -> Iterator[nn.Parameter]:
-        """The layer's filters and the gains of its maps."""
-        yield from self.autoencoder.layers[self.frozen].parameters()
-        yield from self.autoencoder.sparsity[self.frozen].parameters()
-
 
 class SimultaneousReconstruction(Objective):
     """All layers learn at once, each to reconstruct its own input; no gradient passes between layers.
