@@ -121,8 +121,9 @@ def _changed(file: Path, changes: dict[str, Any], layers: int | None = None) -> 
     """A system's file with only its first layers and some keys changed: `{"train.epochs": 10}`."""
     content = YAML(typ="safe").load(read_text(file))
     if layers:
+        filters = content["model"]["layers"][-1]["filters"]
         content["model"]["layers"] = content["model"]["layers"][:layers]
-        content["model"]["layers"][-1]["output"] = None
+        content["model"]["layers"][-1] |= {"filters": filters, "output": None}
     for key, value in changes.items():
         *sections, name = key.split(".")
         reduce(_inner, sections, content)[name] = value
