@@ -102,8 +102,8 @@ def test_speeds_match_the_committed_benchmark() -> None:
     assert 2.5 <= speedup("extraction whitened_wta_cae, to disk, images/s, to the forward passes") < 3
     assert speedup("image folder, JPEG files/s, to one core's times cores") == pytest.approx(1.1, abs=0.05)
     assert 3 <= 1 / speedup("logistic regression, seconds, of the usual") < 3.5
-    assert "the one-layer systems train almost five times as fast as in plain Lightning with a DataLoader" in WORDS
-    assert "features are computed almost three times as fast" in WORDS
+    assert "`whitened_wta_cae` train almost five times as fast as in plain Lightning with a DataLoader" in WORDS
+    assert "features of the latter are computed almost three times as fast" in WORDS
     speed = " ".join((REPOSITORY / "docs/reproducibility.md").read_text("utf-8").split())
     assert "train almost five times as fast as in plain Lightning with a DataLoader" in speed
     assert "Features of the latter are computed almost three times as fast" in speed
@@ -128,7 +128,7 @@ def test_the_ladder_claims_match_its_results() -> None:
     rows = read_json(REPOSITORY / "reports/ladder.json")
 
     def leads(dataset: str) -> tuple[float, float]:
-        """Points of the default over its strongest control with all and with 100 labels, with the same seeds."""
+        """Points of the default over the strongest measured control, with all and with 100 labels."""
         measured = [row for row in rows if row["dataset"] == dataset]
         default = {row["seed"]: row for row in measured if row["system"] == "default"}
         pairs = defaultdict(list)
@@ -149,6 +149,6 @@ def test_the_ladder_claims_match_its_results() -> None:
         return mean(entry["test_accuracy"] for entry in row["by_labels"] if entry["labels_per_class"] == 100)
 
     (colour, colour_few), (grey, grey_few) = leads("cifar10"), leads("fashion_mnist")
-    assert f"leads one wide layer of random patches, its strongest control, by {colour:.2f} points" in WORDS
-    assert f"on Fashion-MNIST it trails them by {-grey:.2f}" in WORDS
-    assert f"With 100 labels per class it leads by {colour_few:.2f} and {grey_few:.2f}" in WORDS
+    assert f"leads one wide layer of random patches by {colour:.2f} points on CIFAR-10" in WORDS
+    assert f"and trails it by {-grey:.2f} on Fashion-MNIST" in WORDS
+    assert f"with 100 labels per class it leads by {colour_few:.2f} and {grey_few:.2f}" in WORDS
