@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 from pyarrow.parquet import ParquetFile
-from test_cli import convae
 
 import convae.encoder as convae_encoder
 from convae import load_encoder
@@ -56,6 +55,20 @@ def here(models, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def refused(here, capsys):
+    """Run a `convae` that must fail in this process, and return what it prints to standard output and error."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            here(*arguments)
+        assert isinstance(end.value.code, str)  # Python prints it, and the process ends with 1
+        printed = capsys.readouterr()
+        return printed.out, f"{printed.err}{end.value.code}\n"
+
+    return run
+
+
 def test_pictures_come_from_files_folders_patterns_and_standard_input(here):
     Path("pictures/.hidden").mkdir()
     for name in ("pictures/.hidden/x.png", "pictures/notes.txt", "pictures/a/UPPER.PNG"):
@@ -76,19 +89,18 @@ def test_pictures_come_from_files_folders_patterns_and_standard_input(here):
         )
 
 
-def test_a_bad_picture_is_reported_and_skipped(models):
+def test_a_bad_picture_is_reported_and_skipped(refused):
     Path("pictures/a/2.png").write_bytes(b"no picture")
     Path("pictures/a/4.png").write_bytes(Path("pictures/a/0.png").read_bytes()[:60])
     for command, kept in (
-        (["features", "-o", "f.npy"], lambda done: len(np.load("f.npy"))),
-        (["features", "-o", "f.parquet"], lambda done: len(pd.read_parquet("f.parquet"))),
-        (["classify", "--json"], lambda done: len(json.loads(done.stdout))),
-        (["reconstruct", "-o", "made"], lambda done: len(list(Path("made").iterdir()))),
+        (["features", "-o", "f.npy"], lambda printed: len(np.load("f.npy"))),
+        (["features", "-o", "f.parquet"], lambda printed: len(pd.read_parquet("f.parquet"))),
+        (["classify", "--json"], lambda printed: len(json.loads(printed))),
+        (["reconstruct", "-o", "made"], lambda printed: len(list(Path("made").iterdir()))),
     ):
-        done = convae(*command, "pictures", "missing.png", cwd=models)
-        assert done.returncode == 1
-        assert kept(done) == 8
-        lines = done.stderr.splitlines()
+        printed, errors = refused(*command, "pictures", "missing.png")
+        assert kept(printed) == 8
+        lines = errors.splitlines()
         assert len(lines) == 4
         assert lines[0].startswith("convae: pictures/a/2.png: not a readable PNG")
         assert lines[2].startswith("convae: missing.png: ")
@@ -149,13 +161,12 @@ def test_classes_and_probabilities(here):
     assert all(one["probability"] == max(one["probabilities"].values()) for one in found)
 
 
-def test_a_classifier_of_another_encoder_is_refused(models):
+def test_a_classifier_of_another_encoder_is_refused(refused):
     estimator, about = load_classifier(Path("models/classifier"))
     about = {name: value for name, value in about.items() if name not in ("format", "sha256")}
     save_classifier(Path("models/classifier"), estimator, about | {"encoder": "0" * 64})
-    done = convae("classify", "pictures", cwd=models)
-    assert done.returncode == 1
-    assert "classifier/ was fitted on the features of another encoder" in done.stderr
+    _, errors = refused("classify", "pictures")
+    assert "classifier/ was fitted on the features of another encoder" in errors
 
 
 def test_reconstructions_are_drawn_next_to_the_encoders_input(here):
@@ -186,13 +197,13 @@ def test_a_closed_pipe_ends_the_command_quietly(models):
         (["features", "pictures", "-o", "models/encoder/config.json/f.npy"], "models/encoder/config.json: "),
     ],
 )
-def test_mistakes_are_refused_in_one_line(models, arguments, message):
+def test_mistakes_are_refused_in_one_line(refused, arguments, message):
     Path("folder.npy").mkdir()
-    done = convae(*arguments, cwd=models)
-    assert done.returncode == 1
-    assert done.stderr.startswith("convae: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    printed, errors = refused(*arguments)
+    assert printed == ""
+    assert errors.startswith("convae: ")
+    assert message in errors
+    assert errors.count("\n") == 1
     assert not Path("f.npy").exists()
 
 

@@ -56,7 +56,7 @@ def test_killed_workers_lose_no_trial_and_each_is_an_experiment_and_a_row(clone)
     storage = optuna.storages.RDBStorage(f"sqlite:///{clone.folder}/search.db")
     study = optuna.create_study(storage=storage, study_name="tiny", direction="maximize")
     study.enqueue_trial({"train.learning_rate": "0.0001", "train.epochs": 2})
-    study.enqueue_trial({"train.learning_rate": "0.003", "train.epochs": 60})
+    study.enqueue_trial({"train.learning_rate": "0.003", "train.epochs": 30})
     study.enqueue_trial({"train.learning_rate": "1e-09", "train.epochs": 1000000})  # learns nothing and must be pruned
     first = work(clone)
     wait_for(lambda: training(client, "tiny-0"))
@@ -78,7 +78,7 @@ def test_killed_workers_lose_no_trial_and_each_is_an_experiment_and_a_row(clone)
     assert "resuming epoch" in (clone.folder / ".convae/search/tiny-1.log").read_text()
     (run,) = training(client, "tiny-1")
     assert run.info.status == "FINISHED"
-    assert epochs(client, "tiny-1") == 2 * 60  # of two layers
+    assert epochs(client, "tiny-1") == 2 * 30  # of two layers
     assert "tiny-2: pruned" in printed
     assert [run.info.status for run in training(client, "tiny-2")] == ["KILLED"]
     assert printed.splitlines()[-1] == f"dvc exp apply {study.best_trial.user_attrs['experiment']}"
