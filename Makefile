@@ -34,7 +34,7 @@ lowest:          ## run the quick tests with the oldest versions that pyproject.
 check: $(BIN)/.installed  ## check lint, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 ui: $(BIN)/.installed  ## compare experiments in MLflow, on this machine only
 	$(BIN)/convae ui

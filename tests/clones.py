@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from helpers import REPOSITORY, wait_for
+from helpers import REPOSITORY
 
 SMALL = (
     "data.dataset=digits",
@@ -102,18 +102,3 @@ def make_clone(folder: Path, *changes: str, history: bool = True) -> Clone:
     result.run("git", "config", "user.email", "test@example.org")
     result.commit("A small experiment")
     return result
-
-
-def run_queue(repository: Clone, experiments: dict[str, list[str]], **environment: str) -> None:
-    """Queue experiments and have two workers run them."""
-    for name, changes in experiments.items():
-        options = [option for change in changes for option in ("--set-param", change)]
-        repository.run("dvc", "exp", "run", "--queue", "--name", name, *options)
-    repository.run("dvc", "queue", "start", "--jobs", "2", **environment)
-
-    def status() -> list[str]:
-        lines = repository.run("dvc", "queue", "status").stdout.splitlines()
-        return [line.split()[-1] for line in lines if any(name in line.split() for name in experiments)]
-
-    wait_for(lambda: set(status()) <= {"Success", "Failed"})
-    assert status() == ["Success"] * len(experiments)

@@ -22,6 +22,14 @@ space:
   train.epochs: {low: 2, high: 1000000}
 """
 
+# A minute without a heartbeat would pass before another worker takes over a trial.
+SEARCHING = """\
+from convae.search import study
+study.HEARTBEAT_SECONDS, study.GRACE_SECONDS = 2, 10
+from convae.cli import main
+main()
+"""
+
 pytestmark = pytest.mark.slow
 
 
@@ -35,7 +43,7 @@ def clone(finished):
 
 def work(clone):
     """Start a worker. Unlike bash, Debian's sh stays between DVC and a stage, as it does where SHELL is not set."""
-    return clone.start("convae", "search", "search.yaml", PYTHONPATH="src", SHELL="/bin/sh")
+    return clone.start("python", "-c", SEARCHING, "search", "search.yaml", PYTHONPATH="src", SHELL="/bin/sh")
 
 
 def training(client, experiment):

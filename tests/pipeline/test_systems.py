@@ -54,8 +54,9 @@ def write_small(system, folder):
         "train.epochs=1",
         "train.threads=1",
         f"features.grid={GRIDS.get(system, 4)}",
-        "classifier.logistic_regression.C=[0.001]",
+        "classifier.kind=ridge",
         *([f"features.code.components={CODES[system]}"] if system in CODES else []),
+        *(["model.layers.1.filters=64"] if system == "cifar10" else []),
     )
 
 

@@ -9,7 +9,7 @@ import subprocess
 import pandas as pd
 import psutil
 import pytest
-from clones import Clone, run_queue
+from clones import Clone
 from helpers import (
     REPOSITORY,
     ROWS,
@@ -45,6 +45,21 @@ def sync(repository, **environment):
 NOTHING = "Added 0 stage runs and 0 experiments; existing ones are unchanged."
 
 
+def run_queue(repository, experiments):
+    """Queue experiments and have two workers run them."""
+    for name, changes in experiments.items():
+        options = [option for change in changes for option in ("--set-param", change)]
+        repository.run("dvc", "exp", "run", "--queue", "--name", name, *options)
+    repository.run("dvc", "queue", "start", "--jobs", "2")
+
+    def status():
+        lines = repository.run("dvc", "queue", "status").stdout.splitlines()
+        return [line.split()[-1] for line in lines if any(name in line.split() for name in experiments)]
+
+    wait_for(lambda: set(status()) <= {"Success", "Failed"})
+    assert status() == ["Success"] * len(experiments)
+
+
 @pytest.fixture(scope="module")
 def varied(finished, tmp_path_factory):
     """The finished pipeline after an experiment."""
@@ -58,6 +73,7 @@ def varied(finished, tmp_path_factory):
 def compared(varied, tmp_path_factory):
     """The same after two more, run by two workers."""
     repository = varied.copy(tmp_path_factory.mktemp("compared") / "convae")
+    repository.run("git", "checkout", "--quiet", "--force", "HEAD")
     run_queue(repository, {name: changes for name, changes in EXPERIMENTS.items() if name != "ridge"})
     return repository
 
