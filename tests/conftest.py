@@ -1,6 +1,7 @@
 """Fixtures: the shipped experiment, reduced to the embedded digits."""
 
 import copy
+import gc
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ LONGEST = (
 
 def pytest_configure() -> None:
     """Let tests start and interrupt this environment's commands, however pytest was started."""
+    gc.set_threshold(100_000)  # as stages and commands do
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
 
