@@ -29,6 +29,7 @@ from convae.datasets.image_set import ImageSet
 from convae.datasets.shards import ShardedImages
 from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
+from convae.experiment import check_frozen
 from convae.files import file_sha256, new_file
 from convae.models.autoencoder import Autoencoder
 from convae.models.compatibility import check_source
@@ -155,9 +156,7 @@ def _initial_network(
     if start:
         take_over(network, config, start, params.objective.kind)
         config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
-    elif params.frozen_layers and not params.objective.pretraining:
-        freeze = f"train.freeze = {params.train.freeze}"
-        raise ConvaeError(f"{freeze}: {source} holds no encoder whose filters could be frozen")
+    check_frozen(params, len(start.autoencoder.layers) if start else 0)
     return network, config, start
 
 
@@ -237,8 +236,6 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
         size = (training.images.shape[2], training.images.shape[3])
         head = Classification(network, augmentation, size, len(training.classes), params.seed, frozen)
         phases.append((head, train.epochs))
-    if not phases and objective.kind != "none":
-        raise ConvaeError(f"train.freeze = {train.freeze}: no layer is left to learn")
     return phases
 
 
