@@ -116,6 +116,7 @@ def _check_source(params: Params) -> None:
         "channels": image_shape(params.data)[0],
         "preprocessing": params.preprocessing.model_dump(mode="json"),
         "stacked_on": params.model.stacked_on,
+        "tied_weights": params.model.tied_weights,
         "layers": resolve_kernels(_image_size(params), layers, params.model.stacked_on),
     }
     try:
@@ -224,7 +225,7 @@ def _check_corruption(params: Params) -> None:
         },
     }
     for name, copy in copies.items():
-        if copy and copy.shift >= min(size):
+        if copy and copy.shift >= max(size):
             raise ConvaeError(f"{name}.shift = {copy.shift}: images are {show(size)}; a shift must be smaller")
     if corruption and (corruption.block[0] > size[0] or corruption.block[1] > size[1]):
         block = f"objective.corruption.block = {show(corruption.block)}"

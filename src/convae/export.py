@@ -91,10 +91,7 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
             raise ConvaeError(f"{output}: not written, torch can't export this encoder: {reason}") from None
         session = onnxruntime.InferenceSession(scratch, providers=["CPUExecutionProvider"])
         found = session.run(None, {"images": images})
-        pairs = list(zip(found, expected, strict=True))
-        deviation = float(
-            np.max([np.linalg.norm(mine - theirs) / (np.linalg.norm(theirs) or 1) for mine, theirs in pairs])
-        )
+        deviation = max(map(_deviation, found, expected))
         if not deviation <= TOLERANCE:  # true for NaN too
             raise ConvaeError(f"{output}: not written, its features differ from the encoder's by {deviation:.2g}")
     print(f"{output}: features of onnxruntime and torch differ by {deviation:.1e} of their length")

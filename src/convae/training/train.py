@@ -289,11 +289,6 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
         # Without training, the layers and this decoder reconstruct as before.
         whole = len(source.config["layers"]) == len(config["layers"])
         config["decoder"] = config["decoder"] or (objective == "none" and whole)
-    elif config["stacked_on"] == "reconstructions":
-        raise ConvaeError(
-            "model.initialize_from: that encoder has no trained decoder with the same model.tied_weights, "
-            "which model.stacked_on: reconstructions needs"
-        )
     if _with_new_keys(source.config["sparsity"]) == config["sparsity"]:
         both.append("sparsity")
     network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
