@@ -345,6 +345,34 @@ TWO_LAYERS = {
         "model.layers[0]: border 'reflect' mirrors 28×3 pixels, more than 28×28 have; use zeros",
     ),
     "floor": (by("floor: 0.316", "floor: 0"), "model.layers[1].input.normalization.floor = 0: must"),
+    "floor of rounding errors": (
+        by("floor: 0.0124", "floor: 0.0001"),
+        "model.layers[0].input.normalization.floor = 0.0001: must … 0.001",
+    ),
+    "epsilon of rounding errors": (
+        by("epsilon: 0.1           # added", "epsilon: 1.0e-6 # added"),
+        "model.layers[0].input.whitening.epsilon = 1e-06: must … 0.00001",
+    ),
+    "frozen without an encoder": (
+        by("freeze: none", "freeze: 1"),
+        "train.freeze = 1: models/initial holds no encoder whose filters could be frozen",
+    ),
+    "frozen whole": (
+        by("freeze: none", "freeze: all"),
+        "train.freeze = all: models/initial holds no encoder whose filters could be frozen",
+    ),
+    "shift beyond the image": (
+        by("corruption: {flip: false, shift: 1}}", "corruption: {flip: false, shift: 28}}"),
+        "model.layers[1].input.whitening.corruption.shift = 28: images are 28×28; a shift must be smaller",
+    ),
+    "images of the code": (by("images: 20000", "images: 1"), "features.code.images = 1: must … 2"),
+    "copies that are equal": (
+        several(
+            by("mirror: null ", "mirror: average "),
+            by("corruption: {flip: false, shift: 1} # mirror", "corruption: {flip: true, shift: 0} # mirror"),
+        ),
+        "features: code.corruption: with mirror = average, a mirrored copy has the same features; set shift",
+    ),
     "key of an input": (by("{centered: false, ", "{centred: false, "), "normalization: unknown key 'centred'"),
     "former key": (
         by("  mirror: null ", "  pca: null\n  mirror: null "),

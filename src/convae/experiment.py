@@ -107,6 +107,7 @@ def _check_source(params: Params) -> None:
     config = Path(params.model.initialize_from) / "config.json"
     try:
         if not config.exists():
+            check_frozen(params, 0)
             return
     except OSError as error:  # for example, the name is too long
         raise ConvaeError(f"model.initialize_from: {error.strerror}") from None
@@ -115,14 +116,34 @@ def _check_source(params: Params) -> None:
         "channels": image_shape(params.data)[0],
         "preprocessing": params.preprocessing.model_dump(mode="json"),
         "stacked_on": params.model.stacked_on,
+        "tied_weights": params.model.tied_weights,
         "layers": resolve_kernels(_image_size(params), layers, params.model.stacked_on),
     }
     try:
         source = read_json(config)
         check_source(source, target)
+        check_frozen(params, len(source["layers"]))
         _check_kept(params, len(source["layers"]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConvaeError(f"model.initialize_from: {config} does not describe an encoder ({error})") from None
+
+
+def check_frozen(params: Params, kept: int) -> None:
+    """Check that frozen layers have weights to keep, and that a layer is left to learn.
+
+    Args:
+        params: the experiment.
+        kept: number of layers of the encoder that training starts from; 0 if there is none.
+
+    Raises:
+        ConvaeError: says which of both is not so.
+    """
+    freeze, frozen = f"train.freeze = {params.train.freeze}", params.frozen_layers
+    if frozen and not kept and not params.objective.pretraining:
+        raise ConvaeError(f"{freeze}: {params.model.initialize_from} holds no encoder whose filters could be frozen")
+    greedy = params.objective.kind == "reconstruct" and params.train.order == "greedy"
+    if greedy and frozen == len(params.model.layers):
+        raise ConvaeError(f"{freeze}: no layer is left to learn")
 
 
 def _check_kept(params: Params, kept: int) -> None:
@@ -194,6 +215,18 @@ def _check_memory(params: Params) -> None:
 
 def _check_corruption(params: Params) -> None:
     corruption, size = params.objective.corruption, _image_size(params)
+    whitenings = [layer.input.whitening if layer.input else None for layer in params.model.layers]
+    copies = {
+        "train.augmentation": params.train.augmentation,
+        "features.code.corruption": params.features.code and params.features.code.corruption,
+        **{
+            f"model.layers[{index}].input.whitening.corruption": whitening and whitening.corruption
+            for index, whitening in enumerate(whitenings)
+        },
+    }
+    for name, copy in copies.items():
+        if copy and copy.shift >= max(size):
+            raise ConvaeError(f"{name}.shift = {copy.shift}: images are {show(size)}; a shift must be smaller")
     if corruption and (corruption.block[0] > size[0] or corruption.block[1] > size[1]):
         block = f"objective.corruption.block = {show(corruption.block)}"
         raise ConvaeError(f"{block}: images are {show(size)}, and a block can't be larger")

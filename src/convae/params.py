@@ -184,7 +184,7 @@ class NormalizationParams(Section):
     """Normalisation of every window that a layer reads, by itself."""
 
     centered: bool
-    floor: Real = Field(gt=0)
+    floor: Real = Field(ge=1e-3)  # below, the rounding errors of flat windows become visible
 
 
 class WindowWhiteningParams(Section):
@@ -192,7 +192,7 @@ class WindowWhiteningParams(Section):
 
     kind: Literal["pca", "zca", "denoising"]
     components: Positive | None = None
-    epsilon: Real = Field(gt=0)
+    epsilon: Real = Field(ge=1e-5)  # below, directions without variance become rounding errors of full strength
     corruption: AugmentationParams | None = None
 
     @model_validator(mode="after")
@@ -345,7 +345,7 @@ class CodeParams(Section):
     corruption: AugmentationParams | None = None
     ridge: Real = Field(gt=0)
     scale: Literal["equal", "shrunk"]
-    images: Positive | None = None
+    images: Annotated[int, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "CodeParams":
@@ -366,6 +366,12 @@ class FeaturesParams(Section):
     mirror: Literal["average"] | None = None
     standardize: bool
     code: CodeParams | None = None
+
+    @model_validator(mode="after")
+    def _copies_differ(self) -> "FeaturesParams":
+        if self.mirror and self.code and self.code.corruption and not self.code.corruption.shift:
+            raise ValueError("code.corruption: with mirror = average, a mirrored copy has the same features; set shift")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -130,6 +130,16 @@ def test_an_incompatible_encoder_is_refused_before_anything_runs(experiment, sav
     assert "\n" not in str(refusal.value)
 
 
+def test_reconstructions_need_the_saved_decoder(experiment, train_set, validation_set):
+    stacked = {"stacked_on": "reconstructions"}
+    untrained = experiment(model=stacked, objective={"kind": "none"})
+    train_encoder(untrained, train_set, validation_set, print)[0].save(Path("untrained"))
+    params = experiment(model=stacked | {"initialize_from": "untrained"})
+    Path("params.yaml").write_text(json.dumps(params.model_dump(mode="json")))
+    with pytest.raises(ConvaeError, match=r"model.initialize_from: that encoder has no trained decoder"):
+        load_experiment()
+
+
 def test_a_different_kernel_is_named(experiment, saved, train_set, validation_set):
     layer = experiment().model.layers[0].model_dump() | {"kernel": (5, 5)}
     params = experiment(model={"layers": [layer], "initialize_from": "saved"})

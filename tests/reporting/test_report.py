@@ -116,7 +116,7 @@ def test_an_untrained_encoder_is_labelled_as_such(evaluated):
 def test_copies_are_shown_before_the_numbers_and_their_absence_in_the_notes(evaluated, change_description):
     experiment = evaluated()
     page = read(experiment.write())
-    assert "No test or validation image is pixel for pixel in another part." in page
+    assert "No test or validation image is an exact duplicate of an image in another part." in page
     assert "None of 6 test and 6 validation images that were compared looks like a copy" in page
     none = {"images": 0, "parts": {"train": 0}, "examples": []}
     some = {"images": 1, "parts": {"validation": 0, "train": 1}, "examples": [[0, "train", 0]]}
@@ -240,7 +240,7 @@ def test_concerns_come_before_the_numbers(evaluated, health_of, tmp_path):
 
 def test_health_is_shown_without_decoder_and_without_labels(evaluated, health_of):
     text = health_of(evaluated(labelled=False, objective={"kind": "none", "sparsity": None}))
-    assert "The encoder has no decoder of its own" in text
+    assert "The encoder has no image decoder" in text
     assert "The effective rank of the features is" in text
     assert "random" not in text
 

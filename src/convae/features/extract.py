@@ -162,7 +162,7 @@ def fit_compact_code(
 ) -> None:
     """Fit the encoder's compact code to training images, in one pass over their features and those of copies.
 
-    Memory is proportional to D². The code has at most as many numbers as there are features or images.
+    Memory is proportional to D². The code has at most as many numbers as there are features, and fewer than images.
 
     Args:
         encoder: gets the code; its readout is fitted.
@@ -176,7 +176,7 @@ def fit_compact_code(
         ConvaeError: the features' covariance is singular in single precision.
     """
     chosen = training.spread(min(code["images"] or len(training), len(training)))
-    code = code | {"components": min(code["components"], len(chosen), features.shape[1])}
+    code = code | {"components": min(code["components"], max(1, len(chosen) - 1), features.shape[1])}
     moments = Moments()
     with tqdm(total=len(chosen), desc="code", unit=" images", unit_scale=True, disable=not progress) as bar:
         for number, rows in enumerate(np.array_split(chosen, -(-len(chosen) // CODE_IMAGES))):

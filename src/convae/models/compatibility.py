@@ -14,14 +14,15 @@ def check_source(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
     Image size and dropout may differ, and the target may have more layers.
 
     Args:
-        source: `channels`, `preprocessing`, `stacked_on` and `layers` of the saved encoder, as in its `config.json`.
-        target: the same keys of the new encoder.
+        source: the saved encoder's `config.json`.
+        target: its keys `channels`, `preprocessing`, `stacked_on`, `tied_weights` and `layers` for the new encoder.
 
     Raises:
         ConvaeError: names the first difference.
 
     Example:
         >>> small = {"channels": 1, "preprocessing": {}, "stacked_on": "maps", "layers": [{"filters": 8}]}
+        >>> small |= {"decoder": True, "tied_weights": True}
         >>> check_source(small, small | {"layers": [{"filters": 8}, {"filters": 4}]})
         >>> check_source(small, small | {"layers": [{"filters": 16}]})
         Traceback (most recent call last):
@@ -45,6 +46,12 @@ def check_source(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
         ignored = {"dropout": 0, **({"output": None} if index == last else {})}
         theirs, ours = (NEW | layer | ignored for layer in layers)
         _compare(f"model.layers[{index}]", theirs, ours)
+    has_decoder = source["decoder"] and source["tied_weights"] == target["tied_weights"]
+    if target["stacked_on"] == "reconstructions" and not has_decoder:
+        raise ConvaeError(
+            "model.initialize_from: that encoder has no trained decoder with the same model.tied_weights, "
+            "which model.stacked_on: reconstructions needs"
+        )
 
 
 def _compare(name: str, theirs: Any, ours: Any) -> None:

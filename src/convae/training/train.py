@@ -29,6 +29,7 @@ from convae.datasets.image_set import ImageSet
 from convae.datasets.shards import ShardedImages
 from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
+from convae.experiment import check_frozen
 from convae.files import file_sha256, new_file
 from convae.models.autoencoder import Autoencoder
 from convae.models.compatibility import check_source
@@ -155,9 +156,7 @@ def _initial_network(
     if start:
         take_over(network, config, start, params.objective.kind)
         config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
-    elif params.frozen_layers and not params.objective.pretraining:
-        freeze = f"train.freeze = {params.train.freeze}"
-        raise ConvaeError(f"{freeze}: {source} holds no encoder whose filters could be frozen")
+    check_frozen(params, len(start.autoencoder.layers) if start else 0)
     return network, config, start
 
 
@@ -237,8 +236,6 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
         size = (training.images.shape[2], training.images.shape[3])
         head = Classification(network, augmentation, size, len(training.classes), params.seed, frozen)
         phases.append((head, train.epochs))
-    if not phases and objective.kind != "none":
-        raise ConvaeError(f"train.freeze = {train.freeze}: no layer is left to learn")
     return phases
 
 
@@ -292,11 +289,6 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
         # Without training, the layers and this decoder reconstruct as before.
         whole = len(source.config["layers"]) == len(config["layers"])
         config["decoder"] = config["decoder"] or (objective == "none" and whole)
-    elif config["stacked_on"] == "reconstructions":
-        raise ConvaeError(
-            "model.initialize_from: that encoder has no trained decoder with the same model.tied_weights, "
-            "which model.stacked_on: reconstructions needs"
-        )
     if _with_new_keys(source.config["sparsity"]) == config["sparsity"]:
         both.append("sparsity")
     network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
