@@ -56,6 +56,6 @@ benchmark: $(BIN)/.installed  ## compare the speed with common practice: reports
 $(BIN)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --no-compile --require-hashes -r requirements.lock
+	$(BIN)/pip install --require-hashes -r requirements.lock
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	@touch $@
