@@ -34,17 +34,15 @@ def has_saved(clone):
 
 
 def equal(left, right):
-    """Up to rounding errors. In the second layer, they decide between maps that are about equally strong."""
+    """Up to rounding errors."""
     first, second = load_encoder(left).autoencoder.state_dict(), load_encoder(right).autoencoder.state_dict()
-    drifting = {"layers.1.convolution.weight": 0.2, "sparsity.1.gain": 0.02}
-    return all(
-        np.allclose(value, second[name], rtol=1e-3, atol=drifting.get(name, 1e-4)) for name, value in first.items()
-    )
+    return all(np.allclose(value, second[name], rtol=1e-3, atol=1e-3) for name, value in first.items())
 
 
 def test_training_that_lost_a_process_resumes_with_another_world_size(finished, tmp_path):
     repository = finished
-    repository.set("train.epochs=20", "train.checkpoint_minutes=0.001")
+    # Among winners, rounding errors would decide between maps that are equally strong.
+    repository.set("train.epochs=20", "train.checkpoint_minutes=0.001", "objective.sparsity=null")
     repository.run("dvc", "repro", "train")
     undisturbed = tmp_path / "undisturbed"
     (repository.folder / "models/autoencoder").rename(undisturbed)
