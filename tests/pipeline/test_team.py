@@ -7,17 +7,7 @@ from urllib.request import urlopen
 
 import pytest
 from clones import Clone
-from helpers import (
-    NO_POSTGRES,
-    REPOSITORY,
-    ROWS,
-    STAGES,
-    mlflow_server,
-    postgres,
-    recorded,
-    s3_server,
-    with_name,
-)
+from helpers import NO_POSTGRES, REPOSITORY, ROWS, STAGES, mlflow_server, postgres, recorded, s3_server, with_name
 from mlflow import MlflowClient
 
 from convae import load_encoder

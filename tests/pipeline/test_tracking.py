@@ -10,17 +10,7 @@ import pandas as pd
 import psutil
 import pytest
 from clones import Clone
-from helpers import (
-    REPOSITORY,
-    ROWS,
-    STAGES,
-    chromium,
-    content,
-    free_port,
-    needs_chromium,
-    recorded,
-    wait_for,
-)
+from helpers import REPOSITORY, ROWS, STAGES, chromium, content, free_port, needs_chromium, recorded, wait_for
 from mlflow import MlflowClient
 
 ORDER = ["download", "prepare", "train", "features", "evaluate", "report"]
