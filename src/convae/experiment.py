@@ -136,7 +136,7 @@ def check_frozen(params: Params, kept: int) -> None:
         kept: number of layers of the encoder that training starts from; 0 if there is none.
 
     Raises:
-        ConvaeError: says which of both is not so.
+        ConvaeError: there are no weights to keep, or nothing to learn.
     """
     freeze, frozen = f"train.freeze = {params.train.freeze}", params.frozen_layers
     if frozen and not kept and not params.objective.pretraining:
@@ -215,15 +215,12 @@ def _check_memory(params: Params) -> None:
 
 def _check_corruption(params: Params) -> None:
     corruption, size = params.objective.corruption, _image_size(params)
-    whitenings = [layer.input.whitening if layer.input else None for layer in params.model.layers]
-    copies = {
-        "train.augmentation": params.train.augmentation,
-        "features.code.corruption": params.features.code and params.features.code.corruption,
-        **{
-            f"model.layers[{index}].input.whitening.corruption": whitening and whitening.corruption
-            for index, whitening in enumerate(whitenings)
-        },
-    }
+    copies = {"train.augmentation": params.train.augmentation}
+    if params.features.code:
+        copies["features.code.corruption"] = params.features.code.corruption
+    for index, layer in enumerate(params.model.layers):
+        if layer.input and layer.input.whitening:
+            copies[f"model.layers[{index}].input.whitening.corruption"] = layer.input.whitening.corruption
     for name, copy in copies.items():
         if copy and copy.shift >= max(size):
             raise ConvaeError(f"{name}.shift = {copy.shift}: images are {show(size)}; a shift must be smaller")

@@ -44,7 +44,7 @@ def run_stage(name: str, body: Callable[..., None], parallel: bool = False) -> N
     """
     end_with_dvc()
     keep_freed_memory()
-    # By default, collections that find nothing take a fifth of the time of the imports.
+    # With Python's default, garbage collections that find nothing take a sixth of the imports' time.
     gc.set_threshold(100_000)
     # Before OpenMP is loaded: otherwise its threads spin while they wait, and take the cores from other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
