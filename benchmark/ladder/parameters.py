@@ -21,7 +21,7 @@ HOME = Path("benchmark/ladder")
 SETTINGS, INPUTS = HOME / "ladder.yaml", HOME / "inputs.json"
 CELLS, COMMITS, SECONDS = HOME / "cells", HOME / "commits.json", HOME / "seconds.json"
 SYSTEMS = Path("systems")
-GROUPS = ("main", "colour", "twins", "deterministic", "others", "quick")
+GROUPS = ("main", "colour", "controls", "deterministic", "others", "quick")
 
 # The seed is in the cell's name; the other keys change how a cell runs, and at most the last bits of its numbers.
 NOT_COMPARED: Any = {
