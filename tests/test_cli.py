@@ -42,7 +42,7 @@ def test_every_command_leads_to_a_function():
     [
         ("clasify", "did you mean 'classify'?"),
         ("feature", "did you mean 'features'?"),
-        ("xyz", "the commands are features"),
+        ("xyz", "the commands are check"),
     ],
 )
 def test_a_mistyped_command_gets_a_suggestion(tmp_path, typed, advice):

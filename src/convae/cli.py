@@ -17,6 +17,7 @@ from convae.terminal import finished_bars, survive_any_encoding
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXAMPLES = """examples:
+  convae check pictures/                       can the pipeline use them, and with which parameters?
   convae classify photo.jpg pictures/          labels and probabilities
   convae features 'scans/**/*.png' -o f.npy    one row of features per picture
   convae info models/encoder                   layers, training data, accuracy
@@ -33,6 +34,15 @@ IMAGES = f"""IMAGES are files, folders (every {FORMAT_NAMES} in them, at any dep
 the exit code is then 1. Pictures are read and resized like the training images.
 """
 DETAILS = {
+    "check": """Reads all pictures as a run would: counts, sizes, classes per part, files that can't be used, copies, an
+estimate of disk space and time, and the parameters that suit. Nothing is trained. The exit code is 1 if a run would
+refuse these pictures.
+
+examples:
+  convae check pictures/
+  convae check pictures/ --table labels.csv --write
+  convae check frames/ --group '(.*)_frame'
+""",
     "features": f"""{IMAGES}
 A .parquet file has the columns file, feature_0, feature_1 and so on. A .npy file holds float32 [N, D]; the names of the
 pictures are then printed in the order of its rows.
@@ -154,6 +164,15 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
 
 def _add_picture_commands(commands: Commands) -> None:
+    check = _add(commands, "check", "checking:check", "look at a folder of pictures before the pipeline runs on it")
+    check.add_argument("root", type=Path, metavar="FOLDER", help="the folder of pictures, which becomes data.root")
+    text = "a CSV or Parquet file in FOLDER that lists the pictures, see docs/images.md"
+    check.add_argument("--table", metavar="FILE", help=text)
+    text = "images of one group stay together: a regular expression for file names, with the group in parentheses"
+    check.add_argument("--group", metavar="PATTERN", help=text)
+    check.add_argument("--json", action="store_true", dest="as_json", help="print an object, not text")
+    check.add_argument("--write", action="store_true", help="write the suggested parameters to params.yaml")
+
     features = _add(commands, "features", "commands:write_features", "compute the features of pictures")
     _add_files(features, "FILE", ".parquet or .npy")
     text = "write the compact code, a few numbers per picture, instead of the features"

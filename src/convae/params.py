@@ -77,6 +77,16 @@ def _folder(value: str) -> str:
     return value
 
 
+def _pattern(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"found {_shorten(value)}, which is no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"found {_shorten(value)}; one pair of parentheses is needed, around the name of the group")
+    return value
+
+
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Name = Annotated[str, AfterValidator(_name)]
 Place = Annotated[Name, AfterValidator(_place)]
@@ -115,11 +125,26 @@ DatasetName = Literal[
 ]
 
 
+class TableParams(Section):
+    """A table that lists the images of a folder, and the names of its columns.
+
+    Without a name, a column called label, split or group is used if there is one.
+    """
+
+    file: Place
+    path: Name = "path"
+    label: Name | None = None
+    split: Name | None = None
+    group: Name | None = None
+
+
 class DataParams(Section):
     """The images, and how they are split."""
 
     dataset: DatasetName
     root: Folder
+    table: TableParams | None = None
+    group: Annotated[Name, AfterValidator(_pattern)] | None = None
     trust: bool = False
     image_size: Pair | None
     color: Literal["rgb", "grey"]
@@ -136,6 +161,11 @@ class DataParams(Section):
             raise ValueError("image_size is needed for image_folder: one number or [height, width], in pixels")
         if self.dataset != "image_folder" and self.image_size is not None:
             raise ValueError(f"image_size must be null for {self.dataset}, whose images all have the same size")
+        for key in ("table", "group"):
+            if self.dataset != "image_folder" and getattr(self, key) is not None:
+                raise ValueError(f"{key} must be null for {self.dataset}; it describes an image_folder")
+        if self.group and self.table and self.table.group:
+            raise ValueError("group and table.group both name the groups; set one of them to null")
         return self
 
 

@@ -175,10 +175,10 @@ def test_download_lists_and_copies_nothing(tmp_path: Path, data_params: Callable
         assert str(tmp_path) not in (tmp_path / "one" / name).read_text()
     size, sha256 = (root / "train/c/1.png").stat().st_size, file_sha256(root / "train/c/1.png")
     assert (tmp_path / "one/files.csv").read_text("utf-8").splitlines() == [
-        "part,class,path,bytes,sha256",
-        f'train,"a, b","train/a, b/1.png",{size},{sha256}',
-        f"train,c,train/c/1.png,{size},{sha256}",
-        f'test,c,"test/c/""quoted"".png",{size},{sha256}',
+        "part,class,path,bytes,sha256,group",
+        f'train,"a, b","train/a, b/1.png",{size},{sha256},',
+        f"train,c,train/c/1.png,{size},{sha256},",
+        f'test,c,"test/c/""quoted"".png",{size},{sha256},',
     ]
     files, rejected = list_images(root)
     assert [file for part in PARTS for file in ListedFiles(tmp_path / "one", part)] == files

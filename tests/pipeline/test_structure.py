@@ -73,7 +73,7 @@ ORDER = [
     {"addresses"},
     {"features", "encoder", "training", "evaluation", "history"},
     {"classifier", "estimators", "export"},
-    {"commands", "serving"},
+    {"checking", "commands", "serving"},
     {"tracking", "reporting"},
     {"stages"},
     {"search"},

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from convae.datasets.catalogue import CATALOGUE, Dataset
+from convae.datasets.groups import grouped
 from convae.datasets.image_folder import list_images
+from convae.datasets.image_table import list_table
 from convae.datasets.listing import write_listing
 from convae.datasets.readers import read
 from convae.datasets.sources import sources
@@ -22,8 +24,8 @@ def download(data: DataParams, output: Path, downloads: Path) -> str:
 
     A data set of the catalogue becomes `{train,test,unlabelled}_{images,labels}.npy`, for the splits that it has:
     images `uint8 [N, C, H, W]` and labels `int64 [N]`. The files of an image folder stay where they are; `files.csv`
-    lists its pictures (part, class, path relative to the root, bytes, SHA-256), and `rejected.csv` lists all other
-    files with the reason for their rejection.
+    lists its pictures (part, class, path relative to the root, bytes, SHA-256, group), and `rejected.csv` lists all
+    other files, or rows of the table, with the reason for their rejection.
 
     Args:
         data: the section `data` of the parameters.
@@ -39,7 +41,8 @@ def download(data: DataParams, output: Path, downloads: Path) -> str:
     root = Path(data.root)
     with new_folder(output) as folder:
         if data.dataset == "image_folder":
-            write_listing(folder, *list_images(root))
+            files, rejected = list_table(root, data.table) if data.table else list_images(root)
+            write_listing(folder, grouped(files, data.group), rejected)
             return f"data.root = {root}"
         return _from_first_source(data, CATALOGUE[data.dataset], downloads / data.dataset, folder)
 

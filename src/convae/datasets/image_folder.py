@@ -32,13 +32,17 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)  # slots save memory: there may be millions of these
 class ImageFile:
-    """A picture: its part, class ('' without labels), path relative to the root, size in bytes and SHA-256."""
+    """A picture: its part, class, path relative to the root, size in bytes, SHA-256, and group.
+
+    The class is '' for a picture without a label, and the group '' for one that belongs to none.
+    """
 
     part: str
     label: str
     path: str
     bytes: int
     sha256: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def list_images(root: Path) -> tuple[list[ImageFile], list[Rejected]]:
     rejected: list[tuple[Place, Rejected]] = []
     for place, path in tqdm(candidates, desc="hash", unit="file"):
         try:
-            files.append(_image_file(root, place, path))
+            files.append(image_file(root, place, path))
         except UnusableError as error:
             rejected.append((place, Rejected(printable(path), str(error))))
     if mistake := next(_layout_mistakes(places, files, rejected), ""):
@@ -107,12 +111,12 @@ def _candidates(root: Path) -> tuple[list[tuple[Place, str]], list[Place]]:
                     raise _misplaced(entry, "a link that leads nowhere, among class folders; fix or remove it")
                 candidates.append(((part, ""), _relative(root, entry)))
                 continue
-            if not _is_clean(entry.name):
+            if not is_clean(entry.name):
                 raise _misplaced(entry, "class names must be UTF-8 without control characters")
             places.append((part, entry.name))
             for inner in _entries(Path(entry.path)):
                 if _is_folder(inner):
-                    remedy = "move its pictures up into the class folder, or move it elsewhere"
+                    remedy = "move its pictures up into the class folder, or list them in a table (data.table)"
                     raise _misplaced(inner, f"a folder inside a class folder; {remedy}; {LAYOUT}")
                 candidates.append(((part, entry.name), _relative(root, inner)))
     return candidates, places
@@ -161,18 +165,20 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(kept, key=lambda e: os.fsencode(e.name))
 
 
-def _is_clean(name: str) -> bool:
+def is_clean(name: str) -> bool:
     """Whether a name is valid UTF-8 (Python turns other bytes into lone surrogates) without control characters."""
     return not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name)
 
 
-def _image_file(root: Path, place: Place, path: str) -> ImageFile:
-    """Inspect a candidate, without following it out of `root` and without opening anything but a regular file.
+def image_file(root: Path, place: Place, path: str) -> ImageFile:
+    """Inspect the file `path` below `root`.
+
+    Links are not followed out of `root`, and nothing but a regular file is opened.
 
     Raises:
-        UnusableError: the candidate is not a usable picture.
+        UnusableError: it is not a usable picture.
     """
-    if not _is_clean(path):
+    if not is_clean(path):
         raise UnusableError("the name is not UTF-8 or holds control characters")
     file = root / path
     try:

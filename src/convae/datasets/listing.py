@@ -10,7 +10,7 @@ from convae.datasets.image_folder import ImageFile, Rejected
 from convae.errors import ConvaeError
 
 FILES = "files.csv"
-_FILES = (FILES, ["part", "class", "path", "bytes", "sha256"])
+_FILES = (FILES, ["part", "class", "path", "bytes", "sha256", "group"])
 _REJECTED = ("rejected.csv", ["path", "reason"])
 
 
@@ -20,8 +20,8 @@ def write_listing(folder: Path, files: Sequence[ImageFile], rejected: Sequence[R
     Example:
         >>> write_listing(Path(), [ImageFile("train", "cat", "cat/1.png", 68, "ab")], [])
         >>> print(Path("files.csv").read_text(), end="")
-        part,class,path,bytes,sha256
-        train,cat,cat/1.png,68,ab
+        part,class,path,bytes,sha256,group
+        train,cat,cat/1.png,68,ab,
     """
     _write(folder, *_FILES, map(astuple, files))
     _write(folder, *_REJECTED, map(astuple, rejected))
@@ -45,9 +45,9 @@ class ListedFiles:
 
     def __iter__(self) -> Iterator[ImageFile]:
         with _one_line_errors(self.folder):
-            for part, label, path, size, sha256 in _read(self.folder, *_FILES):
+            for part, label, path, size, sha256, group in _read(self.folder, *_FILES):
                 if part == self.part:
-                    yield ImageFile(part, label, path, int(size), sha256)
+                    yield ImageFile(part, label, path, int(size), sha256, group)
 
 
 def read_rejected(folder: Path) -> list[Rejected]:

@@ -74,13 +74,16 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path, processes: Pro
 
 
 def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[str]) -> dict[str, Any]:
-    """Summarise each part: its number of images, its origin, and the essential keys of its description."""
-    kept = ("images_per_class", "mean", "standard_deviation", "levels", "sha256")
+    """Summarise each part: its number of images, its origin, and the essential keys of its description.
+
+    If images belong to groups, also the number of these.
+    """
+    kept = ("images_per_class", "mean", "standard_deviation", "levels", "sha256", "groups")
     return {
         name: {
             "images": description["shape"][0],
             "origin": "given" if name in given else "held out" if description["shape"][0] else "none",
-            **{key: description[key] for key in kept},
+            **{key: description[key] for key in kept if key in description},
         }
         for name, description in descriptions.items()
     }
@@ -111,9 +114,9 @@ def _from_folder(data: DataParams, raw: Path, scratch: Path, processes: Processe
     reading = Reading(channels, (height, width), data.fit, data.white_level)
     scratch.mkdir(exist_ok=True)
     parts, lost = {}, []
-    for name in PARTS:
+    for name in (*PARTS, "unlabelled"):
         files = ListedFiles(raw, name)
-        labels = np.fromiter((numbers[file.label] for file in files), np.int64)
+        labels = np.fromiter((numbers.get(file.label, 0) for file in files), np.int64)
         if not len(labels):
             continue
         shape = (len(labels), channels, height, width)
@@ -131,10 +134,17 @@ def _from_folder(data: DataParams, raw: Path, scratch: Path, processes: Processe
         lost += [np.delete(of_each, list(rows), axis=0) for _, rows, of_each in done]
         rejected += refused.values()
         index = np.setdiff1d(np.arange(len(labels)), list(refused))
-        parts[name] = Part(images, labels if classes else None, index, files)
+        is_labelled = bool(classes) and name != "unlabelled"
+        parts[name] = Part(images, labels if is_labelled else None, index, files, _groups(files))
     if not processes.rank:
         _check_folder(data, parts, classes, rejected)
     return parts, classes, rejected, np.concatenate(lost)
+
+
+def _groups(files: Iterable[ImageFile]) -> np.ndarray | None:
+    """Number of the group of each file; None if they belong to none."""
+    names = [file.group for file in files]
+    return np.unique(names, return_inverse=True)[1] if any(names) else None
 
 
 def _decode_into_shards(
@@ -190,6 +200,8 @@ def _write_part(folder: Path, part: Part, classes: Sequence[str]) -> dict[str, A
         description = write_sharded_image_set(folder, images, labels, names)
     else:
         description = write_image_set(folder, shape, _chunks(part), labels, names)
+    if part.groups is not None:
+        description["groups"] = len(np.unique(part.groups[part.index]))
     if part.files:
         chosen = np.isin(np.arange(len(part.images)), part.index)
         with (folder / "paths.txt").open("w", encoding="utf-8", newline="\n") as stream:

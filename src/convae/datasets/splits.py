@@ -1,10 +1,15 @@
-"""Hold out some of the images: drawn by seed, stratified if there are labels, in their original order."""
+"""Hold out some of the images: drawn by seed, stratified if there are labels, in their original order.
 
+Images of a group, such as the frames of a film, stay together; the split is then as nearly stratified, and as near to
+the size asked for, as the groups allow.
+"""
+
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from convae.datasets.image_folder import ImageFile
 from convae.errors import ConvaeError
@@ -18,6 +23,7 @@ class Part:
         images, labels: the whole array `uint8 [N, C, H, W]` and, if known, its labels `int64 [N]`.
         index: the rows that belong to the part, `int64`, ascending.
         files: the files of all rows, if the images come from files.
+        groups: number of the group of each row, `int64 [N]`; None if images belong to none.
 
     Example:
         >>> part = Part(np.zeros((3, 1, 28, 28), np.uint8), np.array([1, 0, 1]), index=np.array([0, 2]))
@@ -29,6 +35,7 @@ class Part:
     labels: np.ndarray | None
     index: np.ndarray
     files: Iterable[ImageFile] = ()
+    groups: np.ndarray | None = None
 
 
 def hold_out(part: Part, classes: Sequence[str], size: float | int, seed: int, key: str) -> tuple[Part, Part]:
@@ -42,7 +49,7 @@ def hold_out(part: Part, classes: Sequence[str], size: float | int, seed: int, k
         key: the parameter that holds `size`, for messages.
 
     Raises:
-        ConvaeError: a half would be empty, or too small to hold every class.
+        ConvaeError: a half would be empty, or too small to hold every class; or all images are of one group.
 
     Example:
         >>> part = Part(np.zeros((8, 1, 28, 28), np.uint8), np.array([0, 1] * 4), np.arange(8))
@@ -68,5 +75,29 @@ def hold_out(part: Part, classes: Sequence[str], size: float | int, seed: int, k
             raise ConvaeError(
                 f"{key} = {size}: {count} and {total - count} images cannot each hold {len(present)} classes"
             )
-    kept, held = train_test_split(part.index, test_size=count, random_state=seed, stratify=labels)
+    if part.groups is None:
+        kept, held = train_test_split(part.index, test_size=count, random_state=seed, stratify=labels)
+    else:
+        groups = part.groups[part.index]
+        if len(np.unique(groups)) < 2:
+            raise ConvaeError(f"{key} = {size}: all {total} images are of one group, which can't be divided")
+        chosen = _hold_out_groups(np.zeros(total, np.int64) if labels is None else labels, groups, count, seed)
+        kept, held = part.index[~chosen], part.index[chosen]
     return replace(part, index=np.sort(kept)), replace(part, index=np.sort(held))
+
+
+def _hold_out_groups(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Which images to hold out, `bool [N]`: whole groups, about `count` images of all classes."""
+    fewer = min(count, len(labels) - count)
+    folds = min(round(len(labels) / fewer), len(np.unique(groups)), int(np.bincount(labels).max()))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than there are folds
+
+        def flaws(fold: np.ndarray) -> tuple[int, int]:
+            classes = len(np.unique(labels[fold])) + len(np.unique(np.delete(labels, fold)))
+            return -classes, abs(len(fold) - fewer)
+
+        best = min((fold for _, fold in splitter.split(labels, labels, groups)), key=flaws)
+    chosen = np.isin(np.arange(len(labels)), best)
+    return chosen if fewer == count else ~chosen

@@ -42,11 +42,14 @@ def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list
     """
     return [
         *_of_accuracy(metrics["test"]),
-        *_of_classes(description),
-        *_of_copies(description),
-        *_of_pixels(description),
+        *image_concerns(description),
         *_of_encoder(metrics["health"]),
     ]
+
+
+def image_concerns(description: Mapping[str, Any]) -> list[str]:
+    """The concerns about the images alone; see `concerns`."""
+    return [*_of_classes(description), *_of_copies(description), *_of_pixels(description)]
 
 
 def beside_accuracy(test: Mapping[str, Any]) -> str:

@@ -1,0 +1,249 @@
+"""The command `convae check`: what the pipeline would make of some pictures, found out without training."""
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+from convae.datasets.download import download
+from convae.datasets.listing import ListedFiles
+from convae.datasets.pictures import TURN_OF, UnusableError, read_picture
+from convae.datasets.prepare import prepare
+from convae.datasets.reading import Reading
+from convae.errors import ConvaeError
+from convae.evaluation.concerns import MOST_CROPPED, PART_NAMES, image_concerns
+from convae.experiment import feature_dimension
+from convae.files import new_file, read_json
+from convae.models.geometry import show
+from convae.names import PARTS, printable
+from convae.params import PARAMS_FILE, DataParams, Params
+
+MOST_PIXELS = 96 * 96  # of a suggested size; larger pictures are scaled to about 64×64
+USUAL_SIDE = 64
+LOOKED_AT = 500  # pictures, to see whether they are grey
+LEAST_STEPS = 300  # of training, per layer
+NAMED = 10
+# Seconds on two cores that Fashion-MNIST takes: to train, to compute features and codes, and for the rest.
+TRAIN_SECONDS, FEATURE_SECONDS, OTHER_SECONDS = 50, 60, 120
+
+
+def check(root: Path, table: str | None, group: str | None, as_json: bool, write: bool) -> None:
+    """Read pictures as the pipeline would, and print what it found, how long a run would take, and what to set.
+
+    Args:
+        root: the folder of pictures.
+        table: a table in `root` that lists them, or None.
+        group: a pattern with the name of a picture's group in parentheses, or None.
+        as_json: print an object instead of text.
+        write: write the suggested parameters to params.yaml.
+
+    Raises:
+        ConvaeError: after the findings, if a run would refuse these pictures.
+    """
+    found = survey(root, table, group)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(_page(found)))
+    if found["refused"]:
+        raise ConvaeError(f"a run would stop: {found['refused']}")
+    if write:
+        _write(found["params"])
+        print(f"{PARAMS_FILE} has these lines now", file=sys.stderr)
+
+
+def survey(root: Path, table: str | None = None, group: str | None = None) -> dict[str, Any]:
+    """What the pipeline would make of the pictures in `root`.
+
+    Returns:
+        - `refused`: why a run would stop; empty if it would not.
+        - `params`: suggested parameters, by their dotted names.
+        - `sizes`, `modes`: number of pictures by width×height and by kind of pixels.
+        - `description`: the content of `data/prepared/description.json`, if a run gets that far.
+        - `concerns`: as in the report, about images alone.
+        - `disk_gb`, `minutes`: estimates for the default experiment.
+
+    Example:
+        >>> Path("photos").mkdir()
+        >>> _ = Path("photos/1.png").write_bytes(Path("picture.png").read_bytes())
+        >>> survey(Path("photos"))["refused"]
+        "data.test_size = 0.2: 1 image(s) can't be split, at least 2 are needed; add some to the training part"
+    """
+    found: dict[str, Any] = {"root": str(root), "refused": "", "params": {}, "sizes": {}, "modes": {}, "concerns": []}
+    with TemporaryDirectory() as scratch:
+        raw, prepared = Path(scratch) / "raw", Path(scratch) / "prepared"
+        try:
+            data = _data_params(root, table, group)
+            download(data, raw, Path(scratch))
+            suggested = _look(root, raw, found)
+            data = DataParams.model_validate(data.model_dump() | suggested)
+            dimension = feature_dimension(Params.default().model_copy(update={"data": data}))
+            prepare(data, 0, raw, prepared)
+        except ConvaeError as error:
+            found["refused"] = str(error)
+            return found
+        description = read_json(prepared / "description.json")
+    found["description"] = description
+    found["concerns"] = image_concerns(description)
+    if rejected := description["rejected"]:
+        found["refused"] = (
+            f"{len(rejected)} files can't be used; remove them, or set data.max_rejected: {len(rejected)}"
+        )
+    training = sum(description["parts"][part]["images"] for part in ("train", "unlabelled"))
+    epochs = max(1, math.ceil(LEAST_STEPS * 64 / training))
+    found["params"] = {
+        "data.dataset": "image_folder",
+        "data.root": str(root.absolute()),
+        "data.table": data.table and data.table.model_dump(exclude_none=True),
+        "data.group": group,
+        **{f"data.{key}": value for key, value in suggested.items() if key != "max_rejected"},
+        "train.epochs": epochs,
+    }
+    _estimate(found, data, dimension, training * epochs)
+    return found
+
+
+def _data_params(root: Path, table: str | None, group: str | None) -> DataParams:
+    """The default parameters for a folder of pictures, of which any number may be unreadable."""
+    content = Params.default().data.model_dump() | {
+        "dataset": "image_folder",
+        "root": str(root),
+        "table": table and {"file": table},
+        "group": group,
+        "image_size": 8,
+        "max_rejected": 2**31,
+    }
+    try:
+        return DataParams.model_validate(content)
+    except ValidationError as error:
+        raise ConvaeError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _look(root: Path, raw: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Count the sizes and modes of all listed pictures, and suggest how to read them."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    deepest = 0
+    paths = [root / file.path for part in (*PARTS, "unlabelled") for file in ListedFiles(raw, part)]
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                is_turned = image.getexif().get(0x0112, 1) in list(TURN_OF)[3:]
+                sizes[image.size[::-1] if is_turned else image.size] += 1
+                modes[image.mode] += 1
+                if image.mode.startswith("I;16"):
+                    deepest = max(deepest, int(np.asarray(image).max()))
+        except Exception:  # a damaged file can make Pillow raise nearly anything; `prepare` will say what is wrong
+            modes["unreadable"] += 1
+    found["sizes"] = {show(size): count for size, count in sizes.most_common()}
+    found["modes"] = dict(modes.most_common())
+    size, fit = _suggested_size(sizes)
+    suggested: dict[str, Any] = {"image_size": list(size), "fit": fit}
+    suggested["color"] = "grey" if all(_is_grey(path) for path in paths[:: -(-len(paths) // LOOKED_AT)]) else "rgb"
+    white = next(2**bits - 1 for bits in (*range(9, 16), 16) if deepest < 2**bits)
+    if deepest and white < 2**16 - 1:
+        suggested["white_level"] = white
+    return suggested
+
+
+def _suggested_size(sizes: Mapping[tuple[int, int], int]) -> tuple[tuple[int, int], str]:
+    """Height and width that suit pictures of these widths and heights, and `data.fit`."""
+    if not sizes:
+        return (USUAL_SIDE, USUAL_SIDE), "crop"
+    every = np.repeat(np.array(list(sizes)), list(sizes.values()), axis=0)
+    width, height = (float(side) for side in np.median(every, axis=0))
+    if width * height > MOST_PIXELS:
+        scale = USUAL_SIDE / math.sqrt(width * height)
+        width, height = width * scale, height * scale
+    size = max(1, round(height)), max(1, round(width))
+    ratios = every[:, 0] * size[0] / (every[:, 1] * size[1])
+    cropped = 1 - np.minimum(ratios, 1 / ratios)
+    return size, "pad" if np.median(cropped) > MOST_CROPPED else "crop"
+
+
+def _is_grey(path: Path) -> bool:
+    try:
+        pixels = read_picture(path, Reading(3, (USUAL_SIDE, USUAL_SIDE)))
+    except UnusableError:
+        return True
+    return bool((pixels == pixels[:1]).all())
+
+
+def _estimate(found: dict[str, Any], data: DataParams, dimension: int, trained_on: int) -> None:
+    """Estimate space and time from what Fashion-MNIST takes: 60 000 and 10 000 images of 28×28 pixels."""
+    assert data.image_size
+    images = sum(part["images"] for part in found["description"]["parts"].values())
+    pixels = math.prod(data.image_size)
+    channels, area = 1 if data.color == "grey" else 3, pixels / 28**2
+    of_each = channels * pixels + 4 * dimension
+    found["disk_gb"] = round(2 * images * of_each / 1e9, 2)  # twice, because DVC's cache has a copy
+    seconds = TRAIN_SECONDS * trained_on / 54_000 * area + FEATURE_SECONDS * images / 70_000 * area
+    found["minutes"] = max(1, round((seconds + OTHER_SECONDS * images / 70_000) / 60))
+
+
+def _page(found: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of the text."""
+    description = found.get("description", {"parts": {}, "rejected": []})
+    if found["sizes"]:
+        yield f"{printable(found['root'])}: {sum(found['modes'].values())} pictures"
+    for part, about in description["parts"].items():
+        if about["images"]:
+            yield f"  {PART_NAMES[part]:<12}{about['images']:>8} {_details(about)}"
+    for what in ("sizes", "modes"):
+        if found[what]:
+            yield f"  {what:<12}{_counts(found[what])}"
+    if rejected := description["rejected"]:
+        yield f"Files that can't be used: {len(rejected)}"
+        yield from (f"  {file['path']}: {file['reason']}" for file in rejected[:NAMED])
+        yield from ["  ..."][: len(rejected) > NAMED]
+    if found["concerns"]:
+        yield "Concerns"
+        yield from (f"  {concern}" for concern in found["concerns"])
+    if found["params"]:
+        yield "Parameters that suit (--write puts them into params.yaml)"
+        yield from (f"  {name}: {json.dumps(value)}" for name, value in found["params"].items())
+        yield f"A run takes about {found['disk_gb']:g} GB of disk and, on two cores, {found['minutes']} min."
+
+
+def _details(about: Mapping[str, Any]) -> str:
+    details = [about["origin"]] if about["origin"] == "held out" else []
+    if "groups" in about:
+        details.append(f"{about['groups']} groups")
+    if about["images_per_class"]:
+        details.append(_counts({printable(name): count for name, count in about["images_per_class"].items()}))
+    return "; ".join(details)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    shown = [f"{name} {count}" for name, count in list(counts.items())[:NAMED]]
+    return ", ".join(shown + [f"{len(counts) - NAMED} more"][: len(counts) > NAMED])
+
+
+def _write(params: Mapping[str, Any]) -> None:
+    """Set parameters in params.yaml, whose comments stay."""
+    yaml = YAML(typ="rt")
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(
+        type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    try:
+        content = yaml.load(PARAMS_FILE.read_text("utf-8"))
+    except OSError as error:
+        raise ConvaeError(f"{PARAMS_FILE}: {error.strerror}; --write works in the folder of the pipeline") from None
+    for name, value in params.items():
+        section, key = name.split(".")
+        if isinstance(value, list):
+            value = CommentedSeq(value)
+            value.fa.set_flow_style()
+        content[section][key] = value
+    with new_file(PARAMS_FILE) as scratch:
+        yaml.dump(content, scratch)

@@ -1,0 +1,137 @@
+"""`convae check`: what it says of pictures is what a run does with them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import REPOSITORY
+from PIL import Image
+
+from convae.checking import survey
+from convae.experiment import load_experiment
+from convae.params import load_params
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of 20 noisy colour pictures, 40×30, in two films per class."""
+    random = np.random.default_rng(0)
+    for number in range(40):
+        path = tmp_path / f"photos/{'cat' if number < 20 else 'dog'}/film{number // 10}_frame{number % 10}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(256, size=(30, 40, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def test_a_tidy_folder_is_described_and_gets_parameters(photos: Path) -> None:
+    found = survey(photos)
+    assert found["refused"] == ""
+    assert found["sizes"] == {"40×30": 40}
+    assert found["modes"] == {"RGB": 40}
+    parts = found["description"]["parts"]
+    assert {name: part["images"] for name, part in parts.items()} == {
+        "train": 29,
+        "validation": 3,
+        "test": 8,
+        "unlabelled": 0,
+    }
+    assert parts["test"]["images_per_class"] == {"cat": 4, "dog": 4}
+    assert found["params"] == {
+        "data.dataset": "image_folder",
+        "data.root": str(photos),
+        "data.table": None,
+        "data.group": None,
+        "data.image_size": [30, 40],
+        "data.fit": "crop",
+        "data.color": "rgb",
+        "train.epochs": 663,  # 29 images in batches of 64: 300 steps
+    }
+    assert found["disk_gb"] == round(2 * 40 * (3 * 30 * 40 + 4 * 9408) / 1e9, 2)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((300, 400), [55, 74]), ((64, 128), [64, 128]), ((8, 8), [8, 8])])
+def test_the_suggested_size_keeps_the_aspect_ratio(tmp_path: Path, shape: tuple[int, int], size: list[int]) -> None:
+    for number in range(10):
+        Image.new("L", shape[::-1], number * 20).save(tmp_path / f"{number}.png")
+    params = survey(tmp_path)["params"]
+    assert (params["data.image_size"], params["data.color"]) == (size, "grey")
+
+
+def test_pictures_too_small_for_the_default_are_refused(tmp_path: Path) -> None:
+    for number in range(10):
+        Image.new("L", (500, 1), number * 20).save(tmp_path / f"{number}.png")
+    assert survey(tmp_path)["refused"].startswith("model.layers[0]: pooling over 2×2 turns 1×500 into 0×250")
+
+
+def test_pictures_of_very_different_shapes_are_padded(tmp_path: Path) -> None:
+    for number in range(20):
+        Image.new("L", (40, 10) if number % 2 else (10, 40), number * 10).save(tmp_path / f"{number}.png")
+    assert survey(tmp_path)["params"]["data.fit"] == "pad"
+
+
+def test_twelve_bits_get_their_white_level(tmp_path: Path) -> None:
+    for number in range(10):
+        Image.fromarray(np.full((9, 9), 300 * number, np.uint16)).save(tmp_path / f"{number}.png")
+    assert survey(tmp_path)["params"]["data.white_level"] == 4095
+
+
+def test_groups_stay_together(photos: Path) -> None:
+    found = survey(photos, group=r"(film\d+)_")
+    groups = {name: part.get("groups") for name, part in found["description"]["parts"].items()}
+    assert found["refused"] == ""
+    assert sum(count for count in groups.values() if count) == 4
+    assert found["params"]["data.group"] == r"(film\d+)_"
+
+
+def test_what_would_stop_a_run_is_exit_code_1(photos: Path, convae: Command) -> None:
+    (photos / "cat/notes.txt").write_text("a cat")
+    (photos / "dog/cut.png").write_bytes((photos / "dog/film2_frame0.png").read_bytes()[:500])
+    found = survey(photos)
+    assert {file["path"] for file in found["description"]["rejected"]} == {"cat/notes.txt", "dog/cut.png"}
+    assert found["refused"] == "2 files can't be used; remove them, or set data.max_rejected: 2"
+    assert convae("check", str(photos)) == f"convae: a run would stop: {found['refused']}"
+    assert survey(photos / "cat" / "film0_frame0.png")["refused"].startswith("data.root = ")
+
+
+def test_the_command_prints_a_page_or_an_object(
+    photos: Path, convae: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(photos / "cat/film0_frame0.png", photos / "dog/copy.png")
+    assert convae("check", str(photos)) == ""
+    page = capsys.readouterr().out
+    assert "held out; cat 4, dog 4" in page
+    assert "Images that occur in two or more classes, pixel for pixel: 2 of 41" in page
+    assert len(page.splitlines()) < 30
+    assert convae("check", str(photos), "--json") == ""
+    assert json.loads(capsys.readouterr().out) == survey(photos)
+
+
+def test_the_suggested_parameters_are_written_and_valid(
+    photos: Path, convae: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (REPOSITORY / "params.yaml").read_text("utf-8")
+    Path("params.yaml").write_text(before, "utf-8")
+    (photos / "labels.csv").write_text(
+        "path,label\n" + "".join(f"{path.relative_to(photos)},{path.parent.name}\n" for path in photos.rglob("*.png"))
+    )
+    assert convae("check", str(photos), "--table", "labels.csv", "--write") == ""
+    after = Path("params.yaml").read_text("utf-8")
+    changed = [line for line in after.splitlines() if line not in before.splitlines()]
+    assert len(changed) <= 7
+    data = load_experiment().data
+    assert (data.dataset, data.root, data.image_size) == ("image_folder", str(photos), (30, 40))
+    assert data.table
+    assert data.table.file == "labels.csv"
+    default = load_params(REPOSITORY / "params.yaml")
+    assert load_params(Path("params.yaml")).model == default.model
+
+
+def test_without_params_yaml_nothing_is_written(photos: Path, convae: Command) -> None:
+    assert "params.yaml: No such file or directory; --write works in the folder of the pipeline" in convae(
+        "check", str(photos), "--write"
+    )
