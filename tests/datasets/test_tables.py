@@ -54,9 +54,9 @@ def write(path: Path, rows: list[dict[str, str]], separator: str = ",") -> None:
 def listed(tmp_path: Path, films: Path, data_params: Callable[..., DataParams]) -> Callable[..., Path]:
     """`listed(file="labels.csv")` runs download and returns its output."""
 
-    def run(group: str | None = None, seed: int = 0, **table: Any) -> Path:
+    def run(group: str | None = None, seed: int = 0, shards: str | None = None, **table: Any) -> Path:
         changes: dict[str, Any] = {"dataset": "image_folder", "root": str(films), "image_size": 8, "color": "grey"}
-        data = data_params(**changes, table=table or None, group=group)
+        data = data_params(**changes, table=table or None, group=group, shards=shards)
         raw, prepared = tmp_path / "raw", tmp_path / "prepared"
         download(data, raw, tmp_path / "downloads")
         prepare(data, seed, raw, prepared)
@@ -107,9 +107,20 @@ def test_missing_values_of_a_parquet_file_are_no_labels(films: Path, listed: Cal
 def test_pictures_without_a_label_become_the_unlabelled_part(films: Path, listed: Callable[..., Path]) -> None:
     write(films / "labels.csv", frames(label=lambda film, frame: label(film, frame) if film < 8 else ""))
     prepared = listed(file="labels.csv")
-    assert films_of(prepared, "unlabelled") == {8, 9, 10, 11}
-    assert ImageSet.load(prepared / "unlabelled").labels is None
-    assert sum(len(ImageSet.load(prepared / part)) for part in PARTS) == 32
+    sets = {part: ImageSet.load(prepared / part) for part in (*PARTS, "unlabelled")}
+    assert sum(len(sets[part]) for part in PARTS) == 32
+    assert sets["unlabelled"].labels is None
+    # The encoder learns from this part alone: it has the labelled training pictures, too, but none that are held out.
+    values = {part: np.asarray(images.images)[:, 0, 0, 0].tolist() for part, images in sets.items()}
+    assert values["unlabelled"] == [10 * film + frame for film in range(8, 12) for frame in range(4)] + values["train"]
+    assert not set(values["unlabelled"]) & {*values["test"], *values["validation"]}
+    assert len((prepared / "unlabelled/paths.txt").read_text().splitlines()) == len(sets["unlabelled"])
+
+
+def test_missing_labels_and_shards_exclude_each_other(films: Path, listed: Callable[..., Path], tmp_path: Path) -> None:
+    write(films / "labels.csv", frames(label=lambda film, frame: label(film, frame) if film < 8 else ""))
+    with pytest.raises(ConvaeError, match=r"data.shards: all training pictures need a label, or none"):
+        listed(shards=str(tmp_path / "shards"), file="labels.csv")
 
 
 def test_paths_are_relative_to_the_table_and_links_inside_the_root_count(

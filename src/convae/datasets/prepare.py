@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import compress, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path, processes: Pro
             return
         parts = _divide(given, classes, data, seed)
         descriptions = {name: _write_part(folder / name, part, classes) for name, part in parts.items()}
+        if data.dataset == "image_folder" and len(parts["unlabelled"].index):
+            # The encoder learns from this part alone, so the labelled pictures have to be in it as well.
+            both = parts["unlabelled"], parts["train"]
+            descriptions["unlabelled"] = _write_unlabelled(folder / "unlabelled", both)
         shutil.rmtree(folder / "decoded", ignore_errors=True)
         summary = {
             "dataset": data.dataset,
@@ -138,6 +142,8 @@ def _from_folder(data: DataParams, raw: Path, scratch: Path, processes: Processe
         parts[name] = Part(images, labels if is_labelled else None, index, files, _groups(files))
     if not processes.rank:
         _check_folder(data, parts, classes, rejected)
+        if data.shards and "unlabelled" in parts:
+            raise ConvaeError("data.shards: all training pictures need a label, or none; set it to null")
     return parts, classes, rejected, np.concatenate(lost)
 
 
@@ -202,11 +208,24 @@ def _write_part(folder: Path, part: Part, classes: Sequence[str]) -> dict[str, A
         description = write_image_set(folder, shape, _chunks(part), labels, names)
     if part.groups is not None:
         description["groups"] = len(np.unique(part.groups[part.index]))
-    if part.files:
-        chosen = np.isin(np.arange(len(part.images)), part.index)
-        with (folder / "paths.txt").open("w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(f"{file.path}\n" for file in compress(part.files, chosen))
+    _write_paths(folder, [part])
     return description
+
+
+def _write_unlabelled(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
+    shape = (sum(len(part.index) for part in parts), *parts[0].images.shape[1:])
+    description = write_image_set(folder, shape, chain.from_iterable(map(_chunks, parts)), None, ())
+    _write_paths(folder, parts)
+    return description
+
+
+def _write_paths(folder: Path, parts: Sequence[Part]) -> None:
+    """Write the path of each image, if the images come from files."""
+    if parts[0].files:
+        with (folder / "paths.txt").open("w", encoding="utf-8", newline="\n") as stream:
+            for part in parts:
+                chosen = np.isin(np.arange(len(part.images)), part.index)
+                stream.writelines(f"{file.path}\n" for file in compress(part.files, chosen))
 
 
 def _chunks(part: Part) -> Iterator[np.ndarray]:
