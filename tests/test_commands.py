@@ -211,6 +211,7 @@ def test_every_command_exists_and_has_help(repository):
     (commands,) = (action for action in _parser()[0]._actions if isinstance(action.choices, dict))
     assert sorted(commands.choices) == sorted(
         [
+            "check",
             "features",
             "classify",
             "reconstruct",
