@@ -93,7 +93,7 @@ def test_what_would_stop_a_run_is_exit_code_1(photos: Path, convae: Command) -> 
     (photos / "dog/cut.png").write_bytes((photos / "dog/film2_frame0.png").read_bytes()[:500])
     found = survey(photos)
     assert {file["path"] for file in found["description"]["rejected"]} == {"cat/notes.txt", "dog/cut.png"}
-    assert found["refused"] == "2 files can't be used; remove them, or set data.max_rejected: 2"
+    assert found["refused"] == "files that can't be used: 2; remove them, or raise data.max_rejected"
     assert convae("check", str(photos)) == f"convae: a run would stop: {found['refused']}"
     assert survey(photos / "cat" / "film0_frame0.png")["refused"].startswith("data.root = ")
 
@@ -107,8 +107,13 @@ def test_the_command_prints_a_page_or_an_object(
     assert "held out; cat 4, dog 4" in page
     assert "Images that occur in two or more classes, pixel for pixel: 2 of 41" in page
     assert len(page.splitlines()) < 30
-    assert convae("check", str(photos), "--json") == ""
-    assert json.loads(capsys.readouterr().out) == survey(photos)
+    (photos / "labels.csv").write_text(
+        "path,note\n" + "".join(f"{path.relative_to(photos)},new\n" for path in photos.rglob("*.png"))
+    )
+    assert convae("check", str(photos), "--json", "--table", "labels.csv") == ""
+    out, err = capsys.readouterr()
+    assert json.loads(out) == survey(photos, "labels.csv")
+    assert "columns that are not used: note" in err
 
 
 def test_the_suggested_parameters_are_written_and_valid(
@@ -131,7 +136,32 @@ def test_the_suggested_parameters_are_written_and_valid(
     assert load_params(Path("params.yaml")).model == default.model
 
 
+def test_parameters_of_other_images_are_reset(photos: Path, convae: Command, tmp_path: Path) -> None:
+    Path("params.yaml").write_text((REPOSITORY / "params.yaml").read_text("utf-8"), "utf-8")
+    np.savez(tmp_path / "s.npz", images=np.random.default_rng(0).normal(size=(50, 5, 12, 10)).astype(np.float32))
+    assert convae("check", str(tmp_path / "s.npz"), "--write") == ""
+    assert load_experiment().data.channels == 5
+    assert convae("check", str(photos), "--write") == ""
+    assert load_experiment().data.channels is None
+    Path("params.yaml").write_text("data: [")
+    assert "params.yaml" in convae("check", str(photos), "--write")
+
+
 def test_without_params_yaml_nothing_is_written(photos: Path, convae: Command) -> None:
-    assert "params.yaml: No such file or directory; --write works in the folder of the pipeline" in convae(
-        "check", str(photos), "--write"
-    )
+    assert "params.yaml: no such file" in convae("check", str(photos), "--write")
+
+
+def test_arrays_get_parameters_too(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "stack.npz", images=random.normal(size=(50, 12, 10, 4)).astype(np.float32), labels=[0, 1] * 25)
+    found = survey(tmp_path / "stack.npz")
+    assert found["refused"] == ""
+    assert found["modes"] == {"float32, 4 channels": 50}
+    expected = {"dataset": "arrays", "image_size": [12, 10], "channels": 4, "layout": "channels_last"}
+    assert {key: found["params"][f"data.{key}"] for key in expected} == expected
+    assert found["params"]["data.scale"] == "percentile"
+    np.savez(tmp_path / "deep.npz", images=random.random((50, 9, 9, 40), np.float32))
+    params = survey(tmp_path / "deep.npz")["params"]  # 40 channels, although 9 are fewer
+    assert (params["data.channels"], params["data.image_size"], params["data.scale"]) == (40, [9, 9], None)
+    np.save(tmp_path / "one.npy", np.zeros((5, 3)))
+    assert "an array images [N, C, H, W] is needed" in survey(tmp_path / "one.npy")["refused"]

@@ -206,9 +206,9 @@ def test_colour_images_in_either_layout():
         (lambda folder: CAEFeatures("nowhere").fit(IMAGES), "nowhere: not an encoder"),
         (
             lambda folder: ConvolutionalAutoencoderFeatures().fit(["a.png"]),
-            "X is a list of pictures; training needs an array",
+            "a.png: No such file or directory",
         ),
-        (lambda folder: ConvolutionalAutoencoderFeatures().fit(np.zeros((9, 2, 8, 8))), r"the shape \[9, 2, 8, 8\]"),
+        (lambda folder: ConvolutionalAutoencoderFeatures().fit(np.zeros((9, 2, 8, 8))), "all windows are flat"),
         (lambda folder: ConvolutionalAutoencoderFeatures(kernel=4).fit(IMAGES[:9]), "needs an odd kernel"),
     ],
 )

@@ -154,7 +154,7 @@ SHAPES = r"expected for 3 channel\(s\): \[N, 3, H, W\] or \[N, H, W, 3\]"
         ("missing.png", 3, r"^missing\.png: "),
         ("zero\0byte.png", 3, "^zero\0byte.png: "),
         ([Image.new("F", (4, 4))], 3, "a Pillow image: floating-point numbers of 32 bits"),
-        (["picture.png"], 2, "pictures have 1 or 3 channels; this encoder needs arrays with 2"),
+        (["picture.png"], 2, "picture.png: a picture has 1 or 3 channels; an array of 2 is needed"),
         ([object()], 3, "an image is a object; arrays, files and Pillow images are allowed"),
         ([None], 1, "an image is a NoneType"),
     ],

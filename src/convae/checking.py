@@ -1,4 +1,4 @@
-"""The command `convae check`: what the pipeline would make of some pictures, found out without training."""
+"""The command `convae check`: what the pipeline would make of some images, found out without training."""
 
 import json
 import math
@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
+from convae.datasets.arrays import is_arrays, open_arrays
+from convae.datasets.catalogue import image_shape
 from convae.datasets.download import download
 from convae.datasets.listing import ListedFiles
 from convae.datasets.pictures import TURN_OF, UnusableError, read_picture
@@ -24,24 +26,27 @@ from convae.errors import ConvaeError
 from convae.evaluation.concerns import MOST_CROPPED, PART_NAMES, image_concerns
 from convae.experiment import feature_dimension
 from convae.files import new_file, read_json
+from convae.images import channel_axis
 from convae.models.geometry import show
 from convae.names import PARTS, printable
-from convae.params import PARAMS_FILE, DataParams, Params
+from convae.params import PARAMS_FILE, DataParams, Params, load_params
 
 MOST_PIXELS = 96 * 96  # of a suggested size; larger pictures are scaled to about 64×64
 USUAL_SIDE = 64
 LOOKED_AT = 500  # pictures, to see whether they are grey
+SAMPLE_BYTES = 1 << 27  # of arrays, to see their range
 LEAST_STEPS = 300  # of training, per layer
 NAMED = 10
+DESCRIBING = ("table", "group", "image_size", "channels", "layout", "scale", "color", "fit", "white_level", "shards")
 # Seconds on two cores that Fashion-MNIST takes: to train, to compute features and codes, and for the rest.
 TRAIN_SECONDS, FEATURE_SECONDS, OTHER_SECONDS = 50, 60, 120
 
 
 def check(root: Path, table: str | None, group: str | None, as_json: bool, write: bool) -> None:
-    """Read pictures as the pipeline would, and print what it found, how long a run would take, and what to set.
+    """Read images as the pipeline would, and print what it found, how long a run would take, and what to set.
 
     Args:
-        root: the folder of pictures.
+        root: the folder of pictures, or arrays.
         table: a table in `root` that lists them, or None.
         group: a pattern with the name of a picture's group in parentheses, or None.
         as_json: print an object instead of text.
@@ -50,6 +55,8 @@ def check(root: Path, table: str | None, group: str | None, as_json: bool, write
     Raises:
         ConvaeError: after the findings, if a run would refuse these pictures.
     """
+    if write:
+        load_params(PARAMS_FILE)  # raises if there is no valid file
     found = survey(root, table, group)
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(_page(found)))
     if found["refused"]:
@@ -60,7 +67,7 @@ def check(root: Path, table: str | None, group: str | None, as_json: bool, write
 
 
 def survey(root: Path, table: str | None = None, group: str | None = None) -> dict[str, Any]:
-    """What the pipeline would make of the pictures in `root`.
+    """What the pipeline would make of the pictures or arrays in `root`.
 
     Returns:
         - `refused`: why a run would stop; empty if it would not.
@@ -80,10 +87,15 @@ def survey(root: Path, table: str | None = None, group: str | None = None) -> di
     with TemporaryDirectory() as scratch:
         raw, prepared = Path(scratch) / "raw", Path(scratch) / "prepared"
         try:
-            data = _data_params(root, table, group)
-            download(data, raw, Path(scratch))
-            suggested = _look(root, raw, found)
-            data = DataParams.model_validate(data.model_dump() | suggested)
+            if is_arrays(root):
+                suggested = _look_at_arrays(root, Path(scratch), found)
+                data = _data_params(root, table, group, **suggested)
+                download(data, raw, Path(scratch))
+            else:
+                data = _data_params(root, table, group)
+                download(data, raw, Path(scratch))
+                suggested = _look(root, raw, found)
+                data = DataParams.model_validate(data.model_dump() | suggested)
             dimension = feature_dimension(Params.default().model_copy(update={"data": data}))
             prepare(data, 0, raw, prepared)
         except ConvaeError as error:
@@ -91,27 +103,25 @@ def survey(root: Path, table: str | None = None, group: str | None = None) -> di
             return found
         description = read_json(prepared / "description.json")
     found["description"] = description
-    found["concerns"] = image_concerns(description)
+    found["concerns"] += image_concerns(description)
     if rejected := description["rejected"]:
-        found["refused"] = (
-            f"{len(rejected)} files can't be used; remove them, or set data.max_rejected: {len(rejected)}"
-        )
-    training = sum(description["parts"][part]["images"] for part in ("train", "unlabelled"))
+        found["refused"] = f"files that can't be used: {len(rejected)}; remove them, or raise data.max_rejected"
+    training = description["parts"]["unlabelled"]["images"] or description["parts"]["train"]["images"]
     epochs = max(1, math.ceil(LEAST_STEPS * 64 / training))
     found["params"] = {
-        "data.dataset": "image_folder",
+        "data.dataset": data.dataset,
         "data.root": str(root.absolute()),
         "data.table": data.table and data.table.model_dump(exclude_none=True),
         "data.group": group,
-        **{f"data.{key}": value for key, value in suggested.items() if key != "max_rejected"},
+        **{f"data.{key}": value for key, value in suggested.items()},
         "train.epochs": epochs,
     }
     _estimate(found, data, dimension, training * epochs)
     return found
 
 
-def _data_params(root: Path, table: str | None, group: str | None) -> DataParams:
-    """The default parameters for a folder of pictures, of which any number may be unreadable."""
+def _data_params(root: Path, table: str | None, group: str | None, **suggested: Any) -> DataParams:
+    """The default parameters for images of one's own; of pictures, any number may be unreadable."""
     content = Params.default().data.model_dump() | {
         "dataset": "image_folder",
         "root": str(root),
@@ -119,11 +129,40 @@ def _data_params(root: Path, table: str | None, group: str | None) -> DataParams
         "group": group,
         "image_size": 8,
         "max_rejected": 2**31,
+        **suggested,
     }
     try:
         return DataParams.model_validate(content)
     except ValidationError as error:
         raise ConvaeError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _look_at_arrays(root: Path, scratch: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Describe the array of images, and suggest how to read it."""
+    unpacked = scratch / "arrays"
+    unpacked.mkdir()
+    arrays = open_arrays(root, unpacked)
+    images = arrays.get("images", arrays.get("train_images"))
+    if images is None or len(images.shape) not in (3, 4):
+        raise ConvaeError(f"data.root = {root}: an array images [N, C, H, W] is needed; it holds {', '.join(arrays)}")
+    _, *shape = images.shape
+    is_last = len(shape) == 3 and channel_axis(images.shape) == 3
+    channels = 1 if len(shape) == 2 else shape.pop(2 if is_last else 0)
+    found["sizes"] = {show((shape[0], shape[1])): images.shape[0]}
+    found["modes"] = {f"{images.dtype}, {channels} channels": images.shape[0]}
+    if len({*images.shape[1:]}) == 3 and not {1, 3} & {images.shape[1], images.shape[3]}:
+        other = "channels_first" if is_last else "channels_last"
+        found["concerns"].append(f"The shape {list(images.shape)} does not tell the channels: is it {other}?")
+    of_image = max(1, math.prod(images.shape[1:]) * images.dtype.itemsize)
+    sample = np.asarray(images[:: max(1, -(-images.shape[0] // min(LOOKED_AT, max(1, SAMPLE_BYTES // of_image))))])
+    is_fraction = images.dtype.kind == "f" and sample.size and 0 <= sample.min() <= sample.max() <= 1
+    return {
+        "dataset": "arrays",
+        "image_size": shape,
+        "channels": channels,
+        "layout": "channels_last" if is_last else "channels_first",
+        "scale": None if images.dtype == np.uint8 or is_fraction else "percentile",
+    }
 
 
 def _look(root: Path, raw: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -146,11 +185,28 @@ def _look(root: Path, raw: Path, found: dict[str, Any]) -> dict[str, Any]:
     found["modes"] = dict(modes.most_common())
     size, fit = _suggested_size(sizes)
     suggested: dict[str, Any] = {"image_size": list(size), "fit": fit}
+    if bands := _bands(paths[0]):
+        return suggested | {"color": "bands"} | bands
     suggested["color"] = "grey" if all(_is_grey(path) for path in paths[:: -(-len(paths) // LOOKED_AT)]) else "rgb"
     white = next(2**bits - 1 for bits in (*range(9, 16), 16) if deepest < 2**bits)
     if deepest and white < 2**16 - 1:
         suggested["white_level"] = white
     return suggested
+
+
+def _bands(path: Path) -> dict[str, Any]:
+    """Channels and scale of a TIFF that is neither grey nor colour; empty for other pictures."""
+    try:
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            axes, shape, dtype = file.series[0].axes, file.series[0].shape, file.series[0].dtype
+    except Exception:  # not a TIFF, a damaged one, or no tifffile; `prepare` will say what is wrong
+        return {}
+    count = math.prod(side for axis, side in zip(axes, shape, strict=True) if axis not in "YX")
+    if count in (1, 3, 4) and dtype != np.float32:
+        return {}
+    return {"channels": count, "scale": None if dtype == np.uint8 else "percentile"}
 
 
 def _suggested_size(sizes: Mapping[tuple[int, int], int]) -> tuple[tuple[int, int], str]:
@@ -178,11 +234,11 @@ def _is_grey(path: Path) -> bool:
 
 def _estimate(found: dict[str, Any], data: DataParams, dimension: int, trained_on: int) -> None:
     """Estimate space and time from what Fashion-MNIST takes: 60 000 and 10 000 images of 28×28 pixels."""
-    assert data.image_size
     images = sum(part["images"] for part in found["description"]["parts"].values())
-    pixels = math.prod(data.image_size)
-    channels, area = 1 if data.color == "grey" else 3, pixels / 28**2
-    of_each = channels * pixels + 4 * dimension
+    channels, height, width = image_shape(data)
+    area = height * width / 28**2
+    of_value = 1 if "levels" in found["description"]["parts"]["train"] else 8  # as they came, and as single precision
+    of_each = of_value * channels * height * width + 4 * dimension
     found["disk_gb"] = round(2 * images * of_each / 1e9, 2)  # twice, because DVC's cache has a copy
     seconds = TRAIN_SECONDS * trained_on / 54_000 * area + FEATURE_SECONDS * images / 70_000 * area
     found["minutes"] = max(1, round((seconds + OTHER_SECONDS * images / 70_000) / 60))
@@ -192,7 +248,7 @@ def _page(found: Mapping[str, Any]) -> Iterator[str]:
     """The lines of the text."""
     description = found.get("description", {"parts": {}, "rejected": []})
     if found["sizes"]:
-        yield f"{printable(found['root'])}: {sum(found['modes'].values())} pictures"
+        yield f"{printable(found['root'])}: {sum(found['modes'].values())} images"
     for part, about in description["parts"].items():
         if about["images"]:
             yield f"  {PART_NAMES[part]:<12}{about['images']:>8} {_details(about)}"
@@ -227,7 +283,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _write(params: Mapping[str, Any]) -> None:
-    """Set parameters in params.yaml, whose comments stay."""
+    """Set parameters in params.yaml, whose comments stay, and return others that describe images to the default."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -235,11 +291,9 @@ def _write(params: Mapping[str, Any]) -> None:
     yaml.representer.add_representer(
         type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null")
     )
-    try:
-        content = yaml.load(PARAMS_FILE.read_text("utf-8"))
-    except OSError as error:
-        raise ConvaeError(f"{PARAMS_FILE}: {error.strerror}; --write works in the folder of the pipeline") from None
-    for name, value in params.items():
+    content = yaml.load(PARAMS_FILE.read_text("utf-8"))
+    default = Params.default().data.model_dump(mode="json")
+    for name, value in ({f"data.{key}": default[key] for key in DESCRIBING} | dict(params)).items():
         section, key = name.split(".")
         if isinstance(value, list):
             value = CommentedSeq(value)

@@ -31,7 +31,8 @@ EXAMPLES = """examples:
 """
 IMAGES = f"""IMAGES are files, folders (every {FORMAT_NAMES} in them, at any depth), patterns such as
 'scans/**/*.png', or - to read names from standard input, one per line. Unreadable pictures are reported and skipped;
-the exit code is then 1. Pictures are read and resized like the training images.
+the exit code is then 1. Pictures are read and resized like the training images. Each image of an array, stack.npy or
+stack.npz, is a picture; arrays are not resized.
 """
 DETAILS = {
     "check": """Reads all pictures as a run would: counts, sizes, classes per part, files that can't be used, copies, an
@@ -42,6 +43,7 @@ examples:
   convae check pictures/
   convae check pictures/ --table labels.csv --write
   convae check frames/ --group '(.*)_frame'
+  convae check stack.npz
 """,
     "features": f"""{IMAGES}
 A .parquet file has the columns file, feature_0, feature_1 and so on. A .npy file holds float32 [N, D]; the names of the
@@ -64,9 +66,9 @@ mean squared error between them.
 example:
   convae reconstruct pictures/ -o reconstructions/
 """,
-    "export": """The model maps images, uint8 [N, C, H, W], to features, float32 [N, D], for any N. H and W are those of
-the training images, because only features of images of the same size are comparable. Before the file is saved, its
-output is checked against the encoder's.
+    "export": """The model maps images [N, C, H, W], uint8 unless the training images were float32, to features, float32
+[N, D], for any N. H and W are those of the training images, because only features of images of the same size are
+comparable. Before the file is saved, its output is checked against the encoder's.
 
 example:
   convae export --onnx encoder.onnx
@@ -164,9 +166,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
 
 def _add_picture_commands(commands: Commands) -> None:
-    check = _add(commands, "check", "checking:check", "look at a folder of pictures before the pipeline runs on it")
-    check.add_argument("root", type=Path, metavar="FOLDER", help="the folder of pictures, which becomes data.root")
-    text = "a CSV or Parquet file in FOLDER that lists the pictures, see docs/images.md"
+    check = _add(commands, "check", "checking:check", "look at pictures or arrays before the pipeline runs on them")
+    check.add_argument("root", type=Path, metavar="ROOT", help="a folder of pictures, or arrays; becomes data.root")
+    text = "a CSV or Parquet file in ROOT that lists the pictures, see docs/images.md"
     check.add_argument("--table", metavar="FILE", help=text)
     text = "images of one group stay together: a regular expression for file names, with the group in parentheses"
     check.add_argument("--group", metavar="PATTERN", help=text)

@@ -4,11 +4,11 @@ import json
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from glob import glob, has_magic
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
 from convae.evaluation.saving import load_classifier
 from convae.files import check_folder, check_free, new_file
+from convae.images import channels_first
 from convae.models.geometry import show
 from convae.names import printable
 from convae.terminal import warn_beside_bars
@@ -55,14 +56,15 @@ class Pictures:
     def __init__(self, arguments: list[str], encoder: Encoder, resize: bool) -> None:
         self.used: list[str] = []
         self.place = 0
-        self.files = [file for argument in arguments for file in _named(argument)]
+        self._reading = encoder.reading(resize)
+        self._arrays: dict[str, np.ndarray] = {}
+        self.files = [file for argument in arguments for file in self._stack(argument) or _named(argument)]
         if not self.files:
             raise ConvaeError("no pictures: standard input is empty")
-        self._reading = encoder.reading(resize)
         self._check_size = encoder.batch_size
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the pixels of each usable picture, `uint8 [C, H, W]`, in order."""
+        """Yield the pixels of each usable picture, `[C, H, W]`, in order."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_picture` refuses them
             warnings.showwarning = warn_beside_bars
@@ -88,9 +90,34 @@ class Pictures:
         if missing:
             raise ConvaeError(f"{missing} of {len(self.files)} pictures were skipped")
 
+    def _stack(self, argument: str) -> list[str]:
+        """Names for the images of an array, such as `stack.npy[0]`; empty for other arguments."""
+        if Path(argument).suffix not in (".npy", ".npz"):
+            return []
+        try:
+            opened = np.load(argument, mmap_mode="r", allow_pickle=False)
+            if not isinstance(opened, np.ndarray):
+                opened = opened["images" if "images" in opened.files else "arr_0"]
+            if opened.ndim not in (3, 4) or opened.dtype.kind not in "uif":
+                raise ConvaeError(f"an array of {opened.dtype} {list(opened.shape)}; images [N, C, H, W] are needed")
+            images = channels_first(opened, self._reading.channels)
+        except Exception as error:  # a damaged archive can make its readers raise nearly anything
+            raise ConvaeError(f"{argument}: not a readable array of images ({error})") from None
+        names = [f"{argument}[{row}]" for row in range(len(images))]
+        self._arrays |= zip(names, images, strict=True)
+        return names
+
     def _read(self, file: str) -> np.ndarray | UnusableError:
         try:
-            pixels = read_picture(file, self._reading)
+            if file not in self._arrays:
+                pixels = read_picture(file, self._reading)
+            else:
+                pixels = self._arrays[file]
+                if not np.isfinite(pixels).all():
+                    return UnusableError("NaN or infinity")
+                if self._reading.size not in (None, pixels.shape[1:]):
+                    size, wanted = (show((one[0], one[1])) for one in (pixels.shape[1:], self._reading.size or (0, 0)))
+                    return UnusableError(f"{size} pixels, not {wanted}; arrays are not resized (see --original-size)")
             self._check_size((pixels.shape[1], pixels.shape[2]))
         except UnusableError as error:
             return error
@@ -250,7 +277,7 @@ def reconstruct(images: list[str], encoder: str, resize: bool, output: Path, for
     loaded = load_encoder(encoder)
     loaded.reconstruct([])  # raises if there is no decoder, before anything is written
     pictures = Pictures(images, loaded, resize)
-    paths = _free_names(output, [Path(file).stem for file in pictures.files])
+    paths = _free_names(output, [_stem(file) for file in pictures.files])
     sources = {Path(file).resolve() for file in pictures.files}
     for path in paths:
         check_free(path, force)
@@ -274,23 +301,39 @@ def _free_names(folder: Path, stems: list[str]) -> list[Path]:
         >>> [path.name for path in _free_names(Path("out"), ["a", "b", "a"])]
         ['a.png', 'b.png', 'a-2.png']
     """
-    taken: dict[Path, None] = {}
+    paths: list[Path] = []
+    taken: set[str] = set()
+    number: Counter[str] = Counter()
     for stem in stems:
-        names = (folder / f"{stem}{'' if index == 1 else f'-{index}'}.png" for index in count(1))
-        taken[next(name for name in names if name not in taken)] = None
-    return list(taken)
+        name = stem
+        while name in taken:
+            number[stem] += 1
+            name = f"{stem}-{number[stem] + 1}"
+        taken.add(name)
+        paths.append(folder / f"{name}.png")
+    return paths
+
+
+def _stem(file: str) -> str:
+    """The name of a picture without folder and suffix; `stack-3` for `stack.npy[3]`."""
+    stack, bracket, row = file.rpartition("[")
+    return f"{Path(stack).stem}-{row.rstrip(']')}" if bracket and stack.endswith((".npy", ".npz")) else Path(file).stem
 
 
 def _side_by_side(seen: np.ndarray, made: np.ndarray) -> np.ndarray:
     """Join two pictures `[C, H, W]` to one `uint8 [H, 2W, C]`, or `[H, 2W]` if grey, on a common scale.
+
+    Other channels than grey or RGB become rows of the picture, `[C·H, 2W]`.
 
     Black is 0 and white is 1. If preprocessing left values outside that range, zero becomes middle grey instead.
     """
     both = np.concatenate([seen, made], axis=2)
     if seen.min() < 0 or seen.max() > 1:
         both = 0.5 + both / (2 * max(float(np.abs(seen).max()), 1e-6))
-    pixels = np.rint(both.clip(0, 1) * 255).astype(np.uint8)
-    return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    pixels: np.ndarray = np.rint(both.clip(0, 1) * 255).astype(np.uint8)
+    if len(pixels) != 3:
+        return pixels.reshape(-1, pixels.shape[2])
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def print_info(source: str) -> None:
@@ -330,9 +373,12 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
     config = encoder.config
     least, size = encoder.minimum_size, config["image_size"]
     yield "images", f"{config['channels']} channel(s), {show(least)} pixels or more, trained on {show(size)}"
-    yield "", "uint8 from 0 to 255, or floating-point numbers from 0 to 1"
+    yield (
+        "",
+        "in the units trained on" if encoder.scale else "uint8 from 0 to 255, or floating-point numbers from 0 to 1",
+    )
     for name, settings in config["preprocessing"].items():
-        if settings:
+        if settings and name != "scale":
             yield _words(name), ", ".join(f"{key} {value}" for key, value in settings.items())
     for index, layer in enumerate(config["layers"]):
         pool = f", {layer['pool']['kind']} pooling {show(layer['pool']['size'])}" if layer["pool"] else ""

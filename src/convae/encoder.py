@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convae.addresses import fetched, is_address
-from convae.datasets.reading import Reading
+from convae.datasets.reading import Reading, Scale
 from convae.errors import ConvaeError
 from convae.files import check_folder, content_sha256, new_file, read_file, read_json, write_json
 from convae.images import Images, image_batches
@@ -151,10 +151,11 @@ class Encoder:
 
         Example:
             >>> load_encoder("models/encoder").reading()
-            Reading(channels=1, size=(8, 8), fit='crop', white_level=None)
+            Reading(channels=1, size=(8, 8), fit='crop', white_level=None, own_units=False)
         """
         size = tuple(self.config["image_size"]) if resize else None
-        return Reading(self.config["channels"], size, **self.config.get("pictures", PICTURES))
+        pictures = self.config.get("pictures", PICTURES)
+        return Reading(self.config["channels"], size, **pictures, own_units=self.scale is not None)
 
     def preprocess(self, images: Images, resize: bool = True) -> np.ndarray:
         """Preprocessed images, the first layer's input: `float32 [N, C, H, W]`; see `activation_maps`."""
@@ -281,6 +282,18 @@ class Encoder:
                 f"resize them to {show(tuple(self.config['image_size']))}, the size that the encoder learned from"
             )
         return max(1, min(256, MAP_BYTES // (4 * largest)))
+
+    @property
+    def image_type(self) -> "np.dtype[Any]":
+        """The type of the images that the encoder learned from: `uint8`, or `float32`."""
+        name: str = self.config.get("image_type", "uint8")
+        return np.dtype(name)
+
+    @property
+    def scale(self) -> Scale | None:
+        """How images in units of their own become about 0 to 1; None for others."""
+        scale = self.config["preprocessing"].get("scale")
+        return Scale(**{name: tuple(values) for name, values in scale.items()}) if scale else None
 
     @property
     def _parts(self) -> dict[str, nn.Module]:

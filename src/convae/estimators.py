@@ -15,9 +15,10 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from convae.datasets.reading import Reading
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
-from convae.images import Images, channels_first
+from convae.images import Images, channel_axis, channels_first, image_batches
 from convae.training.state import state_as_before
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise ConvaeError("X is a masked array, which encoders do not support; fill it (X.filled(0))")
         if isinstance(X, Tensor):
             X = X.numpy(force=True)
-        if isinstance(X, np.ndarray) and X.dtype.kind in "OU" and X.ndim == 1:
-            X = X.tolist()  # file names
+        X = _as_list(X)
         if _holds_pictures(X):
             return X
         if np.asarray(X).ndim > 2:
@@ -176,7 +176,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         random_state: seeds the filters, the batches and the choice of the 10 % of X held out to choose the epoch.
         verbose: show progress.
 
-    X is an array as in `CAEFeatures`, in `fit` with images of one size.
+    X is an array as in `CAEFeatures`, of any number of channels and in `fit` with images of one size; or pictures: a
+    list or a data frame's column of files, which are resized to `image_shape`, or to the size of the first.
 
     Attributes:
         encoder_: the trained encoder; `encoder_.save` writes it for others to load.
@@ -227,10 +228,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             from convae.training.train import train_encoder
         except ModuleNotFoundError as error:
             raise ConvaeError(f"{error}; install convae[train]") from None
-        if _holds_pictures(X):
-            raise ConvaeError(f"X is a {type(X).__name__} of pictures; training needs an array")
         self.value_range_ = None if self.value_range is None else _checked_range(self.value_range)
-        images = _quantized(self._pixels(X, None, reset=True))
+        images = _image_array(self._pixels(self._stacked(X), None, reset=True))
         generator = check_random_state(self.random_state)
         seed, order = int(generator.randint(2**31)), generator.permutation(len(images))
         tenth = len(images) // 10
@@ -258,7 +257,19 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
                     f"X is uint8, but fit saw numbers from {low:g} to {high:g}; pass the same kind, or set "
                     "value_range=(black, white) for arrays that are not uint8"
                 )
-        return super().transform(X)
+        return super().transform(_stack(X) if isinstance(X, list) and _alike(X) else X)
+
+    def _stacked(self, X: Any) -> Any:
+        """Pictures as one array, in the size of `image_shape` or of the first; grey ones have one channel."""
+        X = _as_list(X)
+        if not _holds_pictures(X):
+            return X
+        if any(isinstance(image, np.ndarray) for image in X):
+            return _stack(X)
+        first = next(image_batches(X[:1], Reading(3), lambda size: 1))
+        reading = Reading(3, self.image_shape or (first.shape[2], first.shape[3]))
+        pictures = np.concatenate([batch.numpy() for batch in image_batches(X, reading, lambda size: 256)])
+        return pictures[:, :1] if (pictures == pictures[:, :1]).all() else pictures
 
     def _scaled(self, X: np.ndarray, reset: bool) -> np.ndarray:
         if reset and self.value_range is None:
@@ -311,7 +322,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             first = error.errors(include_url=False)[0]
             key = next(str(part) for part in reversed(first["loc"]) if part in self.get_params() or part == "layers")
             raise ConvaeError(f"{key} = {first['input']}: {first['msg'].removeprefix('Value error, ')}") from None
-        # `model_copy` does not validate: params.yaml itself cannot name this data set.
+        # Only the name, for config.json; the shape is that of X.
         return params.model_copy(update={"data": params.data.model_copy(update={"dataset": "arrays"})})
 
 
@@ -325,13 +336,32 @@ def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _quantized(images: np.ndarray) -> np.ndarray:
-    """Arrays as training takes them: `uint8 [N, C, H, W]`."""
-    is_colour = images.ndim == 4 and (images.shape[1] == 3 or (images.shape[1] != 1 and images.shape[3] == 3))
-    images = np.asarray(channels_first(images, 3 if is_colour else 1))
-    if images.dtype != np.uint8:
-        images = np.rint(images * 255).astype(np.uint8)
-    return np.ascontiguousarray(images)
+def _image_array(images: np.ndarray) -> np.ndarray:
+    """Arrays as training takes them, `uint8` or `float32 [N, C, H, W]`; see `channel_axis`."""
+    channels = images.shape[channel_axis(images.shape)] if images.ndim == 4 else 1
+    return np.ascontiguousarray(channels_first(images, channels))
+
+
+def _alike(X: list[Any]) -> bool:
+    """Whether X holds arrays of one shape and type, such as images."""
+    return (
+        all(isinstance(image, np.ndarray) and image.ndim > 1 for image in X)
+        and len({(i.shape, i.dtype) for i in X}) == 1
+    )
+
+
+def _stack(X: list[Any]) -> np.ndarray:
+    if not _alike(X):
+        raise ConvaeError("X is a list of arrays of several shapes or types, or of arrays and pictures; pass one kind")
+    return np.stack(X)
+
+
+def _as_list(X: Any) -> Any:
+    """An array or a column of a data frame that holds names of files, as a list; anything else as it is."""
+    column = np.asarray(X) if hasattr(X, "iloc") else X
+    if isinstance(column, np.ndarray) and column.dtype.kind in "OU" and column.size == len(column):
+        return column.ravel().tolist()
+    return X
 
 
 def _holds_pictures(X: Any) -> bool:

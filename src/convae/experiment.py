@@ -16,7 +16,7 @@ from convae.models.geometry import (
     resolve_kernels,
     show,
 )
-from convae.params import PARAMS_FILE, LayerParams, Params, parse_sections, read_text
+from convae.params import OWN_IMAGES, PARAMS_FILE, LayerParams, Params, parse_sections, read_text
 
 MOST_VALUES = 2**28  # of four bytes: 1 GiB
 
@@ -42,6 +42,7 @@ def load_experiment(path: Path = PARAMS_FILE, text: str | None = None) -> Params
     params = parse_sections(path, read_text(path) if text is None else text, Params)
     try:
         _check_sizes(params)
+        _check_shown(params)
         map_sizes(params)
         _check_filter_bank(params)
         _check_memory(params)
@@ -157,6 +158,13 @@ def _check_kept(params: Params, kept: int) -> None:
             )
 
 
+def _check_shown(params: Params) -> None:
+    """Check that the channels that the report shows exist."""
+    channels, last = image_shape(params.data)[0], max(params.report.channels or (0,))
+    if last >= channels:
+        raise ConvaeError(f"report.channels: channel {last} of images with {channels}, which are numbered from 0")
+
+
 def _check_filter_bank(params: Params) -> None:
     if params.model.layers and params.model.initialization == "filter_bank":
         layer, geometry, *_ = _sized_layers(params)[0]
@@ -169,7 +177,7 @@ def _check_filter_bank(params: Params) -> None:
 
 def _check_sizes(params: Params) -> None:
     """Check that training images are left once test and validation images are held out."""
-    if params.data.dataset == "image_folder":  # of unknown size until `download` has listed it
+    if params.data.dataset in OWN_IMAGES:  # of unknown number until `download` has listed them
         return
     images = CATALOGUE[params.data.dataset].images
     left = images["train"]

@@ -16,7 +16,7 @@ TOLERANCE = 1e-4  # relative to the length of all features; a square root magnif
 
 
 class _FeatureModel(nn.Module):
-    """Images `uint8 [N, C, H, W]` to features `float32 [N, D]` and, if there is one, the compact code `[N, d]`."""
+    """Images `[N, C, H, W]` to features `float32 [N, D]` and, if there is one, the compact code `[N, d]`."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -76,8 +76,7 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
         raise ConvaeError(f"{error}; install convae[onnx]") from None
     check_free(output, force)
     loaded = load_encoder(encoder)
-    height, width = loaded.config["image_size"]
-    images = _check_images(loaded.config["channels"], height, width)
+    images = _check_images(loaded)
     expected = [loaded.features(images)]  # also rejects an encoder without a readout
     if loaded.code:
         expected.append(loaded.features(images, code=True))
@@ -97,11 +96,16 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
     print(f"{output}: features of onnxruntime and torch differ by {deviation:.1e} of their length")
 
 
-def _check_images(channels: int, height: int, width: int) -> np.ndarray:
-    """Noise, a ramp and a flat image `uint8 [3, C, H, W]`; rounding errors are largest where an image is flat."""
-    noise = np.random.default_rng(0).integers(0, 256, (channels, height, width))
-    ramp = np.broadcast_to(np.linspace(0, 255, width), noise.shape)
-    return np.stack([noise, ramp, np.full_like(noise, 128)]).astype(np.uint8)
+def _check_images(encoder: Encoder) -> np.ndarray:
+    """Noise, a ramp and a flat image `[3, C, H, W]`; rounding errors are largest where an image is flat."""
+    config = encoder.config
+    noise = np.random.default_rng(0).integers(0, 256, (config["channels"], *config["image_size"]))
+    ramp = np.broadcast_to(np.linspace(0, 255, noise.shape[2]), noise.shape)
+    images = np.stack([noise, ramp, np.full_like(noise, 128)])
+    if encoder.image_type == np.uint8:
+        return images.astype(np.uint8)
+    fractions = (images / 255).astype(np.float32)
+    return encoder.scale.undo(fractions) if encoder.scale else fractions
 
 
 def _deviation(found: np.ndarray, expected: np.ndarray) -> float:

@@ -4,7 +4,7 @@ Needs only torch and NumPy; Pillow only for files and Pillow images.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
@@ -26,8 +26,9 @@ Images: TypeAlias = "Single | Iterable[Single]"
 """One array of images, a file, a Pillow image, or an iterable of single images of any sizes.
 
 An array is `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` (which wins if both are possible) and holds `uint8` or
-floating-point numbers from 0 to 1. In an iterable, each array is one image, without N. The W of `[N, H, W]` must not be
-1, 3 or 4, since such an array could be a single image `[H, W, C]`."""
+floating-point numbers from 0 to 1; or, for an encoder of arrays with `data.scale`, numbers of any type in their units.
+In an iterable, each array is one image, without N. The W of `[N, H, W]` must not be 1, 3 or 4, since such an array
+could be a single image `[H, W, C]`."""
 
 ROUNDING = 1e-4  # tolerance for numbers below 0 and above 1
 
@@ -55,7 +56,7 @@ def image_batches(images: Images, reading: Reading, batch_size: Callable[[Size],
         array = channels_first(images, reading.channels)
         size = batch_size((array.shape[2], array.shape[3]))
         for start in range(0, max(1, len(array)), size):
-            yield _checked(array[start : start + size])
+            yield _checked(array[start : start + size], reading.own_units)
         return
     one = isinstance(images, (str, os.PathLike)) or _is_pillow(images) or not isinstance(images, Iterable)
     pixels = (_single(image, reading) for image in (cast("Iterable[Single]", [images] if one else images)))
@@ -68,11 +69,9 @@ def _single(image: Single, reading: Reading) -> Tensor:
     """Read one image as `[C, H, W]`."""
     if isinstance(image, (np.ndarray, Tensor)):
         some = image[None, None] if image.ndim == 2 and reading.channels == 1 else image[None]
-        return _checked(channels_first(some, reading.channels))[0]
+        return _checked(channels_first(some, reading.channels), reading.own_units)[0]
     from convae.datasets.pictures import UnusableError, from_pillow, read_picture
 
-    if reading.channels not in (1, 3):
-        raise ConvaeError(f"pictures have 1 or 3 channels; this encoder needs arrays with {reading.channels}")
     try:
         if isinstance(image, (str, os.PathLike)):
             return torch.tensor(read_picture(image, reading))
@@ -109,12 +108,32 @@ def channels_first(images: Array, channels: int) -> Array:
     raise ConvaeError(f"images have the shape {shape}; expected for {channels} channel(s): {allowed}{hint}")
 
 
-def _checked(images: Array) -> Tensor:
-    """Check values and return a contiguous tensor of `uint8`, or of `float32` from 0 to 1."""
+def channel_axis(shape: Sequence[int]) -> int:
+    """The axis, 1 or 3, that most likely holds the channels of an array with this shape.
+
+    One or three channels are recognised. Otherwise two sides that are alike are height and width, and else the channels
+    are the fewer; the first axis wins if neither decides.
+
+    Example:
+        >>> channel_axis([9, 200, 12, 12]), channel_axis([9, 12, 12, 200]), channel_axis([9, 32, 28, 4])
+        (1, 3, 3)
+    """
+    _, first, middle, last = shape
+    if first in (1, 3) or last in (1, 3):
+        return 1 if first in (1, 3) else 3
+    if (first == middle) != (middle == last):
+        return 3 if first == middle else 1
+    return 3 if last < first else 1
+
+
+def _checked(images: Array, own_units: bool) -> Tensor:
+    """Check values and return a contiguous tensor of `uint8`, or of `float32` from 0 to 1 or in the encoder's units."""
     if isinstance(images, np.ma.MaskedArray):
         raise ConvaeError("images are a masked array, but encoders ignore masks; fill it with images.filled(0)")
     fractions = images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"
     kind = str(images.dtype).removeprefix("torch.")
+    if own_units:
+        return _finite(images)
     if not fractions and kind != "uint8":
         raise ConvaeError(f"images are {kind}; uint8 from 0 to 255 or floating-point numbers from 0 to 1 are needed")
     if isinstance(images, np.ndarray):
@@ -129,6 +148,18 @@ def _checked(images: Array) -> Tensor:
                 "from 0 to 1, or uint8 from 0 to 255"
             )
         images = images.clamp(0, 1)
+    return images
+
+
+def _finite(images: Array) -> Tensor:
+    """A contiguous tensor of `float32`, without NaN or infinity."""
+    if isinstance(images, np.ndarray):
+        if images.dtype.kind not in "uif":
+            raise ConvaeError(f"images are {images.dtype}; numbers are needed")
+        images = torch.from_numpy(np.require(images, np.float32, ["C", "W"]))
+    images = images.detach().float().contiguous()
+    if not bool(images.isfinite().all()):
+        raise ConvaeError("images hold NaN or infinity")
     return images
 
 

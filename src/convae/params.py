@@ -23,6 +23,7 @@ PARAMS_FILE = Path("params.yaml")
 MOST_ALIASES = 20  # nested YAML aliases multiply: a few lines of them expand to more than fits into memory
 MOST_PIXELS = 65_535  # along one side
 SMALLEST, LARGEST = 1e-12, 1e12  # their squares and reciprocals are finite in single precision, and not zero
+OWN_IMAGES = ("image_folder", "arrays")  # data sets of the user's own images
 UNWEIGHTED = ("k_nearest_neighbors", "mlp")  # classifiers without class_weight in scikit-learn
 
 
@@ -39,6 +40,10 @@ def _as_pair(value: Any) -> Any:
         allowed = f"one number or [height, width] is allowed, whole numbers from 1 to {MOST_PIXELS}"
         raise ValueError(f"found {_shorten(value)}; {allowed}")
     return pair
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _in_single_precision(value: float) -> float:
@@ -87,12 +92,27 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _as_range(value: Any) -> Any:
+    """Turn a list of two numbers into a pair, the first smaller than the second."""
+    if isinstance(value, str):
+        raise ValueError(f"found {_shorten(value)}; range, percentile, standard or [low, high] is allowed")
+    numbers = isinstance(value, (list, tuple)) and [one for one in value if type(one) in (int, float)]
+    if not numbers or len(value) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"found {_shorten(value)}; [low, high] needs two numbers, the first smaller than the second")
+    low, high = map(float, numbers)
+    for number in (low, high, high - low):
+        _in_single_precision(number)
+    return low, high
+
+
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Index = Annotated[int, Field(ge=0, lt=1024)]
 Name = Annotated[str, AfterValidator(_name)]
 Place = Annotated[Name, AfterValidator(_place)]
 Folder = Annotated[Place, AfterValidator(_folder)]
 Pair = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
 Real = Annotated[float, AfterValidator(_in_single_precision)]
+Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
 Odd = Annotated[int, Field(ge=3), AfterValidator(_odd)]
 Share = Annotated[float, Field(gt=0, lt=1)] | Positive
 
@@ -121,7 +141,7 @@ class Section(BaseModel):
 
 
 DatasetName = Literal[
-    "fashion_mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "digits", "image_folder"
+    "fashion_mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "digits", "image_folder", "arrays"
 ]
 
 
@@ -147,7 +167,10 @@ class DataParams(Section):
     group: Annotated[Name, AfterValidator(_pattern)] | None = None
     trust: bool = False
     image_size: Pair | None
-    color: Literal["rgb", "grey"]
+    channels: int | None = Field(default=None, ge=1, le=1024)
+    layout: Literal["channels_first", "channels_last"] = "channels_first"
+    scale: Literal["range", "percentile", "standard"] | Range | None = None
+    color: Literal["rgb", "grey", "bands"]
     fit: Literal["crop", "pad", "stretch"] = "crop"
     white_level: int | None = Field(default=None, gt=0, lt=2**16)
     validation_size: Share
@@ -155,15 +178,29 @@ class DataParams(Section):
     max_rejected: int = Field(ge=0)
     shards: Place | None
 
+    @property
+    def any_depth(self) -> bool:
+        """Whether images may have any number of channels: arrays, or bands of pictures."""
+        return self.dataset == "arrays" or (self.dataset == "image_folder" and self.color == "bands")
+
     @model_validator(mode="after")
     def _size_goes_with_folder(self) -> "DataParams":
-        if self.dataset == "image_folder" and self.image_size is None:
-            raise ValueError("image_size is needed for image_folder: one number or [height, width], in pixels")
-        if self.dataset != "image_folder" and self.image_size is not None:
+        if self.dataset in OWN_IMAGES and self.image_size is None:
+            raise ValueError(f"image_size is needed for {self.dataset}: one number or [height, width], in pixels")
+        if self.dataset not in OWN_IMAGES and self.image_size is not None:
             raise ValueError(f"image_size must be null for {self.dataset}, whose images all have the same size")
+        if self.any_depth and self.channels is None:
+            raise ValueError("channels is needed: the number of channels of an image")
+        if self.any_depth and self.shards:
+            raise ValueError("shards must be null for arrays and bands")
+        for key in ("channels", "scale"):
+            if not self.any_depth and getattr(self, key) is not None:
+                raise ValueError(f"{key} must be null; it describes arrays, or an image_folder with color: bands")
         for key in ("table", "group"):
             if self.dataset != "image_folder" and getattr(self, key) is not None:
                 raise ValueError(f"{key} must be null for {self.dataset}; it describes an image_folder")
+        if self.dataset != "arrays" and self.layout != "channels_first":
+            raise ValueError(f"layout must be channels_first for {self.dataset}; it describes arrays")
         if self.group and self.table and self.table.group:
             raise ValueError("group and table.group both name the groups; set one of them to null")
         return self
@@ -488,6 +525,12 @@ class ClassifierParams(Section):
         return self
 
 
+class ReportParams(Section):
+    """How the report shows images: the three channels to use as red, green and blue."""
+
+    channels: Annotated[tuple[Index, Index, Index], BeforeValidator(_as_tuple)] | None = None
+
+
 class TrackingParams(Section):
     """Where runs are recorded; no output of a stage depends on it."""
 
@@ -507,6 +550,7 @@ class Params(Section):
     train: TrainParams
     features: FeaturesParams
     classifier: ClassifierParams
+    report: ReportParams = ReportParams()
     tracking: TrackingParams
 
     @classmethod

@@ -28,7 +28,7 @@ class EncoderModel:
         self.encoder = encoder
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Return the features `float32 [N, D]` of images `uint8 [N, C, H, W]`, or with `{"code": True}` the code."""
+        """Return the features `float32 [N, D]` of images `[N, C, H, W]`, or with `{"code": True}` the code."""
         return self.encoder.features(images, code=bool(params and params.get("code")))
 
 
@@ -44,7 +44,7 @@ class ClassifierModel:
         self.classifier = classifier
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return a row for each of the images `uint8 [N, C, H, W]`: `label`, then a column for each class."""
+        """Return a row for each of the images `[N, C, H, W]`: `label`, then a column for each class."""
         scores, classes = self.classifier.scores(images), self.classifier.classes
         # float64 is the type that the published signature names, whatever the classifier returns.
         table = pd.DataFrame(scores.astype(np.float64), columns=score_columns(self.classifier))

@@ -14,7 +14,7 @@ TAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": data
 
 
 def test_every_data_set_that_parameters_allow_is_in_the_catalogue() -> None:
-    assert {*CATALOGUE, "image_folder"} == set(get_args(DatasetName))
+    assert {*CATALOGUE, "image_folder", "arrays"} == set(get_args(DatasetName))
 
 
 @pytest.mark.parametrize("name", IDX)

@@ -73,3 +73,33 @@ def test_halves_are_disjoint_complete_and_of_the_right_size(counts: list[int], s
 def test_impossible_splits_name_the_parameter(labels: list[int], size: float, message: str) -> None:
     with pytest.raises(ConvaeError, match=f"data.validation_size = {size}: {message}"):
         hold_out(part(np.array(labels, np.int64)), CLASSES, size, 0, "data.validation_size")
+
+
+def grouped(labels: np.ndarray | None, groups: np.ndarray) -> Part:
+    return Part(np.zeros((len(groups), 1, 1, 1), np.uint8), labels, np.arange(len(groups)), groups=groups)
+
+
+@pytest.mark.parametrize("size", [0.05, 0.1, 0.3, 0.4, 0.45, 0.7, 30])
+def test_groups_stay_whole_near_the_size_and_the_proportions(size: float) -> None:
+    groups = np.repeat(np.arange(60), 5)
+    labels = groups % 3
+    kept, held = hold_out(grouped(labels, groups), CLASSES, size, 0, "data.test_size")
+    assert not set(groups[kept.index]) & set(groups[held.index])
+    wanted = size if isinstance(size, int) else size * 300
+    assert abs(len(held.index) - wanted) <= 15
+    counts = np.bincount(labels[held.index], minlength=3)
+    assert counts.max() - counts.min() <= 5
+    assert hold_out(grouped(labels, groups), CLASSES, size, 0, "")[1].index.tolist() == held.index.tolist()
+
+
+def test_groups_of_unlike_sizes() -> None:
+    sizes = np.random.default_rng(0).integers(1, 30, 40)
+    groups = np.repeat(np.arange(40), sizes)
+    _, held = hold_out(grouped(None, groups), (), 0.25, 0, "data.test_size")
+    assert abs(len(held.index) / len(groups) - 0.25) < 0.05
+
+
+def test_a_class_of_one_group_cant_be_held_out() -> None:
+    labels = np.repeat([0, 1, 2], 20)
+    with pytest.raises(ConvaeError, match=r"class '[abc]' has too few groups to be in both halves"):
+        hold_out(grouped(labels, labels), CLASSES, 0.3, 0, "data.test_size")

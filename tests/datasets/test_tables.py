@@ -117,6 +117,15 @@ def test_pictures_without_a_label_become_the_unlabelled_part(films: Path, listed
     assert len((prepared / "unlabelled/paths.txt").read_text().splitlines()) == len(sets["unlabelled"])
 
 
+def test_unlabelled_pictures_of_a_group_that_is_held_out_are_left_out(films: Path, listed: Callable[..., Path]) -> None:
+    rows = frames(label=lambda film, frame: label(film, frame) if frame else "", group=film_name)
+    write(films / "labels.csv", rows)
+    prepared = listed(file="labels.csv")
+    held = films_of(prepared, "test") | films_of(prepared, "validation")
+    assert held
+    assert films_of(prepared, "unlabelled") == set(range(FILMS)) - held
+
+
 def test_missing_labels_and_shards_exclude_each_other(films: Path, listed: Callable[..., Path], tmp_path: Path) -> None:
     write(films / "labels.csv", frames(label=lambda film, frame: label(film, frame) if film < 8 else ""))
     with pytest.raises(ConvaeError, match=r"data.shards: all training pictures need a label, or none"):
@@ -214,7 +223,7 @@ def test_an_ambiguous_table_is_one_line(
         ("path,path\na.png,x\n", {}, "two columns are called 'path'"),
         ("path,label\na.png\n", {}, "row 2: 1 values for 2 columns"),
         ("path,label\na,b.png,cat\n", {}, "row 2: 3 values for 2 columns"),
-        ("", {}, "no column 'path', only"),
+        ("", {}, "labels.csv: it has no header"),
         ("path\n\xff", {}, r"not a readable table \('utf-8' codec"),
         (None, {}, "labels.csv: No such file or directory"),
         ("path\na.png\n", {"file": "../labels.csv"}, "labels.csv: No such file or directory"),

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from dvc.repo import Repo
+from onnxruntime import InferenceSession
 from PIL import Image
 
 from convae import load_encoder
+from convae.classifier import load_image_classifier
 
 ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "C", "PYTHONHASHSEED": "7", "LOGNAME": "other", "HOME": "/nowhere"}
 NO_SERVER = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
@@ -205,3 +207,72 @@ def test_colour_images_without_classes(colours, tmp_path):
     assert "accuracy" not in metrics["test"]
     assert 0 < metrics["test"]["linear_reconstruction_mse"] < 0.1
     check_report(repository, tmp_path / "pictures")
+
+
+@pytest.fixture(scope="module")
+def measured(clone, tmp_path_factory):
+    """A clone after all stages on 90 images of five channels in different units, and the images with their labels."""
+    random, labels = np.random.default_rng(0), np.arange(90) % 3
+    images = random.normal(size=(90, 5, 12, 16)).astype(np.float32)
+    images[:, 1] += 3 * np.sin(np.arange(16) * (1 + labels[:, None, None]))
+    images = images * np.array([1, 10, 0.01, 1000, 5], np.float32)[:, None, None] - 7
+    stack = tmp_path_factory.mktemp("measured") / "stack.npz"
+    np.savez(stack, images=images, labels=labels)
+    repository = clone()
+    repository.set(
+        "data.dataset=arrays",
+        f"data.root={stack}",
+        "data.image_size=[12,16]",
+        "data.channels=5",
+        "data.scale=percentile",
+        "train.epochs=20",
+        "report.channels=[3,1,0]",
+        "classifier.kind=logistic_regression",
+        "classifier.logistic_regression.C=[0.01]",
+    )
+    repository.run("python", "-c", STAGES, PYTHONPATH="src", CONVAE_TRACKING="off")
+    return repository, images, labels
+
+
+@pytest.mark.slow
+def test_five_channels_in_units_of_their_own_run_from_end_to_end(measured):
+    repository, images, labels = measured
+    metrics = json.loads(repository.read("reports/metrics.json"))
+    assert metrics["test"]["accuracy"] > 0.6  # one in three by chance
+    encoder = load_encoder(repository.folder / "models/encoder")
+    assert encoder.config["channels"] == 5
+    # Filters of whitened windows: as many weights as the window has values.
+    assert encoder.parameter_count == 8 * 7 * 7 * 5 + 16 * 64
+    test = np.load(repository.folder / "data/prepared/test/images.npy")
+    stored = np.load(repository.folder / "data/features/test.npy")
+    np.testing.assert_allclose(encoder.features(test), stored, atol=1e-5)
+    rows = [int((images == image).all((1, 2, 3)).argmax()) for image in test]
+    classifier = load_image_classifier(repository.folder / "models")
+    right = np.mean(np.array(classifier.predict(images[rows])) == labels[rows].astype(str))
+    assert right == pytest.approx(metrics["test"]["accuracy"])
+    page = repository.read("reports/report.html").decode()
+    assert "Reconstructions" in page
+
+
+@pytest.mark.slow
+def test_arrays_pass_through_every_door(measured, tmp_path):
+    repository, images, _ = measured
+    models = str(repository.folder / "models")
+    np.save(tmp_path / "stack.npy", images[:4])
+    expected = load_encoder(f"{models}/encoder").features(images[:4])
+    encoder = ("--encoder", f"{models}/encoder")
+    source, target = str(tmp_path / "stack.npy"), str(tmp_path / "features.npy")
+    said = repository.run("convae", "features", source, *encoder, "-o", target).stdout
+    assert said.splitlines() == [f"{source}[{row}]" for row in range(4)]
+    np.testing.assert_allclose(np.load(target), expected, atol=1e-5)
+    classified = repository.run("convae", "classify", source, "--model", models).stdout
+    assert len(classified.splitlines()) == 4
+    repository.run("convae", "export", *encoder, "--onnx", str(tmp_path / "encoder.onnx"))
+    session = InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].type == "tensor(float)"
+    np.testing.assert_allclose(session.run(None, {"images": images[:4]})[0], expected, atol=1e-3)
+    assert "in the units trained on" in repository.run("convae", "info", f"{models}/encoder").stdout
+    paint(tmp_path / "photo.png", True, 1)
+    refused = repository.run("convae", "features", str(tmp_path / "photo.png"), *encoder, "-o", "f.npy", check=False)
+    assert refused.returncode == 1
+    assert "photo.png: a picture has 1 or 3 channels; an array of 5 is needed" in refused.stderr

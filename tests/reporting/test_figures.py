@@ -6,7 +6,7 @@ from matplotlib.image import imread
 from convae.datasets.image_set import ImageSet
 from convae.models.geometry import LayerGeometry, ReceptiveField
 from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
-from convae.reporting.drawing import save_figure, short, signed_to_rgb, style, tile, to_rgb
+from convae.reporting.drawing import Paint, save_figure, short, signed_to_rgb, style, tile, to_rgb
 from convae.reporting.figures import _patch, example_images, filters_figure, resize, strongest_patches_figure
 from convae.training.train import train_encoder
 
@@ -86,7 +86,7 @@ def predictions(**columns):
 @pytest.mark.parametrize("certainty", ["confidence", "margin"])
 def test_mistakes_are_sorted_by_confidence(certainty):
     images = np.zeros((4, 1, 5, 5), np.uint8)
-    figure = mistakes_figure(images, predictions(**{certainty: [0.99, 0.5, 0.9, 0.9]}))
+    figure = mistakes_figure(images, predictions(**{certainty: [0.99, 0.5, 0.9, 0.9]}), Paint())
     shown = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
     assert shown == ["a", "b", "b"]  # images 2, 3 and 1
     assert [axes.get_title().splitlines()[0] for axes in figure.axes[:3]] == ["b", "a", "a"]
@@ -94,7 +94,7 @@ def test_mistakes_are_sorted_by_confidence(certainty):
 
 def test_without_mistakes_there_is_no_figure():
     table = predictions(confidence=[1.0, 1, 1, 1]).assign(prediction=["a", "b", "a", "b"])
-    assert mistakes_figure(np.zeros((4, 1, 5, 5), np.uint8), table) is None
+    assert mistakes_figure(np.zeros((4, 1, 5, 5), np.uint8), table, Paint()) is None
 
 
 def test_examples_are_the_first_of_each_class():
@@ -118,14 +118,15 @@ def test_a_patch_is_exactly_what_a_place_of_a_map_depends_on():
     ]
     field = ReceptiveField.of(layers)
     image = np.arange(1, 1 + 24 * 20, dtype=np.uint8).reshape(1, 24, 20)
-    corner = _patch(image, (0, 0), field)
+    picture = Paint()(image)
+    corner = _patch(picture, (0, 0), field)
     assert corner.shape == (*field.size, 3)
     top, left = (-start for start in field.start)
     assert not corner[:top].any()
     assert not corner[:, :left].any()
     seen = image[0, : field.size[0] - top, : field.size[1] - left]
     assert np.array_equal(np.rint(corner[top:, left:, 0] * 255), seen)
-    shifted = _patch(image, (2, 3), field)
+    shifted = _patch(picture, (2, 3), field)
     down, right = 2 * field.step[0] + field.start[0], 3 * field.step[1] + field.start[1]
     assert round(255 * shifted[max(0, -down), max(0, -right), 0]) == image[0, max(0, down), max(0, right)]
 
@@ -133,13 +134,13 @@ def test_a_patch_is_exactly_what_a_place_of_a_map_depends_on():
 def test_a_map_is_shown_with_what_it_responds_to_most(shipped, train_set, validation_set, tmp_path):
     params = shipped(objective={"kind": "none", "sparsity": None})
     encoder, _, _ = train_encoder(params, train_set, validation_set, lambda row: None, tmp_path, progress=False)
-    figure = strongest_patches_figure(encoder, validation_set.images, 1)
+    figure = strongest_patches_figure(encoder, validation_set.images, 1, Paint())
     assert len(figure.axes[0].get_xticklabels()) == 8
     maps = encoder.activation_maps(validation_set.images)[1]
     strongest = np.abs(maps[:, 0]).reshape(len(maps), -1)
     image, place = np.unravel_index(strongest.argmax(), strongest.shape)
     field = ReceptiveField.of(encoder.autoencoder.geometry)
-    patch = _patch(validation_set.images[image], divmod(int(place), maps.shape[3]), field)
+    patch = _patch(Paint()(validation_set.images[image]), divmod(int(place), maps.shape[3]), field)
     scale = -(-96 // (3 * field.size[0] + 2))
     shown = figure.axes[0].images[0].get_array()[: field.size[0] * scale : scale, : field.size[1] * scale : scale]
     assert np.allclose(shown, patch)

@@ -173,7 +173,11 @@ def image_shape(data: DataParams) -> tuple[int, int, int]:
         >>> image_shape(Params.default().data)
         (1, 28, 28)
     """
+    if data.any_depth:
+        assert data.image_size is not None  # DataParams rejects parameters without size and channels
+        assert data.channels is not None
+        return (data.channels, *data.image_size)
     if data.dataset == "image_folder":
-        assert data.image_size is not None  # DataParams rejects an image folder without a size
+        assert data.image_size is not None  # and an image folder without a size
         return (1 if data.color == "grey" else 3, *data.image_size)
     return CATALOGUE[data.dataset].shape

@@ -31,7 +31,7 @@ MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
 def decode_files(
     root: Path, files: Iterable[ImageFile], images: np.ndarray | ShardWriter, reading: Reading
 ) -> tuple[dict[int, Rejected], np.ndarray]:
-    """Decode the listed `files` below `root` in threads, in order, into `images` (`uint8 [N, C, H, W]`).
+    """Decode the listed `files` below `root` in threads, in order, into `images` (`[N, C, H, W]`).
 
     Returns:
         The rejected file of each row that stays empty, and `cropped` and `dim` of each picture, `float32 [N, 2]`, see

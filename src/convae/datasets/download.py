@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convae.datasets.arrays import copy_arrays
 from convae.datasets.catalogue import CATALOGUE, Dataset
 from convae.datasets.groups import grouped
 from convae.datasets.image_folder import list_images
@@ -27,6 +28,8 @@ def download(data: DataParams, output: Path, downloads: Path) -> str:
     lists its pictures (part, class, path relative to the root, bytes, SHA-256, group), and `rejected.csv` lists all
     other files, or rows of the table, with the reason for their rejection.
 
+    Arrays of the user's own are described in `arrays.py`.
+
     Args:
         data: the section `data` of the parameters.
         output: `data/raw/<dataset>`; replaced as a whole, or left unchanged if an error occurs.
@@ -43,6 +46,9 @@ def download(data: DataParams, output: Path, downloads: Path) -> str:
         if data.dataset == "image_folder":
             files, rejected = list_table(root, data.table) if data.table else list_images(root)
             write_listing(folder, grouped(files, data.group), rejected)
+            return f"data.root = {root}"
+        if data.dataset == "arrays":
+            copy_arrays(data, folder)
             return f"data.root = {root}"
         return _from_first_source(data, CATALOGUE[data.dataset], downloads / data.dataset, folder)
 

@@ -44,7 +44,8 @@ def find_duplicates(parts: Mapping[str, ImageSet]) -> dict[str, Any]:
         for rows in row_chunks(images, CHUNK_BYTES):
             chunk = images[rows]
             hashes[name][rows] = _hashes(chunk)
-            descriptions = describe(chunk)
+            scale = parts[name].scale
+            descriptions = describe(scale.apply(chunk) if scale else chunk)
             if own:
                 own.take(descriptions, rows.start)
             for lookout in lookouts.values():

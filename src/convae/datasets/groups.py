@@ -27,6 +27,8 @@ def grouped(files: Sequence[ImageFile], pattern: str | None) -> list[ImageFile]:
         ['cat', 'cat']
     """
     if pattern:
+        if any(file.group for file in files):
+            raise ConvaeError(f"data.group = {pattern}: the table has a column of groups, too; set data.group to null")
         found = [re.search(pattern, Path(file.path).name) for file in files]
         files = [replace(file, group=match[1] or "" if match else "") for file, match in zip(files, found, strict=True)]
     groups = {file.group for file in files}

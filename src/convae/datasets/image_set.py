@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from convae.datasets.reading import Scale
 from convae.datasets.shards import Shape, ShardedImages, open_shards, spread
 from convae.errors import ConvaeError
 from convae.files import array_sha256, new_array, read_json, row_chunks, save_array, write_json
@@ -14,11 +15,14 @@ from convae.files import array_sha256, new_array, read_json, row_chunks, save_ar
 SHARDS_FILE = "shards.json"
 SAMPLE_BYTES = 1 << 27  # of images in shards
 MOST_EXAMPLES = 10
+PERCENTILE_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images `uint8 [N, C, H, W]` and, if known, labels `int64 [N]` that index `classes`.
+    """Images `uint8` or `float32 [N, C, H, W]` and, if known, labels `int64 [N]` that index `classes`.
+
+    Numbers of `float32` are from 0 to 1, or else `scale` says how to get there.
 
     With `data.shards`, the training images are `ShardedImages`; slices and rows of these are NumPy arrays.
 
@@ -31,6 +35,7 @@ class ImageSet:
     labels: np.ndarray | None
     classes: tuple[str, ...]
     sha256: str
+    scale: Scale | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,7 +89,8 @@ class ImageSet:
             shape, classes, sha256 = (description[key] for key in ("shape", "classes", "sha256"))
             if list(images.shape) != shape or (labels is not None and labels.shape != images.shape[:1]):
                 raise ConvaeError(f"{folder}: images, labels and description differ in size; rerun `dvc repro prepare`")
-            return cls(images, labels, tuple(classes), sha256)
+            scale = Scale(**description["scale"]) if "scale" in description else None
+            return cls(images, labels, tuple(classes), sha256, scale)
         except ConvaeError:
             raise
         except Exception as error:  # a damaged header can make NumPy raise nearly anything
@@ -93,21 +99,28 @@ class ImageSet:
 
 
 def write_image_set(
-    folder: Path, shape: Shape, chunks: Iterable[np.ndarray], labels: np.ndarray | None, classes: Sequence[str]
+    folder: Path,
+    shape: Shape,
+    chunks: Iterable[np.ndarray],
+    labels: np.ndarray | None,
+    classes: Sequence[str],
+    dtype: type[np.generic] = np.uint8,
 ) -> dict[str, Any]:
     """Write an image set chunk by chunk, so that memory does not grow with N.
 
     Args:
         folder: where to write.
         shape: shape `(N, C, H, W)` of all images together.
-        chunks: images `uint8 [n, C, H, W]`.
+        chunks: images `[n, C, H, W]`.
         labels: `int64 [N]`, or None.
         classes: names of the labels.
+        dtype: the type to store, `uint8` or `float32`.
 
     Returns:
         The description: shape, classes, images per class, mean and standard deviation per channel in [0, 1], the
         `levels` (0 to 255) below and above which lie a thousandth of the pixels each, SHA-256 of images and of labels,
-        and one SHA-256 over both.
+        and one SHA-256 over both. Of `float32`, mean and deviation are in the images' units, and in place of levels
+        come the `ranges` and `percentiles` (0.1 and 99.9) of each channel.
 
     Example:
         >>> images = np.zeros((2, 1, 8, 8), np.uint8)
@@ -116,7 +129,7 @@ def write_image_set(
         ({'cat': 1, 'dog': 1}, [1, 0])
     """
     folder.mkdir(parents=True, exist_ok=True)
-    images = new_array(folder / "images.npy", np.uint8, shape)
+    images = new_array(folder / "images.npy", dtype, shape)
     start = 0
     for chunk in chunks:
         images[start : start + len(chunk)] = chunk
@@ -158,6 +171,22 @@ def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[st
         >>> description["shape"], description["mean"], description["standard_deviation"], description["levels"]
         ([5, 1, 8, 8], [1.0], [0.0], [255, 255])
     """
+    hashes = {"images": array_sha256(images)}
+    counts = None
+    if labels is not None:
+        hashes["labels"] = array_sha256(labels.astype(np.int64))
+        counts = dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True))
+    return {
+        "shape": list(images.shape),
+        "classes": list(classes),
+        "images_per_class": counts,
+        **(_levels(images) if images.dtype == np.uint8 else _ranges(images)),
+        "hashes": hashes,
+        "sha256": array_sha256(np.frombuffer("".join(hashes.values()).encode(), np.uint8)),
+    }
+
+
+def _levels(images: np.ndarray) -> dict[str, Any]:
     # Counting each value is exact in any order of summation, and needs no large temporaries.
     histogram = np.zeros((images.shape[1], 256), np.int64)
     for rows in row_chunks(images, 1 << 20):
@@ -169,18 +198,32 @@ def describe(images: np.ndarray, labels: np.ndarray | None, classes: Sequence[st
     deviation = np.sqrt(np.maximum(histogram @ brightness**2 / pixels - mean**2, 0))
     below = histogram.sum(0).cumsum()
     levels = np.searchsorted(below, [0.001 * below[-1], 0.999 * below[-1]]).tolist()
-    hashes = {"images": array_sha256(images)}
-    counts = None
-    if labels is not None:
-        hashes["labels"] = array_sha256(labels.astype(np.int64))
-        counts = dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True))
     return {
-        "shape": list(images.shape),
-        "classes": list(classes),
-        "images_per_class": counts,
         "mean": [round(float(value), 6) for value in mean],
         "standard_deviation": [round(float(value), 6) for value in deviation],
         "levels": levels,
-        "hashes": hashes,
-        "sha256": array_sha256(np.frombuffer("".join(hashes.values()).encode(), np.uint8)),
+    }
+
+
+def _ranges(images: np.ndarray) -> dict[str, Any]:
+    if not len(images):
+        return {key: [] for key in ("mean", "standard_deviation", "ranges", "percentiles")}
+    channels = images.shape[1]
+    total, squares = np.zeros(channels), np.zeros(channels)
+    low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
+    pixels = images.size // channels
+    for rows in row_chunks(images, 1 << 20):
+        total += images[rows].sum((0, 2, 3), dtype=np.float64)
+        low = np.minimum(low, images[rows].min((0, 2, 3)))
+        high = np.maximum(high, images[rows].max((0, 2, 3)))
+    mean = total / pixels
+    for rows in row_chunks(images, 1 << 20):
+        squares += np.square(images[rows] - mean[:, None, None]).sum((0, 2, 3))
+    # Of a sample, because exact percentiles would need all numbers in memory.
+    sample = images[spread(len(images), max(1, PERCENTILE_VALUES // (images.size // len(images))))]
+    return {
+        "mean": mean.tolist(),
+        "standard_deviation": np.sqrt(squares / pixels).tolist(),
+        "ranges": np.stack([low, high], axis=1).tolist(),
+        "percentiles": np.percentile(sample, [0.1, 99.9], axis=(0, 2, 3)).T.tolist(),
     }

@@ -7,6 +7,7 @@ become the unlabelled part.
 
 import csv
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,13 +75,17 @@ def _read(root: Path, table: TableParams) -> Iterator[tuple[int, dict[str, str]]
         if not path.resolve(strict=True).is_relative_to(root.resolve()):
             raise ConvaeError(f"data.table.file = {table.file}: it leads out of data.root = {root}; put it there")
         rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
-        header = next(rows, [])
+        header = [name.strip() for name in next(rows, [])]
+        if not header:
+            raise ConvaeError(f"{path}: it has no header")
         places = _columns(path, header, table)
         empty = True
         for number, row in enumerate(rows, 2):
+            if not row:
+                continue
             if len(row) != len(header):
                 raise ConvaeError(f"{path}, row {number}: {len(row)} values for {len(header)} columns")
-            yield number, {name: row[place] for name, place in places.items()}
+            yield number, {name: row[place].strip() if name != "path" else row[place] for name, place in places.items()}
             empty = False
     except OSError as error:
         raise ConvaeError(f"{path}: {error.strerror or error}") from None
@@ -94,13 +99,20 @@ def _csv(path: Path) -> Iterator[list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
         header = stream.readline()
         stream.seek(0)
-        yield from (row for row in csv.reader(stream, delimiter=max(SEPARATORS, key=header.count)) if row)
+        yield from csv.reader(stream, delimiter=max(SEPARATORS, key=header.count))
 
 
 def _parquet(path: Path) -> Iterator[list[str]]:
     import pandas as pd
 
-    frame = pd.read_parquet(path, dtype_backend="numpy_nullable")  # with missing values, integers stay integers
+    try:
+        frame = pd.read_parquet(path, dtype_backend="numpy_nullable")  # with missing values, integers stay integers
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can make pandas raise nearly anything
+        raise ValueError(str(error)) from None
+    if frame.index.name is not None:
+        frame = frame.reset_index()
     yield [str(column) for column in frame.columns]
     yield from frame.astype("string").fillna("").to_numpy().tolist()
 
@@ -118,7 +130,7 @@ def _columns(path: Path, header: Sequence[str], table: TableParams) -> dict[str,
             found = f"no column '{printable(column)}', only {', '.join(map(printable, header))}"
             raise ConvaeError(f"{path}: {found}; set data.table.{name} to one of these")
     if unused := [printable(column) for place, column in enumerate(header) if place not in places.values()]:
-        print(f"{path}: columns that are not used: {', '.join(unused)}")
+        print(f"{path}: columns that are not used: {', '.join(unused)}", file=sys.stderr)
     return places
 
 
@@ -126,15 +138,19 @@ def _relative(root: Path, folder: Path, path: str, where: str) -> str:
     """The path relative to `root`, in one spelling."""
     if not path:
         raise ConvaeError(f"{where}: it names no picture")
-    relative = os.path.relpath(folder / path, root)
-    real = (root / relative).resolve()
-    if relative.startswith(os.pardir) or not real.is_relative_to(root.resolve()):
+    try:
+        home = root.resolve()
+        relative = os.path.relpath(folder / path, home if Path(path).is_absolute() else root)
+        is_inside = (root / relative).resolve().is_relative_to(home)
+    except (OSError, RuntimeError, ValueError) as error:  # a link in a circle, or a zero byte
+        raise ConvaeError(f"{where}: {printable(path)}: {error}") from None
+    if Path(relative).parts[0] == os.pardir or not is_inside:
         raise ConvaeError(f"{where}: {printable(path)} leads out of data.root = {root}, on which runs depend")
     return Path(relative).as_posix()
 
 
 def _with_unlabelled(files: Sequence[ImageFile]) -> list[ImageFile]:
-    if not any(file.label for file in files):
+    if not any(file.label for file in files if file.part == "train"):
         return list(files)
     return [file if file.label or file.part != "train" else replace(file, part="unlabelled") for file in files]
 

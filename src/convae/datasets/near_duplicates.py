@@ -108,7 +108,7 @@ class Lookout:
 
 
 def describe(images: np.ndarray) -> np.ndarray:
-    """Descriptors of images `uint8 [N, C, H, W]`: integers `float32 [N, 64]` of length 4000; zeros for a flat image.
+    """Descriptors of images `[N, C, H, W]`: integers `float32 [N, 64]` of length 4000; zeros for a flat image.
 
     Example:
         >>> describe(np.zeros((2, 3, 32, 32), np.uint8)).shape

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from convae.datasets.bands import read_bands
 from convae.datasets.foreign import FORMAT_NAMES, FORMATS, what_it_is
 from convae.datasets.reading import Reading
 from convae.names import printable
@@ -31,6 +32,8 @@ DEPTHS = {1, 2, 4, 8, 12, 16}
 CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, PALETTE: 1, 5: 4, 6: 3}
 TRANSPARENCY = ((1,), (2,))  # values of ExtraSamples that mean one alpha channel
 NUMBERS = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
+
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # For the EXIF orientations from 2 on; 1 is upright.
 TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
@@ -76,6 +79,7 @@ def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
         >>> read_picture("picture.png", Reading(channels=3, size=(16, 16))).shape
         (3, 16, 16)
     """
+    _check_reading(reading)
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
@@ -84,7 +88,7 @@ def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
 
 
 def decode(content: bytes, reading: Reading) -> Picture:
-    """Decode a PNG, JPEG, WebP, BMP or TIFF picture, turned upright by its EXIF orientation.
+    """Decode a PNG, JPEG, WebP, BMP or TIFF picture, turned upright by its EXIF orientation; or bands, see `bands.py`.
 
     Transparent pixels are blended with white. Channels of more than 8 bits are scaled so that `reading.white_level`
     becomes 255. CMYK is converted to RGB without a profile, and colour profiles are ignored. If a JPEG file (MPO) holds
@@ -109,6 +113,9 @@ def decode(content: bytes, reading: Reading) -> Picture:
     if other := what_it_is(content) if content else "empty file; get it again":
         raise UnusableError(other)
     with _one_line_errors():
+        _check_reading(reading)
+        if reading.bands:
+            return Picture(_bands(content, reading), 0.0)
         try:
             opened = Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS])
         except UnidentifiedImageError:  # its own message is useless: a memory address
@@ -144,6 +151,7 @@ def from_pillow(image: Image.Image, reading: Reading) -> Picture:
         >>> from_pillow(Image.new("L", (40, 30), 7), Reading(channels=1)).pixels.shape
         (1, 30, 40)
     """
+    _check_reading(reading)
     with _one_line_errors():
         _check_single(image)
         tags = getattr(image, "tag_v2", {})
@@ -151,6 +159,16 @@ def from_pillow(image: Image.Image, reading: Reading) -> Picture:
         if _has_deep_colours(image) or (max(tags.get(BITS, (1,))) > 8 and not image.mode.startswith("I")):
             raise UnusableError("16 bits per channel, of which Pillow keeps only 8; pass the file instead")
         return _finish(_flat(image, reading.white_level), _turn(image), reading)
+
+
+def _check_reading(reading: Reading) -> None:
+    """Reject pictures where arrays are needed."""
+    if reading.bands:
+        return
+    if reading.channels not in (1, 3):
+        raise UnusableError(f"a picture has 1 or 3 channels; an array of {reading.channels} is needed")
+    if reading.own_units:
+        raise UnusableError("an array in the units of the training images is needed, and a picture has no such units")
 
 
 @contextmanager
@@ -166,9 +184,18 @@ def _one_line_errors() -> Iterator[None]:
         raise UnusableError(printable(f"damaged, or it violates its format ({reason})")) from None
 
 
+def _bands(content: bytes, reading: Reading) -> np.ndarray:
+    if content[:4] not in TIFF_HEADS:
+        raise UnusableError("not a TIFF, which data.color: bands needs")
+    try:
+        return read_bands(content, reading)
+    except ValueError as error:
+        raise UnusableError(printable(str(error))) from None
+
+
 def _tiff_tags(content: bytes) -> Mapping[int, Any]:
     """The tags of the first page of a TIFF that Pillow can't open; empty for other formats."""
-    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if content[:4] not in TIFF_HEADS:
         return {}
     tags = ImageFileDirectory_v2(content[:16] if b"+" in content[:4] else content[:8])
     stream = io.BytesIO(content)

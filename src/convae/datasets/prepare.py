@@ -2,24 +2,25 @@
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convae.datasets.arrays import CLASSES_FILE
 from convae.datasets.catalogue import CATALOGUE, image_shape
 from convae.datasets.decoding import decode_files
 from convae.datasets.duplicates import find_duplicates
 from convae.datasets.image_folder import ImageFile, Rejected, classes_of
 from convae.datasets.image_set import ImageSet, write_image_set, write_sharded_image_set
 from convae.datasets.listing import FILES, ListedFiles, read_rejected
-from convae.datasets.reading import Reading
+from convae.datasets.reading import Reading, Scale
 from convae.datasets.shards import ShardedImages, ShardWriter, create_shards, open_shards, pieces_of, write_shards
 from convae.datasets.splits import Part, hold_out
 from convae.errors import ConvaeError
-from convae.files import content_sha256, row_chunks, write_json
+from convae.files import content_sha256, read_json, row_chunks, write_json
 from convae.names import PARTS
 from convae.params import DataParams
 from convae.processes import ALONE, Processes
@@ -53,23 +54,31 @@ def prepare(data: DataParams, seed: int, raw: Path, output: Path, processes: Pro
     with processes.shared_folder(output) as folder:
         if data.dataset == "image_folder":
             given, classes, rejected, lost = _from_folder(data, raw, folder / "decoded", processes)
+        elif data.dataset == "arrays":
+            given, classes, rejected, lost = _from_own_arrays(raw)
         else:
             given, classes, rejected, lost = _from_arrays(data, raw, processes)
         if processes.rank:
             return
         parts = _divide(given, classes, data, seed)
-        descriptions = {name: _write_part(folder / name, part, classes) for name, part in parts.items()}
+        scaled = data.scale is not None
+        together = {name: [part] for name, part in parts.items()}
         if data.dataset == "image_folder" and len(parts["unlabelled"].index):
             # The encoder learns from this part alone, so the labelled pictures have to be in it as well.
-            both = parts["unlabelled"], parts["train"]
-            descriptions["unlabelled"] = _write_unlabelled(folder / "unlabelled", both)
+            together["unlabelled"].append(parts["train"])
+        descriptions = {name: _write_part(folder / name, some, classes, scaled) for name, some in together.items()}
         shutil.rmtree(folder / "decoded", ignore_errors=True)
+        scale = _fit_scale(data.scale, descriptions["train"])
+        if scale:
+            for name in parts:
+                _add_scale(folder / name, scale)
         summary = {
             "dataset": data.dataset,
             "shape": list(image_shape(data)),
             "classes": list(classes),
             "parts": _summary(descriptions, given),
             "rejected": [asdict(file) for file in rejected],
+            **({"scale": asdict(scale)} if scale else {}),
             "cropped": round(float(np.median(lost[:, 0])), 6),
             "dim": int(lost[:, 1].sum()),
             **find_duplicates({name: ImageSet.load(folder / name) for name in parts}),
@@ -82,7 +91,7 @@ def _summary(descriptions: Mapping[str, Mapping[str, Any]], given: Collection[st
 
     If images belong to groups, also the number of these.
     """
-    kept = ("images_per_class", "mean", "standard_deviation", "levels", "sha256", "groups")
+    kept = ("images_per_class", "mean", "standard_deviation", "levels", "ranges", "percentiles", "sha256", "groups")
     return {
         name: {
             "images": description["shape"][0],
@@ -109,17 +118,66 @@ def _from_arrays(data: DataParams, raw: Path, processes: Processes) -> Given:
     return parts, dataset.classes, [], np.zeros((1, 2))
 
 
+def _from_own_arrays(raw: Path) -> Given:
+    """Open the arrays that `copy_arrays` wrote."""
+    try:
+        classes, parts = tuple(read_json(raw / CLASSES_FILE)), {}
+        for name in PARTS:
+            files = {kind: raw / f"{name}_{kind}.npy" for kind in ("images", "labels", "groups")}
+            if files["images"].exists():
+                images = np.load(files["images"], mmap_mode="r", allow_pickle=False)
+                labels, groups = (
+                    np.load(files[kind], allow_pickle=False) if files[kind].exists() else None
+                    for kind in ("labels", "groups")
+                )
+                parts[name] = Part(images, labels, np.arange(len(images)), groups=groups)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConvaeError(f"{raw}: not an output of download ({error}); rerun `dvc repro download`") from None
+    return parts, classes, [], np.zeros((1, 2))
+
+
+def _fit_scale(rule: str | tuple[float, float] | None, training: Mapping[str, Any]) -> Scale | None:
+    """The scale that `data.scale` asks for, fitted to the training images that are described."""
+    if rule is None:
+        return None
+    if rule == "standard":
+        offset, divisor = np.array(training["mean"]), np.array(training["standard_deviation"])
+    elif isinstance(rule, str):
+        low, high = np.array(training["ranges" if rule == "range" else "percentiles"]).T
+        # Where nearly all numbers are the same, percentiles say nothing.
+        low, high = np.where(high > low, [low, high], np.array(training["ranges"]).T)
+        offset, divisor = low, high - low
+    else:
+        low, high = np.array([rule] * training["shape"][1]).T
+        offset, divisor = low, high - low
+    divisor = np.where(divisor > 0, divisor, 1)  # a constant channel
+    # As single precision stores them, so that config.json has the very numbers that are used.
+    rounded = (values.astype(np.float32).tolist() for values in (offset, divisor))
+    try:
+        return Scale(*map(tuple, rounded))
+    except ValueError:
+        raise ConvaeError(f"data.scale = {rule}: the numbers are too large or too close for single precision") from None
+
+
+def _add_scale(folder: Path, scale: Scale) -> None:
+    description = read_json(folder / "description.json")
+    write_json(folder / "description.json", description | {"scale": asdict(scale)})
+
+
 def _from_folder(data: DataParams, raw: Path, scratch: Path, processes: Processes) -> Given:
     """Decode the files that `raw` lists into arrays in `scratch`, or the training part into `data.shards`."""
     root, rejected = Path(data.root), read_rejected(raw)
     classes = classes_of(ListedFiles(raw, "train"))
     numbers = {label: number for number, label in enumerate(classes or [""])}
     channels, height, width = image_shape(data)
-    reading = Reading(channels, (height, width), data.fit, data.white_level)
+    own_units = data.scale is not None
+    reading = Reading(channels, (height, width), data.fit, data.white_level, own_units, data.color == "bands")
+    dtype = np.float32 if own_units else np.uint8
     scratch.mkdir(exist_ok=True)
-    parts, lost = {}, []
+    parts, lost, groups = {}, [], {}
     for name in (*PARTS, "unlabelled"):
         files = ListedFiles(raw, name)
+        groups[name] = [file.group for file in files]
         labels = np.fromiter((numbers.get(file.label, 0) for file in files), np.int64)
         if not len(labels):
             continue
@@ -130,7 +188,7 @@ def _from_folder(data: DataParams, raw: Path, scratch: Path, processes: Processe
             address = f"{data.shards}/{key}/{name}"
             images, share, mine = _decode_into_shards(root, files, address, shape, reading, processes)
         else:
-            images = processes.shared_array(scratch / f"{name}.npy", np.uint8, shape)
+            images = processes.shared_array(scratch / f"{name}.npy", dtype, shape)
             share = processes.share_of(len(labels))
             mine = decode_files(root, islice(files, share.start, share.stop), images[share], reading)
         done = processes.collect((share.start, *mine))
@@ -139,18 +197,21 @@ def _from_folder(data: DataParams, raw: Path, scratch: Path, processes: Processe
         rejected += refused.values()
         index = np.setdiff1d(np.arange(len(labels)), list(refused))
         is_labelled = bool(classes) and name != "unlabelled"
-        parts[name] = Part(images, labels if is_labelled else None, index, files, _groups(files))
+        parts[name] = Part(images, labels if is_labelled else None, index, files)
     if not processes.rank:
+        parts = _with_groups(parts, groups)
         _check_folder(data, parts, classes, rejected)
         if data.shards and "unlabelled" in parts:
             raise ConvaeError("data.shards: all training pictures need a label, or none; set it to null")
     return parts, classes, rejected, np.concatenate(lost)
 
 
-def _groups(files: Iterable[ImageFile]) -> np.ndarray | None:
-    """Number of the group of each file; None if they belong to none."""
-    names = [file.group for file in files]
-    return np.unique(names, return_inverse=True)[1] if any(names) else None
+def _with_groups(parts: Mapping[str, Part], groups: Mapping[str, list[str]]) -> dict[str, Part]:
+    """Number the groups, in all parts alike; nothing changes if there are none."""
+    names = np.unique([name for part in parts for name in groups[part]])
+    if names.tolist() == [""]:
+        return dict(parts)
+    return {name: replace(part, groups=np.searchsorted(names, groups[name])) for name, part in parts.items()}
 
 
 def _decode_into_shards(
@@ -193,39 +254,50 @@ def _divide(given: Mapping[str, Part], classes: Sequence[str], data: DataParams,
     for name, size in (("test", data.test_size), ("validation", data.validation_size)):
         if name not in parts:
             parts["train"], parts[name] = hold_out(parts["train"], classes, size, seed, f"data.{name}_size")
-    nothing = Part(np.empty((0, *image_shape(data)), np.uint8), None, np.empty(0, np.int64))
-    return {name: parts.get(name, nothing) for name in (*PARTS, "unlabelled")}
+    if "unlabelled" not in parts:
+        parts["unlabelled"] = Part(parts["train"].images[:0], None, np.empty(0, np.int64))
+    parts["unlabelled"] = _without_held_out(parts["unlabelled"], parts)
+    return {name: parts[name] for name in (*PARTS, "unlabelled")}
 
 
-def _write_part(folder: Path, part: Part, classes: Sequence[str]) -> dict[str, Any]:
-    labels = None if part.labels is None else part.labels[part.index]
+def _groups_of(part: Part) -> np.ndarray:
+    """Number of the group of each image; empty if they belong to none."""
+    return np.empty(0, np.int64) if part.groups is None else part.groups[part.index]
+
+
+def _without_held_out(unlabelled: Part, parts: Mapping[str, Part]) -> Part:
+    """The unlabelled part without images of groups that are held out."""
+    if unlabelled.groups is None:
+        return unlabelled
+    held = np.concatenate([_groups_of(parts[name]) for name in PARTS[1:]])
+    left_out = np.isin(_groups_of(unlabelled), held)
+    if left_out.any():
+        print(f"{left_out.sum()} unlabelled images are left out, because their groups are held out")
+    return replace(unlabelled, index=unlabelled.index[~left_out])
+
+
+def _write_part(folder: Path, parts: Sequence[Part], classes: Sequence[str], scaled: bool) -> dict[str, Any]:
+    """Write the images of one or more parts as an image set, with the labels if it is one."""
+    part, labels = parts[0], None
+    if len(parts) == 1 and part.labels is not None:
+        labels = part.labels[part.index]
     names = () if labels is None else classes
-    shape = (len(part.index), *part.images.shape[1:])
     if isinstance(part.images, ShardedImages) and folder.name in SHARDED:
         images = open_shards(part.images.address, part.index, part.images.hashes)
         description = write_sharded_image_set(folder, images, labels, names)
     else:
-        description = write_image_set(folder, shape, _chunks(part), labels, names)
+        shape = (sum(len(one.index) for one in parts), *part.images.shape[1:])
+        # As floating-point numbers, all types and scales have the same way through the library.
+        dtype = np.uint8 if part.images.dtype == np.uint8 and not scaled else np.float32
+        description = write_image_set(folder, shape, chain.from_iterable(map(_chunks, parts)), labels, names, dtype)
     if part.groups is not None:
-        description["groups"] = len(np.unique(part.groups[part.index]))
-    _write_paths(folder, [part])
-    return description
-
-
-def _write_unlabelled(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
-    shape = (sum(len(part.index) for part in parts), *parts[0].images.shape[1:])
-    description = write_image_set(folder, shape, chain.from_iterable(map(_chunks, parts)), None, ())
-    _write_paths(folder, parts)
-    return description
-
-
-def _write_paths(folder: Path, parts: Sequence[Part]) -> None:
-    """Write the path of each image, if the images come from files."""
-    if parts[0].files:
+        description["groups"] = len(np.unique(np.concatenate([_groups_of(one) for one in parts])))
+    if part.files:
         with (folder / "paths.txt").open("w", encoding="utf-8", newline="\n") as stream:
-            for part in parts:
-                chosen = np.isin(np.arange(len(part.images)), part.index)
-                stream.writelines(f"{file.path}\n" for file in compress(part.files, chosen))
+            for one in parts:
+                chosen = np.isin(np.arange(len(one.images)), one.index)
+                stream.writelines(f"{file.path}\n" for file in compress(one.files, chosen))
+    return description
 
 
 def _chunks(part: Part) -> Iterator[np.ndarray]:

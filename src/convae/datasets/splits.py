@@ -14,6 +14,8 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from convae.datasets.image_folder import ImageFile
 from convae.errors import ConvaeError
 
+FOLDS = 20  # of groups, from which about as many are held out as the size asks for
+
 
 @dataclass(frozen=True)
 class Part:
@@ -82,22 +84,27 @@ def hold_out(part: Part, classes: Sequence[str], size: float | int, seed: int, k
         if len(np.unique(groups)) < 2:
             raise ConvaeError(f"{key} = {size}: all {total} images are of one group, which can't be divided")
         chosen = _hold_out_groups(np.zeros(total, np.int64) if labels is None else labels, groups, count, seed)
+        if labels is not None and len(lost := np.setdiff1d(labels, labels[~chosen])):
+            raise ConvaeError(f"{key} = {size}: class '{classes[lost[0]]}' has too few groups to be in both halves")
         kept, held = part.index[~chosen], part.index[chosen]
     return replace(part, index=np.sort(kept)), replace(part, index=np.sort(held))
 
 
 def _hold_out_groups(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Which images to hold out, `bool [N]`: whole groups, about `count` images of all classes."""
-    fewer = min(count, len(labels) - count)
-    folds = min(round(len(labels) / fewer), len(np.unique(groups)), int(np.bincount(labels).max()))
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    fraction, classes = count / len(labels), len(np.unique(labels))
+    finest = max(FOLDS, round(1 / min(fraction, 1 - fraction)))
+    folds = min(finest, len(np.unique(groups)), int(np.bincount(labels).max()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than there are folds
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        fold_of = np.empty(len(labels), np.int64)
+        for number, (_, fold) in enumerate(splitter.split(labels, labels, groups)):
+            fold_of[fold] = number
+    some = np.arange(min(max(1, round(fraction * folds)), folds - 1))
 
-        def flaws(fold: np.ndarray) -> tuple[int, int]:
-            classes = len(np.unique(labels[fold])) + len(np.unique(np.delete(labels, fold)))
-            return -classes, abs(len(fold) - fewer)
+    def flaws(held: np.ndarray) -> tuple[int, int, int]:
+        lacking = [classes - len(np.unique(labels[half])) for half in (~held, held)]
+        return lacking[0], lacking[1], abs(int(held.sum()) - count)
 
-        best = min((fold for _, fold in splitter.split(labels, labels, groups)), key=flaws)
-    chosen = np.isin(np.arange(len(labels)), best)
-    return chosen if fewer == count else ~chosen
+    return min((np.isin(fold_of, (first + some) % folds) for first in range(folds)), key=flaws)

@@ -138,7 +138,7 @@ def _of_pixels(description: Mapping[str, Any]) -> Iterator[str]:
             f"Cropping removes {description['cropped']:.0%} of the area of the median picture. If it may remove what "
             "matters, data.fit: pad or stretch keeps it, and so does a data.image_size with the pictures' aspect ratio."
         )
-    darkest, brightest = description["parts"]["train"]["levels"]
+    darkest, brightest = description["parts"]["train"].get("levels", (0, 255))
     if brightest - darkest <= FEW_LEVELS:
         yield (f"The training images use only the levels {darkest} to {brightest} of 0 to 255. {FEWER_BITS}")
 

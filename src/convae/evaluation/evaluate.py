@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from convae.datasets.image_set import ImageSet
+from convae.datasets.reading import Scale
 from convae.encoder import Encoder
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
@@ -90,7 +91,7 @@ def evaluate(
         prepared: folder with the image sets of the same names.
         classifier: folder to write the fitted classifier to.
         predictions: Parquet file to write, with a row for each test image, see `predictions_table`. Next to it,
-            `reconstructions.npy`, `uint8 [2 or 3, n, C, H, W]`, gets the `examples` of the test images, and what a
+            `reconstructions.npy`, `[2 or 3, n, C, H, W]`, gets the `examples` of the test images, and what a
             linear map makes of their compact codes, if there are any, and of their features.
         reports: folder to write `metrics.json` and `per_class.csv` to.
 
@@ -119,7 +120,7 @@ def evaluate(
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
         per_class, rows = _empty_tables(len(parts["test"].image_set))
     _measure_reconstructions(encoder, parts, metrics)
-    pictures = _reconstruct_linearly(parts, metrics)
+    pictures = _reconstruct_linearly(encoder.scale, parts, metrics)
     training, validation = parts["train"], parts["validation"]
     metrics["health"] = encoder_health(
         encoder, training.image_set.sample(), validation.image_set.images, validation.features, params.seed
@@ -147,29 +148,29 @@ def _code_accuracies(params: Params, parts: Mapping[str, FeatureSet]) -> dict[st
     }
 
 
-def _reconstruct_linearly(parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> np.ndarray:
+def _reconstruct_linearly(scale: Scale | None, parts: Mapping[str, FeatureSet], metrics: dict[str, Any]) -> np.ndarray:
     """Fill in the errors of linear reconstructions, and return a few of them, see `evaluate`."""
     train, test = parts["train"], parts["test"]
     images = test.image_set.images
     rows, _ = test.image_set.examples()
     pictures = [images[rows]]
     fitted = decoder_rows(train.image_set, train.features.shape[1])
-    pixels = as_pixels(train.image_set.images[fitted])
+    pixels = as_pixels(train.image_set.images[fitted], scale)
     if train.code is not None and test.code is not None:
         decoder = fit_linear_decoder(train.code[fitted], pixels)
-        error = linear_reconstruction_mse(decoder, test.code, images)
+        error = linear_reconstruction_mse(decoder, test.code, images, scale)
         metrics["code"] = {
             "dimension": train.code.shape[1],
             **metrics.get("code", {}),
             "linear_reconstruction_mse": error,
         }
-        pictures.append(as_images(decoder(test.code[rows]), images.shape[1:]))
+        pictures.append(as_images(decoder(test.code[rows]), images, scale))
     decoder = fit_linear_decoder(train.features[fitted], pixels)
     for name in ("test", "validation"):
         part = parts[name]
-        error = linear_reconstruction_mse(decoder, part.features, part.image_set.images)
+        error = linear_reconstruction_mse(decoder, part.features, part.image_set.images, scale)
         metrics[name]["linear_reconstruction_mse"] = error
-    pictures.append(as_images(decoder(test.features[rows]), images.shape[1:]))
+    pictures.append(as_images(decoder(test.features[rows]), images, scale))
     return np.stack(pictures)
 
 

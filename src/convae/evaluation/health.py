@@ -35,8 +35,8 @@ def encoder_health(
 
     Args:
         encoder: the encoder, which is not changed.
-        training: images `uint8 [M, C, H, W]`; up to 5000 of them train the twin's decoder.
-        validation: images `uint8 [N, C, H, W]`; up to 1000 of them are examined, fewer if activation maps are large.
+        training: images `[M, C, H, W]`; up to 5000 of them train the twin's decoder.
+        validation: images `[N, C, H, W]`; up to 1000 of them are examined, fewer if activation maps are large.
         features: `float32 [N, D]` of the validation images; up to 1000 rows are examined, fewer if D is large.
         seed: seeds the twin.
 
@@ -65,7 +65,7 @@ def layers_health(encoder: Encoder, images: np.ndarray) -> list[dict[str, Any]]:
 
     Args:
         encoder: an encoder with any number of layers.
-        images: `uint8 [N, C, H, W]`.
+        images: `[N, C, H, W]`.
 
     Returns:
         For each layer:
@@ -175,8 +175,8 @@ def copying(encoder: Encoder, training: np.ndarray, validation: np.ndarray, seed
 
     Args:
         encoder: an encoder with a trained decoder.
-        training: images `uint8 [M, C, H, W]`.
-        validation: images `uint8 [N, C, H, W]`.
+        training: images `[M, C, H, W]`.
+        validation: images `[N, C, H, W]`.
         seed: seeds the twin.
 
     Returns:
@@ -201,7 +201,7 @@ def untrained_twin(encoder: Encoder, training: np.ndarray, seed: int) -> Encoder
 
     Args:
         encoder: the encoder, which is not changed.
-        training: images `uint8 [M, C, H, W]`.
+        training: images `[M, C, H, W]`.
         seed: seeds filters, batches and dropout.
     """
     config = {**encoder.config, "tied_weights": False, "readout": None}

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.linalg import solve
 
 from convae.datasets.image_set import ImageSet
+from convae.datasets.reading import Scale
 from convae.datasets.shards import spread
 from convae.evaluation.metrics import DIGITS
 
@@ -68,10 +69,10 @@ class LinearDecoder:
         result: np.ndarray = values + self.offset
         return result
 
-    def error(self, features: np.ndarray, images: np.ndarray) -> float:
-        """Mean squared error on images `uint8 [N, C, H, W]` with pixels from 0 to 1."""
+    def error(self, features: np.ndarray, images: np.ndarray, scale: Scale | None = None) -> float:
+        """Mean squared error on images `[N, C, H, W]`, of pixels as `as_pixels` returns them."""
         total = sum(
-            float(np.square(self(features[rows]) - as_pixels(images[rows]), dtype=np.float64).sum())
+            float(np.square(self(features[rows]) - as_pixels(images[rows], scale), dtype=np.float64).sum())
             for rows in (slice(start, start + BATCH) for start in range(0, len(images), BATCH))
         )
         return total / images.size
@@ -105,24 +106,32 @@ def fit_linear_decoder(x: np.ndarray, y: np.ndarray) -> LinearDecoder:
     return LinearDecoder.fit(x, y, [best])[0]
 
 
-def linear_reconstruction_mse(decoder: LinearDecoder, features: np.ndarray, images: np.ndarray) -> float:
-    """Mean squared error of a decoder on up to 2000 images `uint8 [N, C, H, W]`, spread evenly; pixels from 0 to 1."""
+def linear_reconstruction_mse(
+    decoder: LinearDecoder, features: np.ndarray, images: np.ndarray, scale: Scale | None = None
+) -> float:
+    """Mean squared error of a decoder on up to 2000 images `[N, C, H, W]`, spread evenly; see `LinearDecoder.error`."""
     rows = spread(len(images), MEASURED_IMAGES)
-    return round(decoder.error(features[rows], images[rows]), DIGITS)
+    return round(decoder.error(features[rows], images[rows], scale), DIGITS)
 
 
-def as_pixels(images: np.ndarray) -> np.ndarray:
-    """Pixels `float32 [N, C·H·W]` from 0 to 1 of images `uint8 [N, C, H, W]`."""
-    pixels: np.ndarray = images.reshape(len(images), -1) / np.float32(255)
-    return pixels
+def as_pixels(images: np.ndarray, scale: Scale | None = None) -> np.ndarray:
+    """Pixels `float32 [N, C·H·W]`, about 0 to 1, of images `uint8` or `float32 [N, C, H, W]`."""
+    if scale:
+        images = scale.apply(images)
+    pixels: np.ndarray = images.reshape(len(images), -1)
+    return pixels / np.float32(255) if images.dtype == np.uint8 else pixels
 
 
-def as_images(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Images `uint8 [N, *shape]` of pixels `[N, C·H·W]`, cut off at 0 and 1.
+def as_images(pixels: np.ndarray, like: np.ndarray, scale: Scale | None = None) -> np.ndarray:
+    """Images of pixels `[N, C·H·W]`, of the type and shape of those in `like`, `[M, C, H, W]`.
+
+    Pixels for `uint8` are cut off at 0 and 1.
 
     Example:
-        >>> as_images(np.array([[-0.2, 0.2, 1.2]]), (1, 1, 3)).tolist()
+        >>> as_images(np.array([[-0.2, 0.2, 1.2]]), np.zeros((0, 1, 1, 3), np.uint8)).tolist()
         [[[[0, 51, 255]]]]
     """
-    values: np.ndarray = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
-    return values.reshape(len(pixels), *shape)
+    values: np.ndarray = pixels.reshape(len(pixels), *like.shape[1:])
+    if scale:
+        return scale.undo(values)
+    return np.rint(values.clip(0, 1) * 255).astype(np.uint8) if like.dtype == np.uint8 else values

@@ -172,7 +172,7 @@ def reconstruction_mse(encoder: Encoder, images: np.ndarray, batch: int = 256) -
 
     Args:
         encoder: the trained encoder.
-        images: `uint8 [N, C, H, W]`, read in batches.
+        images: `[N, C, H, W]`, read in batches.
         batch: images per batch.
 
     Returns:

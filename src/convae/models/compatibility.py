@@ -34,7 +34,7 @@ def check_source(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
             f"but these have {target['channels']}"
         )
     for name in ("preprocessing", "stacked_on"):
-        _compare(name if name == "preprocessing" else f"model.{name}", source[name], target[name])
+        _compare(name if name == "preprocessing" else f"model.{name}", _unscaled(source[name]), _unscaled(target[name]))
     if len(source["layers"]) > len(target["layers"]):
         raise ConvaeError(
             f"model.initialize_from: that encoder has {len(source['layers'])} layers, but model.layers has "
@@ -52,6 +52,11 @@ def check_source(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
             "model.initialize_from: that encoder has no trained decoder with the same model.tied_weights, "
             "which model.stacked_on: reconstructions needs"
         )
+
+
+def _unscaled(value: Any) -> Any:
+    """Without the scale of the images, which training takes over."""
+    return {key: inner for key, inner in value.items() if key != "scale"} if isinstance(value, Mapping) else value
 
 
 def _compare(name: str, theirs: Any, ours: Any) -> None:

@@ -29,7 +29,7 @@ def set_filters(autoencoder: Autoencoder, kind: str, images: Tensor, generator: 
     Args:
         autoencoder: a network with fitted preprocessing, whose layers have no `input`.
         kind: `filter_bank` sets the first layer; `patches` and `kmeans` set every layer from patches of its input.
-        images: training images `uint8 [N, C, H, W]`.
+        images: training images `[N, C, H, W]`.
         generator: source of all random draws.
 
     Raises:
@@ -76,7 +76,7 @@ def fit_layer(autoencoder: Autoencoder, index: int, kind: str, images: Tensor, s
         autoencoder: a network with fitted preprocessing.
         index: the layer; those below it are fitted.
         kind: `patches` or `kmeans` draws the filters from whitened windows; otherwise they stay.
-        images: training images `uint8 [N, C, H, W]`.
+        images: training images `[N, C, H, W]`.
         seed: seeds all random draws.
 
     Raises:

@@ -41,7 +41,7 @@ def check_sizes(config: dict[str, Any]) -> None:
     pairs += [output["pool"]["size"] for output in outputs if output["pool"]]
     pairs += [readout["grid"]] if readout else []
     pairs += [sparsity["block"]] if sparsity and sparsity["block"] else []
-    windows = [part["window"] for part in config["preprocessing"].values() if part]
+    windows = [part["window"] for name, part in config["preprocessing"].items() if part and name != "scale"]
     whitenings = [layer_input["whitening"] for layer_input in inputs if layer_input["whitening"]]
     kept = [whitening["components"] for whitening in whitenings if whitening["components"] is not None]
     places = [sparsity["per_place"]] if sparsity and sparsity.get("per_place") is not None else []

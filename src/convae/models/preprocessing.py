@@ -1,17 +1,22 @@
 """Everything between an image and the first learned filter: scaling, local contrast normalisation and whitening."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convae.datasets.reading import Scale
+
 FIT_IMAGES = 2000
 FIT_VALUES = 1 << 23  # patch values in memory at a time: 64 MiB in double precision
 
 
 class Preprocessing(nn.Module):
-    """Scale `uint8 [N, C, H, W]` to `float32` in [0, 1]; optionally normalise local contrast and whiten.
+    """Scale images `[N, C, H, W]` to `float32`, about 0 to 1; optionally normalise local contrast and whiten.
+
+    Without `scale`, `uint8` is divided by 255, and other numbers stay as they are.
 
     Whitening decorrelates patches and scales them to unit variance, as a convolution that `fit` computes. `zca` keeps
     the channels: each pixel becomes the centre of its whitened patch. `pca` returns the C·window² principal components
@@ -21,6 +26,7 @@ class Preprocessing(nn.Module):
         channels: channels C of the images.
         local_contrast: `window` (pixels, odd) and `floor` (smallest divisor), or None.
         whitening: `kind`, `window` (pixels, odd) and `epsilon` (added to the variances), or None.
+        scale: for each channel, `offset` to subtract and `divisor` to divide by, or None.
 
     Attributes:
         channels: channels of the preprocessed images.
@@ -34,11 +40,20 @@ class Preprocessing(nn.Module):
 
     whitening_filters: Tensor
     whitening_bias: Tensor
+    offset: Tensor
+    divisor: Tensor
 
     def __init__(
-        self, channels: int, local_contrast: dict[str, Any] | None = None, whitening: dict[str, Any] | None = None
+        self,
+        channels: int,
+        local_contrast: dict[str, Any] | None = None,
+        whitening: dict[str, Any] | None = None,
+        scale: dict[str, list[float]] | None = None,
     ) -> None:
         super().__init__()
+        self.scale: dict[str, list[float]] | None = None
+        if scale:  # the numbers are in config.json, so the weights need not hold them
+            self.set_scale(scale)
         self.local_contrast = local_contrast
         self.whitening = whitening
         self.channels = channels
@@ -49,6 +64,17 @@ class Preprocessing(nn.Module):
             self.register_buffer("whitening_filters", torch.zeros(self.channels, channels, window, window))
             self.register_buffer("whitening_bias", torch.zeros(self.channels))
 
+    def set_scale(self, scale: dict[str, list[float]]) -> None:
+        """Scale by these numbers from now on.
+
+        Raises:
+            ValueError: see `Scale`.
+        """
+        self.scale = scale
+        for name, values in asdict(Scale(**{name: tuple(of_each) for name, of_each in scale.items()})).items():
+            tensor = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the preprocessed images `float32 [N, channels, H, W]`."""
         images = self._normalize(images)
@@ -57,7 +83,9 @@ class Preprocessing(nn.Module):
         return images
 
     def _normalize(self, images: Tensor) -> Tensor:
-        if images.dtype == torch.uint8:
+        if self.scale:
+            images = (images.float() - self.offset) / self.divisor
+        elif images.dtype == torch.uint8:
             images = images / 255
         if self.local_contrast:
             images = normalize_local_contrast(images, **self.local_contrast)

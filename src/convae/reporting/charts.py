@@ -8,7 +8,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from convae.reporting.drawing import BLUE, GREY, ORANGE, label_columns, short, to_rgb
+from convae.reporting.drawing import BLUE, GREY, ORANGE, Paint, label_columns, short
 
 FEW_CLASSES = 20  # whose counts are readable in a confusion matrix
 MISTAKES, MISTAKE_COLUMNS = 24, 8
@@ -84,17 +84,18 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def mistakes_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure | None:
+def mistakes_figure(images: np.ndarray, predictions: pd.DataFrame, paint: Paint) -> Figure | None:
     """The 24 mistakes that the classifier was most confident of, or None if it made no mistakes.
 
     Args:
-        images: the test images, `uint8 [N, C, H, W]`.
+        images: the test images, `[N, C, H, W]`.
         predictions: columns index, truth, prediction, and confidence or margin; see `predictions_table`.
+        paint: shows images.
 
     Example:
         >>> images = np.zeros((1, 1, 8, 8), np.uint8)
         >>> predictions = pd.DataFrame({"index": [0], "truth": ["cat"], "prediction": ["dog"], "confidence": [0.9]})
-        >>> mistakes_figure(images, predictions).axes[0].get_title().split()
+        >>> mistakes_figure(images, predictions, Paint()).axes[0].get_title().split()
         ['dog', '90.0', '%']
     """
     wrong = predictions[predictions["truth"].astype(str) != predictions["prediction"].astype(str)]
@@ -109,7 +110,7 @@ def mistakes_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure | N
     for axes in grid:
         axes.axis("off")
     for axes, row in zip(grid, worst.to_dict("records"), strict=False):
-        axes.imshow(to_rgb(images[row["index"]] / 255), interpolation="nearest")
+        axes.imshow(paint(images[row["index"]]), interpolation="nearest")
         value = f"{100 * row[certainty]:.1f} %" if certainty == "confidence" else f"+{row[certainty]:.2f}"
         axes.set_title(f"{short(row['prediction'])}\n{value}", fontsize=8, color=ORANGE, pad=3)
         axes.text(0.5, -0.04, short(row["truth"]), ha="center", va="top", fontsize=8, transform=axes.transAxes)

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from convae.datasets.image_set import ImageSet
+from convae.datasets.reading import Scale
 
 INK, GREY, BLUE, ORANGE = "#1f2933", "#7b8794", "#2166ac", "#d6604d"
 DPI = 150
@@ -34,6 +38,8 @@ STYLE = {
 }
 TILE_PIXELS, GAP = 96, 9  # least side of a picture in a grid, and the space between two
 LONGEST_NAME = 22
+STRIP = 8  # channels shown at most
+STRETCHED_BY = 500  # images that decide what is black and white
 SLANTED: dict[str, Any] = {"rotation": 40, "horizontalalignment": "left", "rotation_mode": "anchor"}
 
 
@@ -68,6 +74,67 @@ def short(name: str, longest: int = LONGEST_NAME) -> str:
     """
     line = " ".join(name.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Paint:
+    """Turns images of an image set into pictures from 0 to 1.
+
+    Numbers of `uint8` are divided by 255. Other images are stretched: in each channel, a thousandth of the pixels
+    becomes black, and another thousandth white.
+
+    Attributes:
+        scale: that of the encoder.
+        black, white: what becomes 0 and 1 in each channel of scaled images; None without stretching.
+        channels: numbers of the channels to show as red, green and blue, or None.
+
+    Example:
+        >>> images = np.zeros((2, 5, 8, 8), np.uint8)
+        >>> Paint()(images).shape, Paint().strip(images).shape
+        ((2, 8, 8, 3), (2, 8, 40, 3))
+    """
+
+    scale: Scale | None = None
+    black: np.ndarray | None = None
+    white: np.ndarray | None = None
+    channels: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, image_set: ImageSet, scale: Scale | None, channels: tuple[int, ...] | None) -> "Paint":
+        """For an image set; `scale` is the encoder's, and `channels` as in `report.channels`."""
+        if image_set.images.dtype == np.uint8 and not scale:
+            return cls(channels=channels)
+        sample = cls(scale).fractions(image_set.images[image_set.spread(STRETCHED_BY)])
+        black, white = np.percentile(sample, [0.1, 99.9], axis=(0, 2, 3))[..., None, None]
+        return cls(scale, black, np.where(white > black, white, black + 1), channels)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images `[..., C, H, W]` as `[..., H, W, 3]`; unless three channels are chosen, other numbers become grey."""
+        return to_rgb(self._stretched(self.fractions(images)))
+
+    def strip(self, images: np.ndarray, scaled: bool = False) -> np.ndarray:
+        """As calling it does, but channels other than grey or RGB, up to eight, stand in a row: `[..., H, C·W, 3]`.
+
+        Args:
+            images: `[..., C, H, W]`.
+            scaled: whether the images are scaled already, as reconstructions are.
+        """
+        images = self._stretched(images if scaled else self.fractions(images))
+        if images.shape[-3] in (1, 3):
+            return to_rgb(images)
+        channels = [to_rgb(images[..., [one], :, :]) for one in range(min(STRIP, images.shape[-3]))]
+        return np.concatenate(channels, axis=-2)
+
+    def fractions(self, images: np.ndarray) -> np.ndarray:
+        """Scaled images, about 0 to 1."""
+        if self.scale:
+            return self.scale.apply(images)
+        return images / 255 if images.dtype == np.uint8 else images
+
+    def _stretched(self, images: np.ndarray) -> np.ndarray:
+        if self.black is not None and self.white is not None:
+            images = (images - self.black) / (self.white - self.black)
+        return images[..., list(self.channels), :, :] if self.channels else images
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from convae.datasets.image_set import ImageSet
 from convae.datasets.shards import spread
 from convae.encoder import Encoder
 from convae.models.geometry import ReceptiveField
-from convae.reporting.drawing import signed_to_rgb, tile, to_rgb
+from convae.reporting.drawing import Paint, signed_to_rgb, tile, to_rgb
 
 MOST_FILTERS = 256
 MAPS = 8
@@ -22,7 +22,7 @@ def example_images(image_set: ImageSet) -> tuple[np.ndarray, list[str]]:
     """The first image of each of the first ten classes, or the first ten images if there are no labels.
 
     Returns:
-        Images `uint8 [n, C, H, W]`, and for each the name of its class, or its index if there are no labels.
+        Images `[n, C, H, W]`, and for each the name of its class, or its index if there are no labels.
 
     Example:
         >>> images, labels = np.zeros((4, 1, 8, 8), np.uint8), np.array([1, 1, 0, 1])
@@ -51,21 +51,23 @@ def filters_figure(filters: np.ndarray) -> Figure:
     return tile(rows, inches=0.8 if columns == 8 else 0.5)
 
 
-def activation_figures(encoder: Encoder, images: np.ndarray, names: list[str]) -> list[Figure]:
+def activation_figures(encoder: Encoder, images: np.ndarray, names: list[str], paint: Paint) -> list[Figure]:
     """A figure for each layer with a sample of its activation maps; each column has its own colour scale.
 
     Args:
         encoder: the trained encoder.
-        images: `uint8 [n, C, H, W]`.
+        images: `[n, C, H, W]`.
         names: the name of each image.
+        paint: shows images.
 
     Example:
         >>> from convae.encoder import load_encoder
-        >>> (figure,) = activation_figures(load_encoder("models/encoder"), np.zeros((1, 1, 8, 8), np.uint8), ["cat"])
+        >>> images = np.zeros((1, 1, 8, 8), np.uint8)
+        >>> (figure,) = activation_figures(load_encoder("models/encoder"), images, ["cat"], Paint())
         >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
         ['image', 'map 0', 'map 1', 'map 2', 'map 3']
     """
-    originals = to_rgb(images / 255)
+    originals = paint(images)
     figures = []
     for maps in encoder.activation_maps(images):
         chosen = np.unique(np.linspace(0, maps.shape[1] - 1, MAPS).round().astype(int))
@@ -77,7 +79,7 @@ def activation_figures(encoder: Encoder, images: np.ndarray, names: list[str]) -
     return figures
 
 
-def strongest_patches_figure(encoder: Encoder, images: np.ndarray, layer: int) -> Figure:
+def strongest_patches_figure(encoder: Encoder, images: np.ndarray, layer: int, paint: Paint) -> Figure:
     """For up to 24 maps of a layer, the nine parts of images to which the map responds most strongly.
 
     Each comes from another image, and is the receptive field of the map's strongest activation in that image. The sign
@@ -85,12 +87,14 @@ def strongest_patches_figure(encoder: Encoder, images: np.ndarray, layer: int) -
 
     Args:
         encoder: the trained encoder.
-        images: `uint8 [N, C, H, W]`; up to 1000 of them are searched, fewer if activation maps are large.
+        images: `[N, C, H, W]`; up to 1000 of them are searched, fewer if activation maps are large.
         layer: the layer's index.
+        paint: shows images.
 
     Example:
         >>> from convae.encoder import load_encoder
-        >>> figure = strongest_patches_figure(load_encoder("models/encoder"), np.zeros((9, 1, 8, 8), np.uint8), 0)
+        >>> images = np.zeros((9, 1, 8, 8), np.uint8)
+        >>> figure = strongest_patches_figure(load_encoder("models/encoder"), images, 0, Paint())
         >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
         ['0', '1', '2', '3']
     """
@@ -115,7 +119,9 @@ def strongest_patches_figure(encoder: Encoder, images: np.ndarray, layer: int) -
     field = ReceptiveField.of(encoder.autoencoder.geometry[first : layer + 1])
     squares = np.stack(
         [
-            _square([_patch(images[row], divmod(int(spot), width), field) for row, spot in zip(*pairs, strict=True)])
+            _square(
+                [_patch(paint(images[row]), divmod(int(spot), width), field) for row, spot in zip(*pairs, strict=True)]
+            )
             for pairs in zip(strongest.T, found.T, strict=True)
         ]
     )
@@ -124,17 +130,17 @@ def strongest_patches_figure(encoder: Encoder, images: np.ndarray, layer: int) -
     return tile(rows, column_labels=names, inches=1.0)
 
 
-def _patch(image: np.ndarray, place: tuple[int, int], field: ReceptiveField) -> np.ndarray:
-    """The part of an image `uint8 [C, H, W]` that a place of a map sees, `[h, w, 3]`; black beyond the border."""
-    patch = np.zeros((image.shape[0], *field.size), np.uint8)
+def _patch(picture: np.ndarray, place: tuple[int, int], field: ReceptiveField) -> np.ndarray:
+    """The part of a picture `[H, W, 3]` that a place of a map sees, `[h, w, 3]`; black beyond the border."""
+    patch = np.zeros((*field.size, 3))
     corner = [field.start[axis] + place[axis] * field.step[axis] for axis in (0, 1)]
     kept, into = [], []
     for axis in (0, 1):
-        low, high = max(0, corner[axis]), min(image.shape[axis + 1], corner[axis] + field.size[axis])
+        low, high = max(0, corner[axis]), min(picture.shape[axis], corner[axis] + field.size[axis])
         kept.append(slice(low, high))
         into.append(slice(low - corner[axis], high - corner[axis]))
-    patch[:, into[0], into[1]] = image[:, kept[0], kept[1]]
-    return to_rgb(patch / 255)
+    patch[into[0], into[1]] = picture[kept[0], kept[1]]
+    return patch
 
 
 def _square(patches: Sequence[np.ndarray]) -> np.ndarray:
@@ -159,44 +165,45 @@ def resize(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return pictures[..., rows, :, :][..., columns, :]
 
 
-def linear_reconstructions_figure(pictures: np.ndarray, dimensions: Sequence[int], names: list[str]) -> Figure:
+def linear_reconstructions_figure(
+    images: np.ndarray, dimensions: Sequence[int], names: list[str], paint: Paint
+) -> Figure:
     """Original images, and linear reconstructions from fewer or more numbers.
 
     Args:
-        pictures: `uint8 [1 + len(dimensions), n, C, H, W]`, as in `reconstructions.npy`.
+        images: `[1 + len(dimensions), n, C, H, W]`, as in `reconstructions.npy`.
         dimensions: how many numbers each row of reconstructions comes from.
         names: the name of each image.
+        paint: shows images.
 
     Example:
-        >>> figure = linear_reconstructions_figure(np.zeros((2, 1, 1, 8, 8), np.uint8), [16], ["cat"])
+        >>> images = np.zeros((2, 1, 1, 8, 8), np.uint8)
+        >>> figure = linear_reconstructions_figure(images, [16], ["cat"], Paint())
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['image', 'from 16 numbers']
     """
     labels = ["image", *(f"from {dimension} numbers" for dimension in dimensions)]
-    return tile(list(to_rgb(pictures / 255)), labels, names)
+    return tile(list(paint.strip(images)), labels, names)
 
 
-def reconstructions_figure(encoder: Encoder, images: np.ndarray, names: list[str]) -> Figure:
+def reconstructions_figure(encoder: Encoder, images: np.ndarray, names: list[str], paint: Paint) -> Figure:
     """Original images, preprocessed images, and reconstructions by the encoder's decoder.
 
-    Preprocessing gets no row if it only divides by 255. Otherwise preprocessed images and reconstructions share one
+    Preprocessing gets no row if it only scales the images. Otherwise preprocessed images and reconstructions share one
     scale: zero is grey, and white is the 99.5 % quantile of the preprocessed magnitudes.
 
     Example:
         >>> from convae.encoder import load_encoder
-        >>> figure = reconstructions_figure(load_encoder("models/encoder"), np.zeros((1, 1, 8, 8), np.uint8), ["cat"])
+        >>> images = np.zeros((1, 1, 8, 8), np.uint8)
+        >>> figure = reconstructions_figure(load_encoder("models/encoder"), images, ["cat"], Paint())
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['original', 'preprocessed', 'reconstruction']
     """
-    preprocessed = encoder.preprocess(images)
-    # Whitening may change the number of channels.
-    changed = preprocessed.shape != images.shape or not np.allclose(preprocessed, images / 255, atol=1e-6)
-    rows = [to_rgb(images / 255)]
-    labels = ["original"]
-    if changed:
+    preprocessed, reconstructed = encoder.preprocess(images), encoder.reconstruct(images)
+    settings = encoder.config["preprocessing"]
+    if settings["local_contrast"] or settings["whitening"]:
+        # Whitening may change the number of channels.
         limit = max(float(np.quantile(np.abs(preprocessed), 0.995)), 1e-12)
-        rows.append(to_rgb((preprocessed / limit + 1) / 2))
-        labels.append("preprocessed")
-    reconstructed = encoder.reconstruct(images)
-    rows.append(to_rgb((reconstructed / limit + 1) / 2 if changed else reconstructed))
-    return tile(rows, [*labels, "reconstruction"], names)
+        rows = [to_rgb((one / limit + 1) / 2) for one in (preprocessed, reconstructed)]
+        return tile([paint(images), *rows], ["original", "preprocessed", "reconstruction"], names)
+    return tile([paint.strip(images), paint.strip(reconstructed, scaled=True)], ["original", "reconstruction"], names)

@@ -15,7 +15,7 @@ from convae.files import new_folder, read_json
 from convae.names import flatten
 from convae.params import Params
 from convae.reporting.charts import confusion_figure, learning_curves_figure, mistakes_figure
-from convae.reporting.drawing import save_figure, style
+from convae.reporting.drawing import Paint, save_figure, style
 from convae.reporting.figures import (
     MOST_FILTERS,
     activation_figures,
@@ -55,12 +55,14 @@ def write_report(
         reports: folder with `training.csv`, `metrics.json` and `per_class.csv`; `report.html` and `figures/*.png` are
             written to it.
     """
+    validation = ImageSet.load(prepared / "validation")
+    paint = Paint.of(validation, encoder.scale, params.report.channels)
     with style(), new_folder(reports / "figures") as scratch:
         pictures = [
-            *_layer_pictures(encoder, ImageSet.load(prepared / "validation")),
-            _reconstructions(encoder, prepared, predictions, read_json(reports / "metrics.json")),
+            *_layer_pictures(encoder, validation, paint),
+            _reconstructions(encoder, prepared, predictions, read_json(reports / "metrics.json"), paint),
             *_learning_curves(pd.read_csv(reports / "training.csv")),
-            *_test_pictures(prepared, predictions),
+            *_test_pictures(prepared, predictions, paint),
         ]
         for picture in pictures:
             save_figure(picture.figure, scratch / f"{picture.name}.png")
@@ -134,7 +136,7 @@ def _first_layer(encoder: Encoder) -> dict[str, Any] | None:
     }
 
 
-def _layer_pictures(encoder: Encoder, validation: ImageSet) -> list[Exhibit]:
+def _layer_pictures(encoder: Encoder, validation: ImageSet, paint: Paint) -> list[Exhibit]:
     """The filters, what later layers respond to, and activation maps; empty without layers."""
     layers = encoder.config["layers"]
     if not layers:
@@ -151,28 +153,30 @@ def _layer_pictures(encoder: Encoder, validation: ImageSet) -> list[Exhibit]:
             f"Each square belongs to one map of layer {layer + 1}: the nine parts of validation images to which it "
             "responds most strongly, each from another image, and black beyond the image's border."
         )
-        figure = strongest_patches_figure(encoder, validation.images, layer)
+        figure = strongest_patches_figure(encoder, validation.images, layer, paint)
         pictures.append(Exhibit(f"responses_{layer + 1}", figure, f"What layer {layer + 1} responds to", caption))
     caption = (
         "Some activation maps of validation images, one image per row. White is zero, blue positive, red negative; "
         "each column has its own scale."
     )
     images, names = example_images(validation)
-    figures = activation_figures(encoder, images, names)
+    figures = activation_figures(encoder, images, names, paint)
     for number, figure in enumerate(figures, start=1):
         name, title = (f"_{number}", f", layer {number}") if len(figures) > 1 else ("", "")
         pictures.append(Exhibit(f"activation_maps{name}", figure, f"Activation maps{title}", caption))
     return pictures
 
 
-def _reconstructions(encoder: Encoder, prepared: Path, predictions: Path, metrics: dict[str, Any]) -> Exhibit:
+def _reconstructions(
+    encoder: Encoder, prepared: Path, predictions: Path, metrics: dict[str, Any], paint: Paint
+) -> Exhibit:
     """Reconstructions by the encoder's decoder or, if it has none, by a linear map."""
     if encoder.has_decoder:
         caption = (
             "Validation images, the same after preprocessing, and what the decoder makes of their activation maps. "
             "It reconstructs the preprocessed image; without preprocessing, that row is left out."
         )
-        figure = reconstructions_figure(encoder, *example_images(ImageSet.load(prepared / "validation")))
+        figure = reconstructions_figure(encoder, *example_images(ImageSet.load(prepared / "validation")), paint)
         return Exhibit("reconstructions", figure, "Reconstructions", caption)
     sources = [(metrics["features"]["dimension"], metrics["test"]["linear_reconstruction_mse"], "all features")]
     if code := metrics.get("code"):
@@ -184,7 +188,7 @@ def _reconstructions(encoder: Encoder, prepared: Path, predictions: Path, metric
     )
     _, names = ImageSet.load(prepared / "test").examples()
     pictures = np.load(predictions.with_name("reconstructions.npy"), allow_pickle=False)
-    figure = linear_reconstructions_figure(pictures, [size for size, _, _ in sources], names)
+    figure = linear_reconstructions_figure(pictures, [size for size, _, _ in sources], names, paint)
     return Exhibit("reconstructions", figure, "Linear reconstructions", caption)
 
 
@@ -198,7 +202,7 @@ def _learning_curves(history: pd.DataFrame) -> list[Exhibit]:
     return [Exhibit("learning_curves", learning_curves_figure(history), "Learning curves", caption)]
 
 
-def _test_pictures(prepared: Path, predictions: Path) -> list[Exhibit]:
+def _test_pictures(prepared: Path, predictions: Path, paint: Paint) -> list[Exhibit]:
     """Pictures of the classifier's predictions; empty if there were no labels."""
     rows = pd.read_parquet(predictions)
     if "prediction" not in rows:
@@ -212,7 +216,7 @@ def _test_pictures(prepared: Path, predictions: Path) -> list[Exhibit]:
     )
     figure = confusion_figure(counts.to_numpy(), test.classes)
     pictures = [Exhibit("confusion_matrix", figure, "Confusion matrix", caption)]
-    mistakes = mistakes_figure(test.images, rows)
+    mistakes = mistakes_figure(test.images, rows, paint)
     if mistakes is not None:
         certainty = "its probability" if "confidence" in rows else "the lead of its score over the second best"
         caption = f"Above each test image: the wrong prediction and {certainty}. Below: the true class."

@@ -109,7 +109,7 @@ def _signature(classifier: ImageClassifier, name: str) -> "ModelSignature":
 
     config = classifier.encoder.config
     # MLflow then refuses images of another size, whose features would not be comparable.
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, config["channels"], *config["image_size"]))])
+    images = Schema([TensorSpec(classifier.encoder.image_type, (-1, config["channels"], *config["image_size"]))])
     if name == ENCODER:
         dimension = classifier.description["dimension"]
         features = Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))])
@@ -174,7 +174,7 @@ def _reading(reading: Reading) -> str:
 def _card(classifier: ImageClassifier, place: Place) -> str:
     """A model card in Markdown."""
     about, config = classifier.description, classifier.encoder.config
-    data, test = config["trained_on"], about["test"]
+    data, test, kind = config["trained_on"], about["test"], classifier.encoder.image_type
     layers = ", ".join(f"{layer['filters']} filters of {show(layer['kernel'])} pixels" for layer in config["layers"])
     size = " × ".join(map(str, (config["channels"], *config["image_size"])))
     back = f"Restore the experiment with {code(place.command)}." if place.command else "Not committed when published."
@@ -190,7 +190,7 @@ def _card(classifier: ImageClassifier, place: Place) -> str:
 | other metrics | {code(beside_accuracy(test)) if "balanced_accuracy" in test else "not measured"} |
 | versions | {", ".join(f"{name} {number}" for name, number in config["versions"].items())} |
 
-{back} Images are `uint8 [N, C, H, W]`. Classes: {code(json.dumps(about["classes"], ensure_ascii=False))}.
+{back} Images are `{kind} [N, C, H, W]`. Classes: {code(json.dumps(about["classes"], ensure_ascii=False))}.
 
 The models were trained on images of this kind, of {show(tuple(config["image_size"]))} pixels. Features of images of
 other sizes are not comparable: resize images first ({_reading(classifier.encoder.reading())}). Accuracy on other kinds

@@ -18,7 +18,7 @@ READERS = 8
 
 
 class Batches:
-    """An image set in batches: images `uint8 [n, C, H, W]` and labels `int64 [n]` or None.
+    """An image set in batches: images `[n, C, H, W]` and labels `int64 [n]` or None.
 
     Args:
         count: number of images, N.
@@ -59,7 +59,7 @@ class Batches:
 
 
 class ImageBatches(Batches):
-    """Batches of images `uint8 [N, C, H, W]` in one array, memory-mapped or not.
+    """Batches of images `[N, C, H, W]` in one array, memory-mapped or not.
 
     Args:
         images, batch_size, labels, processes: see `Batches`.

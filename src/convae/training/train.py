@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -243,12 +244,15 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
     """Contents of `config.json` for an encoder trained with these parameters; the readout is decided later."""
     channels, height, width = training.images.shape[1:]
     layers = [layer.model_dump(mode="json") for layer in params.model.layers]
+    scale = {"scale": asdict(training.scale)} if training.scale else {}
+    bands = {"bands": True} if params.data.dataset == "image_folder" and params.data.color == "bands" else {}
     return {
         "channels": channels,
-        "value_range": {"uint8": [0, 255], "float32": [0.0, 1.0]},
+        "value_range": None if training.scale else {"uint8": [0, 255], "float32": [0.0, 1.0]},
+        **({} if training.images.dtype == "uint8" else {"image_type": "float32"}),
         "image_size": [height, width],
-        "pictures": {"fit": params.data.fit, "white_level": params.data.white_level},
-        "preprocessing": params.preprocessing.model_dump(mode="json"),
+        "pictures": {"fit": params.data.fit, "white_level": params.data.white_level, **bands},
+        "preprocessing": params.preprocessing.model_dump(mode="json") | scale,
         "layers": resolve_kernels((height, width), layers, params.model.stacked_on),
         "tied_weights": params.model.tied_weights,
         "stacked_on": params.model.stacked_on,
@@ -292,6 +296,15 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
     if _with_new_keys(source.config["sparsity"]) == config["sparsity"]:
         both.append("sparsity")
     network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
+    theirs, ours = (bool(one["preprocessing"].get("scale")) for one in (source.config, config))
+    if theirs != ours:
+        raise ConvaeError(
+            f"model.initialize_from: that encoder learned with{'' if theirs else 'out'} data.scale, so set it to "
+            f"{'a scale' if theirs else 'null'}"
+        )
+    if theirs:
+        config["preprocessing"]["scale"] = source.config["preprocessing"]["scale"]
+        network.preprocessing.set_scale(config["preprocessing"]["scale"])
     for name in both:
         theirs = getattr(source.autoencoder, name)
         # Not strict: the source's last layer has no output for a layer above it.
@@ -383,5 +396,6 @@ def training_key(params: Params, training: ImageSet, validation: ImageSet, start
     sections = {name: getattr(params, name).model_dump(mode="json", exclude=UNIMPORTANT) for name in names}
     first = start.sha256 if start else None
     libraries = [version(name) for name in ("torch", "pytorch-lightning")]
-    key = [params.seed, sections, training.sha256, validation.sha256, first, code, libraries]
+    scale = training.scale and asdict(training.scale)
+    key = [params.seed, sections, training.sha256, validation.sha256, scale, first, code, libraries]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]

@@ -1,0 +1,76 @@
+"""Bands and pages of TIFF files as channels, in the type and depth in which they were stored."""
+
+import io
+import logging
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from convae.datasets.reading import Reading
+
+TYPES = ("uint8", "uint16", "int16", "float32")
+
+
+def read_bands(content: bytes, reading: Reading) -> np.ndarray:
+    """Decode a TIFF with several bands or pages to `[C, H, W]`: `float32`, or `uint8` if the file has 8 bits.
+
+    Args:
+        content: the bytes of the file.
+        reading: channels and size. Each band is fitted to another size by bilinear interpolation, and padded with its
+            smallest number; a file of the right size keeps its numbers.
+
+    Raises:
+        ValueError: the file can't be read, or has other bands, another type, or numbers that are none.
+
+    Example:
+        >>> import tifffile
+        >>> stream = io.BytesIO()
+        >>> tifffile.imwrite(stream, np.full((5, 8, 6), 1000, np.uint16), photometric="minisblack")
+        >>> read_bands(stream.getvalue(), Reading(channels=5, own_units=True, bands=True)).shape
+        (5, 8, 6)
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ValueError(f"{error}; install convae[tiff]") from None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it warns and goes on where this function refuses
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        if len(file.series) != 1:
+            raise ValueError(f"{len(file.series)} series of images; save each as a separate file")
+        series = file.series[0]
+        pages: Any = filter(None, series.pages)
+        pieces = [piece for page in pages for piece in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if any(start + count > len(content) for start, count in pieces):
+            raise ValueError("truncated; get it again")
+        axes, values = series.axes, series.asarray()
+    others = [index for index, axis in enumerate(axes) if axis not in "YX"]
+    if len(others) > 1 or not {"Y", "X"} <= {*axes}:
+        raise ValueError(f"axes {axes} of {list(values.shape)}; one axis of bands or pages is allowed")
+    values = np.moveaxis(values, others[0], 0) if others else values[None]
+    if len(values) != reading.channels:
+        raise ValueError(f"{len(values)} bands or pages; data.channels = {reading.channels}")
+    if values.dtype.name not in TYPES:
+        raise ValueError(f"{values.dtype}; {', '.join(TYPES)} are allowed")
+    if values.dtype != np.uint8 and not reading.own_units:
+        raise ValueError(f"{values.dtype}; set data.scale to range, percentile or standard, or to [low, high]")
+    if not np.isfinite(values).all():
+        raise ValueError("NaN or infinity")
+    fitted = np.stack([_fit(band, reading) for band in values])
+    return np.rint(fitted).astype(np.uint8) if values.dtype == np.uint8 else fitted
+
+
+def _fit(band: np.ndarray, reading: Reading) -> np.ndarray:
+    """Fit a band `[H, W]` to the size of `reading`, as `float32`."""
+    band = band.astype(np.float32)
+    if reading.size is None or band.shape == reading.size:
+        return band
+    (height, width), image = reading.size, Image.fromarray(band)
+    if reading.fit == "crop":
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    elif reading.fit == "stretch":
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    else:
+        least: Any = float(band.min())
+        image = ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, color=least)
+    return np.asarray(image)
