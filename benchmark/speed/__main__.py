@@ -20,6 +20,7 @@ GROUPS = [
     "extraction",
     "code",
     "folders",
+    "depth",
     "classifier",
     "pipeline",
     "growth",
