@@ -5,6 +5,7 @@ import sys
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.base import clone
@@ -195,6 +196,42 @@ def test_colour_images_in_either_layout():
     features = ConvolutionalAutoencoderFeatures(**SMALL).fit(colour)
     np.testing.assert_array_equal(features.transform(colour), features.transform(colour.transpose(0, 2, 3, 1)))
     assert features.transform(colour[:2, :, :9]).shape == (2, 8 * 2 * 16)  # another size
+
+
+def test_images_of_any_depth_keep_their_precision():
+    images = np.random.default_rng(0).normal(size=(40, 5, 12, 10)).astype(np.float32)
+    images[:, 2] *= 1e-4  # would be lost in eight bits
+    model = ConvolutionalAutoencoderFeatures(**SMALL).fit(images)
+    assert model.encoder_.config["channels"] == 5
+    assert model.encoder_.image_type == np.float32
+    expected = model.transform(images)
+    for same in (images.transpose(0, 2, 3, 1), list(images), images.reshape(40, -1)):
+        found = model.set_params(image_shape=(12, 10)).transform(same)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    lost = images.copy()
+    lost[:, 2] = 0
+    assert np.abs(model.transform(lost) - expected).max() > 1e-3
+
+
+def test_files_can_be_fitted_too(tmp_path):
+    names = [str(tmp_path / f"{index}.png") for index in range(40)]
+    for name, image in zip(names, IMAGES, strict=False):
+        Image.fromarray(image).save(name)
+    model = ConvolutionalAutoencoderFeatures(**SMALL).fit(names)
+    expected = ConvolutionalAutoencoderFeatures(**SMALL).fit_transform(IMAGES[:40])
+    for same in (names, pd.DataFrame({"path": names}), pd.Series(names), np.array(names)):
+        np.testing.assert_array_equal(model.transform(same), expected)
+    colour = IMAGES[:40, :, :, None] // np.array([1, 2, 3], np.uint8)
+    for name, image in zip(names, colour, strict=True):
+        Image.fromarray(image).resize((20, 10)).save(name)
+    sized = ConvolutionalAutoencoderFeatures(**SMALL, image_shape=(8, 8)).fit(names)
+    assert (sized.encoder_.config["channels"], sized.encoder_.config["image_size"]) == (3, [8, 8])
+
+
+def test_arrays_and_pictures_are_not_mixed():
+    for mixed in ([IMAGES[0], IMAGES[1] / 255], [IMAGES[0], IMAGES[1][:7]], [IMAGES[0], Image.fromarray(IMAGES[1])]):
+        with pytest.raises(ConvaeError, match="of several shapes or types, or of arrays and pictures; pass one kind"):
+            ConvolutionalAutoencoderFeatures(**SMALL).fit(mixed * 10)
 
 
 @pytest.mark.parametrize(

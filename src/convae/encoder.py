@@ -150,8 +150,8 @@ class Encoder:
         """How to read files and Pillow images: like the training images, or in their own size if `resize` is false.
 
         Example:
-            >>> load_encoder("models/encoder").reading()
-            Reading(channels=1, size=(8, 8), fit='crop', white_level=None, own_units=False)
+            >>> load_encoder("models/encoder").reading().size
+            (8, 8)
         """
         size = tuple(self.config["image_size"]) if resize else None
         pictures = self.config.get("pictures", PICTURES)
