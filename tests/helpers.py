@@ -1,5 +1,6 @@
 """Helpers shared by several tests: waiting, queries of MLflow, and servers."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # importing MLflow takes seconds
     from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).parents[1]
+DAY = 24 * 3600  # seconds
 STAGES = "convae-stages"
 ROWS = "convae"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -34,14 +37,30 @@ POSTGRES = REPOSITORY / "tests/postgres.sh"
 NO_POSTGRES = subprocess.run([POSTGRES, "find"], capture_output=True, check=False).returncode != 0
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Create a folder once per test session; all workers share it."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    made = folder.with_suffix(".made")
+@cache
+def _state() -> str:
+    """Hash of the interpreter and of every file of the repository, apart from those that git ignores."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\0")
+    digest = hashlib.sha256(sys.version.encode())
+    for path in (REPOSITORY / name for name in sorted(filter(None, names))):
+        if path.is_file():
+            digest.update(f"{path} {path.stat().st_size} ".encode() + path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Create a folder once; all workers and later runs share it, until a file of the repository changes."""
+    home = REPOSITORY / ".pytest_cache/made"
+    folder = home / _state() / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
+        made = folder.with_suffix(".made")
         if not made.exists():
             shutil.rmtree(folder, ignore_errors=True)
+            for old in home.iterdir():  # of another state of the repository
+                if time.time() - old.stat().st_mtime > DAY:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
             make(folder)
             made.touch()
     return folder

@@ -66,9 +66,9 @@ def run(*command: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def templates() -> Path:
     """The repository and a database with its tables: creating both takes seconds, copying no time."""
-    return made_once(tmp_path_factory, "templates", _make_templates)
+    return made_once("templates", _make_templates)
 
 
 def _make_templates(folder: Path) -> None:

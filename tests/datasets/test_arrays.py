@@ -1,7 +1,5 @@
 """`data.dataset: arrays`: images of any number of channels, as they are measured."""
 
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -189,30 +187,6 @@ def test_one_file_of_grey_images_is_enough(tmp_path: Path, data_params: Callable
     (tmp_path / "raw").mkdir()
     copy_arrays(data, tmp_path / "raw")
     assert np.load(tmp_path / "raw/train_images.npy").shape == (N, 1, H, W)
-
-
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, data_params: Callable[..., DataParams]) -> None:
-    code = """
-import resource, sys
-from pathlib import Path
-from convae.datasets.arrays import copy_arrays
-from convae.datasets.prepare import prepare
-from convae.params import DataParams
-data = DataParams.model_validate_json(sys.argv[1])
-Path("raw").mkdir()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-copy_arrays(data, Path("raw"))
-prepare(data, 0, Path("raw"), Path("prepared"))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    images = np.random.default_rng(0).random((2000, 4, 128, 128), np.float32)  # 512 MiB
-    np.savez(tmp_path / "stack.npz", images=images)
-    data = data_params(dataset="arrays", root="stack.npz", image_size=128, channels=4, scale="percentile")
-    done = subprocess.run(
-        [sys.executable, "-c", code, data.model_dump_json()], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    # Pages of memory-mapped files count, too, as long as the system has room for them; twice the array would be copies.
-    assert int(done.stdout) / 1024 < 900
 
 
 @pytest.mark.parametrize(

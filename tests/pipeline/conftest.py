@@ -24,7 +24,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which `dvc repro` has run once, recorded in MLflow, its results committed."""
-    original = made_once(tmp_path_factory, "finished", _run_pipeline)
+    original = made_once("finished", _run_pipeline)
     return Clone(original).copy(tmp_path_factory.mktemp("finished") / "convae")
 
 

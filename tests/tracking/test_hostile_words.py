@@ -46,7 +46,7 @@ def card() -> str:
         "trained_on": {"dataset": "image_folder", "images": 9, "sha256": "0" * 64},
         "versions": {"torch": "2"},
     }
-    encoder = SimpleNamespace(config=config, reading=lambda: Reading(1, (8, 8)))
+    encoder = SimpleNamespace(config=config, image_type="uint8", reading=lambda: Reading(1, (8, 8)))
     classifier: Any = SimpleNamespace(description=description, encoder=encoder)
     return _card(classifier, Place("here", {}, 0, f"git checkout {HOSTILE[2]}"))
 

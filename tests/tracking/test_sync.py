@@ -97,7 +97,7 @@ def pipeline(workspace: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def once(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def once(templates: Path) -> Callable[[str], Path]:
     """`once("on")`: a folder in which DVC has run the stages, tracking switched on or off."""
 
     def run(tracking: str) -> Path:
@@ -107,7 +107,7 @@ def once(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
                 add_stages()
                 dvc("repro", CONVAE_TRACKING=tracking, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
 
-        return made_once(tmp_path_factory, f"tracking-{tracking}", make)
+        return made_once(f"tracking-{tracking}", make)
 
     return run
 
