@@ -13,14 +13,13 @@ run: $(BIN)/.installed  ## install, run the stages that a change affects, show t
 	@$(BIN)/python -m pipeline.summary
 
 # With more threads, workers on the same cores would wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
 test: $(BIN)/.installed  ## run the quick tests: eight minutes on two cores
-	$(PYTEST) -n logical -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
-# One worker more than there are cores, because these often wait for servers and for processes that were stopped.
 test-slow: $(BIN)/.installed  ## run the slow tests: interruptions, searches, several processes, a team, the ladder, PostgreSQL, a browser
-	$(PYTEST) -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) -m slow
+	$(PYTEST) -m slow
 
 # Direct dependencies are the oldest, indirect ones the newest that fit. uv asks PyPI, or the index in UV_DEFAULT_INDEX.
 lowest:          ## run the quick tests with the oldest versions that pyproject.toml allows, in .venv-lowest
