@@ -80,6 +80,14 @@ def test_twelve_bits_get_their_white_level(tmp_path: Path) -> None:
     assert survey(tmp_path)["params"]["data.white_level"] == 4095
 
 
+def test_a_damaged_picture_is_counted_once(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(4096, size=(2, 90, 90), dtype=np.uint16)
+    for name, pixels in zip("ab", noise, strict=True):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:9000])
+    assert survey(tmp_path)["modes"] == {"I;16": 1, "unreadable": 1}
+
+
 def test_groups_stay_together(photos: Path) -> None:
     found = survey(photos, group=r"(film\d+)_")
     groups = {name: part.get("groups") for name, part in found["description"]["parts"].items()}

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
@@ -38,8 +38,9 @@ SAMPLE_BYTES = 1 << 27  # of arrays, to see their range
 LEAST_STEPS = 300  # of training, per layer
 NAMED = 10
 DESCRIBING = ("table", "group", "image_size", "channels", "layout", "scale", "color", "fit", "white_level", "shards")
-# Seconds on two cores that Fashion-MNIST takes: to train, to compute features and codes, and for the rest.
-TRAIN_SECONDS, FEATURE_SECONDS, OTHER_SECONDS = 50, 60, 120
+# Seconds on two cores that Fashion-MNIST takes: to train, to compute features and codes, and for the rest; then those
+# that do not depend on the number of images: to solve for the code of 6272 features, and to start processes.
+TRAIN_SECONDS, FEATURE_SECONDS, OTHER_SECONDS, CODE_SECONDS, START_SECONDS = 50, 60, 60, 33, 45
 
 
 def check(root: Path, table: str | None, group: str | None, as_json: bool, write: bool) -> None:
@@ -149,7 +150,7 @@ def _look_at_arrays(root: Path, scratch: Path, found: dict[str, Any]) -> dict[st
     is_last = len(shape) == 3 and channel_axis(images.shape) == 3
     channels = 1 if len(shape) == 2 else shape.pop(2 if is_last else 0)
     found["sizes"] = {show((shape[0], shape[1])): images.shape[0]}
-    found["modes"] = {f"{images.dtype}, {channels} channels": images.shape[0]}
+    found["modes"] = {f"{images.dtype}, {channels} channel{'s' * (channels > 1)}": images.shape[0]}
     if len({*images.shape[1:]}) == 3 and not {1, 3} & {images.shape[1], images.shape[3]}:
         other = "channels_first" if is_last else "channels_last"
         found["concerns"].append(f"The shape {list(images.shape)} does not tell the channels: is it {other}?")
@@ -174,11 +175,11 @@ def _look(root: Path, raw: Path, found: dict[str, Any]) -> dict[str, Any]:
     for path in paths:
         try:
             with Image.open(path) as image:
-                is_turned = image.getexif().get(0x0112, 1) in list(TURN_OF)[3:]
-                sizes[image.size[::-1] if is_turned else image.size] += 1
-                modes[image.mode] += 1
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in list(TURN_OF)[3:]
                 if image.mode.startswith("I;16"):
                     deepest = max(deepest, int(np.asarray(image).max()))
+                sizes[image.size[::-1] if is_turned else image.size] += 1
+                modes[image.mode] += 1
         except Exception:  # a damaged file can make Pillow raise nearly anything; `prepare` will say what is wrong
             modes["unreadable"] += 1
     found["sizes"] = {show(size): count for size, count in sizes.most_common()}
@@ -241,7 +242,8 @@ def _estimate(found: dict[str, Any], data: DataParams, dimension: int, trained_o
     of_each = of_value * channels * height * width + 4 * dimension
     found["disk_gb"] = round(2 * images * of_each / 1e9, 2)  # twice, because DVC's cache has a copy
     seconds = TRAIN_SECONDS * trained_on / 54_000 * area + FEATURE_SECONDS * images / 70_000 * area
-    found["minutes"] = max(1, round((seconds + OTHER_SECONDS * images / 70_000) / 60))
+    seconds += OTHER_SECONDS * images / 70_000 + CODE_SECONDS * (dimension / 6272) ** 3 + START_SECONDS
+    found["minutes"] = math.ceil(seconds / 60)
 
 
 def _page(found: Mapping[str, Any]) -> Iterator[str]:

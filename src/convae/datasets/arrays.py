@@ -20,15 +20,14 @@ from tqdm import tqdm
 
 from convae.datasets.catalogue import image_shape
 from convae.datasets.image_folder import is_clean
+from convae.datasets.reading import SCALE_HINT, TYPES
 from convae.errors import ConvaeError
 from convae.files import CHUNK_BYTES, new_array, save_array, write_json
 from convae.names import PARTS, printable
 from convae.params import DataParams
 
-TYPES = ("uint8", "uint16", "int16", "float32")
 CLASSES_FILE = "classes.json"
 BLOCK = 1 << 20  # bytes copied at a time
-SCALE = "set data.scale to range, percentile or standard, or to [low, high], the numbers that become 0 and 1"
 
 Arrays = Mapping[str, Any]
 """Arrays of NumPy or Zarr by name; slices of these are NumPy arrays."""
@@ -173,9 +172,7 @@ def _check_images(data: DataParams, name: str, images: Any) -> None:
             f"{where} are {list(images.shape)}, expected {axes} = [N, {', '.join(map(str, expected))}]{wanted}"
         )
     if data.scale is None and images.dtype.newbyteorder("=") not in ("uint8", "float32"):
-        raise ConvaeError(
-            f"{where} are {images.dtype}; set data.scale to range, percentile or standard, or to [low, high]"
-        )
+        raise ConvaeError(f"{where} are {images.dtype}; {SCALE_HINT}")
 
 
 def _of_each(where: str, name: str, array: Any, count: int) -> np.ndarray:
@@ -249,4 +246,4 @@ def _copy_images(data: DataParams, name: str, images: Any, rows: np.ndarray, fil
         target[first:end] = some
     target.flush()
     if data.scale is None and dtype.kind == "f" and not 0 <= low <= high <= 1:
-        raise ConvaeError(f"{where}: {name} images have values from {low:g} to {high:g}; {SCALE}")
+        raise ConvaeError(f"{where}: {name} images have values from {low:g} to {high:g}; {SCALE_HINT}")

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from convae.datasets.reading import Reading
-
-TYPES = ("uint8", "uint16", "int16", "float32")
+from convae.datasets.reading import SCALE_HINT, TYPES, Reading
 
 
 def read_bands(content: bytes, reading: Reading) -> np.ndarray:
@@ -34,13 +32,16 @@ def read_bands(content: bytes, reading: Reading) -> np.ndarray:
         import tifffile
     except ImportError as error:
         raise ValueError(f"{error}; install convae[tiff]") from None
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it warns and goes on where this function refuses
+    logging.getLogger("tifffile").disabled = True  # it warns and goes on where this function refuses
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         if len(file.series) != 1:
             raise ValueError(f"{len(file.series)} series of images; save each as a separate file")
         series = file.series[0]
-        pages: Any = filter(None, series.pages)
-        pieces = [piece for page in pages for piece in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if series.dataoffset is not None:  # in one piece; looking at each page would take longer than reading it
+            pieces = [(series.dataoffset, series.nbytes)]
+        else:
+            pages: Any = filter(None, series.pages)
+            pieces = [piece for page in pages for piece in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if any(start + count > len(content) for start, count in pieces):
             raise ValueError("truncated; get it again")
         axes, values = series.axes, series.asarray()
@@ -53,18 +54,18 @@ def read_bands(content: bytes, reading: Reading) -> np.ndarray:
     if values.dtype.name not in TYPES:
         raise ValueError(f"{values.dtype}; {', '.join(TYPES)} are allowed")
     if values.dtype != np.uint8 and not reading.own_units:
-        raise ValueError(f"{values.dtype}; set data.scale to range, percentile or standard, or to [low, high]")
-    if not np.isfinite(values).all():
+        raise ValueError(f"{values.dtype}; {SCALE_HINT}")
+    if values.dtype == np.float32 and not np.isfinite(values).all():
         raise ValueError("NaN or infinity")
-    fitted = np.stack([_fit(band, reading) for band in values])
+    if reading.size in (None, values.shape[1:]):
+        return values if values.dtype == np.uint8 else values.astype(np.float32)
+    fitted = np.stack([_fit(band, reading) for band in values.astype(np.float32)])
     return np.rint(fitted).astype(np.uint8) if values.dtype == np.uint8 else fitted
 
 
 def _fit(band: np.ndarray, reading: Reading) -> np.ndarray:
-    """Fit a band `[H, W]` to the size of `reading`, as `float32`."""
-    band = band.astype(np.float32)
-    if reading.size is None or band.shape == reading.size:
-        return band
+    """Fit a band `float32 [H, W]` to the size of `reading`."""
+    assert reading.size is not None
     (height, width), image = reading.size, Image.fromarray(band)
     if reading.fit == "crop":
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)

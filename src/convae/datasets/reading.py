@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 
 Fit = Literal["crop", "pad", "stretch"]
+TYPES = ("uint8", "uint16", "int16", "float32")  # of arrays and bands
+SCALE_HINT = "set data.scale to range, percentile or standard, or to [low, high], the numbers that become 0 and 1"
 
 
 @dataclass(frozen=True)
