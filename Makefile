@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Stages call `python`, which must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-slow lowest check ui ladder search chaos benchmark
+.PHONY: help run test test-slow test-gpu lowest check ui ladder search chaos benchmark
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -20,6 +20,9 @@ test: $(BIN)/.installed  ## run the quick tests: eight minutes on two cores
 
 test-slow: $(BIN)/.installed  ## run the slow tests: interruptions, searches, several processes, a team, the ladder, PostgreSQL, a browser
 	$(PYTEST) -m slow
+
+test-gpu: $(BIN)/.installed  ## run the tests that need a CUDA GPU
+	$(BIN)/pytest -m gpu
 
 # Direct dependencies are the oldest, indirect ones the newest that fit. uv asks PyPI, or the index in UV_DEFAULT_INDEX.
 lowest:          ## run the quick tests with the oldest versions that pyproject.toml allows, in .venv-lowest

@@ -14,6 +14,7 @@ SMALL = (
     "data.dataset=digits",
     "train.epochs=2",
     "train.threads=1",
+    "train.accelerator=cpu",
     "model.layers.0.filters=8",
     "model.layers.1.filters=16",
     "model.layers.1.input.whitening.components=64",

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from benchmark.speed.measuring import REPOSITORY, Row
 from convae.environment import environment
 from convae.files import new_file, read_json, write_json
@@ -24,6 +26,7 @@ GROUPS = [
     "classifier",
     "pipeline",
     "growth",
+    "gpu",
 ]
 TABLE, PAGE = REPOSITORY / "reports/benchmark.json", REPOSITORY / "reports/benchmark.md"
 
@@ -48,9 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmark.speed", description=__doc__)
     known = ", ".join(GROUPS)
     parser.add_argument("groups", nargs="*", metavar="group", help=f"what to measure: {known} (default: all)")
-    groups = parser.parse_args().groups or GROUPS
+    has_gpu = torch.cuda.is_available()
+    groups = parser.parse_args().groups or [group for group in GROUPS if has_gpu or group != "gpu"]
     if unknown := ", ".join(sorted(set(groups) - set(GROUPS))):
         parser.error(f"unknown group: {unknown}; choose from {known}")
+    if "gpu" in groups and not has_gpu:
+        parser.error("gpu: PyTorch finds no CUDA GPU on this machine")
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"This machine is busy (load {load:.1f}): ratios will be noisy.", file=sys.stderr)

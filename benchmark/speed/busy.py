@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from benchmark.speed.images import fashion_mnist, params_of, some_images
+from benchmark.speed.experiments import params_of
+from benchmark.speed.images import fashion_mnist, some_images
 from benchmark.speed.measuring import THREADS, Row, at_least, clone, command
 from convae.datasets.image_set import write_image_set
 from convae.files import write_json

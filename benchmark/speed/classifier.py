@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from benchmark.speed.images import SCRATCH, fashion_mnist, untrained, with_filters
+from benchmark.speed.experiments import with_filters
+from benchmark.speed.images import SCRATCH, fashion_mnist, untrained
 from benchmark.speed.measuring import THREADS, Row, alternate, at_least, in_new_process, timed
 from convae.evaluation.logistic_regression import fit_path
 from convae.features.extract import extract_features

@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmark.speed.images import SCRATCH, fashion_mnist, params_of, untrained
+from benchmark.speed.experiments import params_of
+from benchmark.speed.images import SCRATCH, fashion_mnist, untrained
 from benchmark.speed.measuring import THREADS, Row, alternate, at_least, at_most, in_new_process, timed
 from convae.evaluation.classifiers import fit_best
 from convae.evaluation.evaluate import load_part

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tifffile
 
-from benchmark.speed.images import SCRATCH, WHOLE_MAPS, params_of
+from benchmark.speed.experiments import WHOLE_MAPS, params_of
+from benchmark.speed.images import SCRATCH
 from benchmark.speed.measuring import REPOSITORY, Row, at_least, at_most, in_new_process, rates, timed
 from benchmark.speed.memory import peak_memory
 from convae.datasets.decoding import decode_files

@@ -7,7 +7,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from benchmark.speed.images import SCRATCH, WHOLE_MAPS, fashion_mnist, params_of, untrained
+from benchmark.speed import bare
+from benchmark.speed.experiments import WHOLE_MAPS, params_of
+from benchmark.speed.images import SCRATCH, fashion_mnist, untrained
 from benchmark.speed.measuring import THREADS, Row, at_least, in_new_process, rates, timed
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder, load_encoder
@@ -78,16 +80,8 @@ def limit(system: str) -> float:
     """Pass batches through network and readout, and discard the result."""
     keep_freed_memory()
     encoder, readout = _model(system)
-    network, batch_size = encoder.autoencoder, encoder.batch_size((28, 28))
-    images = [torch.from_numpy(ImageSet.load(fashion_mnist() / part).images) for part in PARTS]
-
-    def forward() -> None:
-        with torch.inference_mode():
-            for part in images:
-                for batch in part.split(batch_size):
-                    readout(network.encode(network.preprocessing(batch)))
-
-    return timed(forward)
+    encoder.readout = readout
+    return sum(bare.forward(encoder, torch.from_numpy(ImageSet.load(fashion_mnist() / part).images)) for part in PARTS)
 
 
 def _model(system: str) -> tuple[Encoder, Readout]:

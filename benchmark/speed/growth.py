@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from benchmark.speed.images import SCRATCH, WHOLE_MAPS, fashion_mnist, params_of, some_images, untrained, with_filters
+from benchmark.speed.experiments import WHOLE_MAPS, params_of, with_filters
+from benchmark.speed.images import SCRATCH, fashion_mnist, some_images, untrained
 from benchmark.speed.measuring import REPOSITORY, THREADS, Row, alternate, at_most, in_new_process, timed
 from benchmark.speed.memory import peak_memory
 from benchmark.speed.training import second_epoch

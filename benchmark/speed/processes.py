@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmark.speed.images import WHOLE_MAPS, fashion_mnist, params_of, some_images
+from benchmark.speed.experiments import WHOLE_MAPS, params_of
+from benchmark.speed.images import fashion_mnist, some_images
 from benchmark.speed.measuring import REPOSITORY, Row, alternate
 from convae.processes import connect
 from convae.stages.runner import keep_freed_memory

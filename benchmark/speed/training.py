@@ -3,17 +3,15 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir
-from functools import partial
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch import Tensor
 
-from benchmark.speed.images import WHOLE_MAPS, changed, fashion_mnist, params_of, some_images, untrained
+from benchmark.speed import bare
+from benchmark.speed.experiments import WHOLE_MAPS, changed, params_of
+from benchmark.speed.images import fashion_mnist, some_images, untrained
 from benchmark.speed.measuring import THREADS, Row, at_least, clone, in_new_process, rates
 from convae.datasets.image_set import ImageSet
 from convae.encoder import Encoder
@@ -123,49 +121,5 @@ def _untrained(params: Params, count: int) -> Encoder:
 
 
 def _bare_loop(params: Params, count: int) -> tuple[float, Tensor]:
-    """Train for two epochs a phase in a bare loop; return the seconds of the second ones and the last filters."""
-    from convae.models.draws import random_seed
-    from convae.models.initialization import fit_layer
-
-    network = _untrained(params, count).autoencoder.requires_grad_(True)
     images, validation = (torch.from_numpy(part.images) for part in _images(count))
-
-    def whole(batch: Tensor) -> Tensor:
-        return F.mse_loss(network(batch), batch)
-
-    def at_places(index: int, batch: Tensor) -> Tensor:
-        layer = network.layers[index]
-        with torch.no_grad():
-            incoming = network.input_of(index, batch)
-            number = prod(layer.geometry.convolved((incoming.shape[2], incoming.shape[3])))
-            places = torch.randint(number, (len(batch), params.train.places or 0))
-            windows = layer.input.whiten(layer.input.windows(incoming, places))
-        filters = layer.unit_filters
-        return F.mse_loss(network.sparsity[index](windows @ filters.T) @ filters, windows)
-
-    seconds, steps = 0.0, -(-count // params.train.batch_size)
-    for index in range(len(network.layers) if params.train.places else 1):
-        if index:
-            fit_layer(network, index, "normal", images, params.seed)
-        loss = partial(at_places, index) if params.train.places else whole
-        learned = (network.layers[index], network.sparsity[index]) if params.train.places else (network,)
-        optimizer = torch.optim.Adam(nn.ModuleList(learned).parameters(), params.train.learning_rate)
-        schedule = CosineAnnealingLR(optimizer, 2 * steps) if params.train.schedule == "cosine" else None
-        for epoch in range(2):
-            start = time.perf_counter()
-            network.train()
-            generator = torch.Generator().manual_seed(random_seed(params.seed, epoch))
-            for number, chosen in enumerate(torch.randperm(count, generator=generator).split(params.train.batch_size)):
-                torch.manual_seed(random_seed(params.seed, epoch, 1 + number))
-                batch = network.preprocessing(images.index_select(0, chosen))
-                optimizer.zero_grad()
-                loss(batch).backward()
-                optimizer.step()
-                if schedule:
-                    schedule.step()
-            network.eval()
-            with torch.no_grad():
-                for pictures in validation.split(max(params.train.batch_size, 256)):
-                    loss(network.preprocessing(pictures))
-        seconds += time.perf_counter() - start
-    return seconds, network.layers[-1].convolution.weight.detach()
+    return bare.train(params, _untrained(params, count), images, validation)

@@ -73,12 +73,13 @@ class ImageClassifier:
         return [self.classes[index] for index in self.scores(images).argmax(axis=1)]
 
 
-def load_image_classifier(source: str | Path) -> ImageClassifier:
+def load_image_classifier(source: str | Path, device: str = "cpu") -> ImageClassifier:
     """Load the encoder and the classifier from a folder such as `models/`.
 
     Args:
         source: a folder with `encoder/` and `classifier/`, or the address of a model in MLflow such as
             `models:/convae-classifier@champion`.
+        device: where the encoder computes, as in `load_encoder`.
 
     Raises:
         ConvaeError: one of them is missing, damaged or of an unknown format, or they do not belong together.
@@ -89,9 +90,9 @@ def load_image_classifier(source: str | Path) -> ImageClassifier:
     """
     if is_address(source):
         with fetched(str(source)) as published:
-            return load_image_classifier(published)
+            return load_image_classifier(published, device)
     folder = Path(source)
-    encoder = load_encoder(folder / "encoder")
+    encoder = load_encoder(folder / "encoder", device)
     estimator, description = load_classifier(folder / "classifier")
     if description.get("encoder") != encoder.sha256:
         raise ConvaeError(f"{folder}: classifier/ was fitted on the features of another encoder than that in encoder/")

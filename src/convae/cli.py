@@ -253,6 +253,8 @@ def _add_files(parser: argparse.ArgumentParser, metavar: str, written: str) -> N
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, patterns, or - (see below)")
+    text = "where to compute: auto (a CUDA GPU if there is one), cpu, cuda, cuda:1, mps (default: %(default)s)"
+    parser.add_argument("--device", default="auto", metavar="NAME", help=text)
 
 
 def _add_encoder(parser: argparse.ArgumentParser) -> None:

@@ -164,7 +164,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def write_features(
-    images: list[str], encoder: str, resize: bool, output: Path, force: bool, code: bool = False
+    images: list[str], encoder: str, resize: bool, output: Path, force: bool, code: bool = False, device: str = "cpu"
 ) -> None:
     """`convae features`: write a table of features, or of compact codes, as Parquet or `.npy`.
 
@@ -176,7 +176,7 @@ def write_features(
     if output.suffix not in writers:
         raise ConvaeError(f"{output}: the suffix must be .parquet or .npy")
     check_free(output, force)
-    loaded = load_encoder(encoder)
+    loaded = load_encoder(encoder, device)
     dimension = loaded.features([], code=code).shape[1]
     pictures = Pictures(images, loaded, resize)
     with new_file(output) as scratch, writers[output.suffix](scratch, dimension) as append:
@@ -240,7 +240,7 @@ def _parquet_writer(path: Path, dimension: int) -> Iterator[Append]:
         flush()
 
 
-def classify(images: list[str], model: str, as_json: bool) -> None:
+def classify(images: list[str], model: str, as_json: bool, device: str = "cpu") -> None:
     """`convae classify`: print the class of each picture, with its probability if the classifier has one.
 
     Raises:
@@ -248,7 +248,7 @@ def classify(images: list[str], model: str, as_json: bool) -> None:
     """
     from convae.classifier import load_image_classifier
 
-    classifier = load_image_classifier(model)
+    classifier = load_image_classifier(model, device)
     pictures = Pictures(images, classifier.encoder, resize=True)
     classes, width = classifier.classes, max(map(len, classifier.classes))
     number = "probabilities" if classifier.has_probabilities else "scores"
@@ -267,14 +267,14 @@ def classify(images: list[str], model: str, as_json: bool) -> None:
     pictures.finish()
 
 
-def reconstruct(images: list[str], encoder: str, resize: bool, output: Path, force: bool) -> None:
+def reconstruct(images: list[str], encoder: str, resize: bool, output: Path, force: bool, device: str = "cpu") -> None:
     """`convae reconstruct`: write a PNG per picture, the encoder's input on the left, its reconstruction on the right.
 
     Raises:
         ConvaeError: pictures were skipped (raised after all others are done), there is no decoder, or a file exists and
             `force` is off.
     """
-    loaded = load_encoder(encoder)
+    loaded = load_encoder(encoder, device)
     loaded.reconstruct([])  # raises if there is no decoder, before anything is written
     pictures = Pictures(images, loaded, resize)
     paths = _free_names(output, [_stem(file) for file in pictures.files])

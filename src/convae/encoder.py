@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from convae.addresses import fetched, is_address
 from convae.datasets.reading import Reading, Scale
+from convae.devices import explained_memory, find_device, map_bytes, single_precision
 from convae.errors import ConvaeError
 from convae.files import check_folder, content_sha256, new_file, read_file, read_json, write_json
 from convae.images import Images, image_batches
@@ -32,7 +33,8 @@ FORMAT = 5
 READABLE = (3, 4, FORMAT)
 PICTURES = {"fit": "crop", "white_level": None}  # for encoders of format 3, which do not store it
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MAP_BYTES = 1 << 23  # fits into CPU caches; twice as fast as 64 MiB
+MOST_IMAGES, MOST_GPU_IMAGES = 256, 4096  # in a batch
+MEMORY_REMEDY = "use device cpu, or a GPU that no other program uses"
 
 Result = TypeVar("Result")
 
@@ -132,18 +134,14 @@ class Encoder:
         return smallest_size(self.autoencoder.geometry, self.autoencoder.stacked_on)
 
     def to(self, device: str | torch.device) -> "Encoder":
-        """Move to `device` and return self.
+        """Move to `device`, see `find_device`, and return self.
 
         Raises:
             ConvaeError: this machine has no such device.
         """
-        try:
-            torch.empty(0, device=device)
-        except (AssertionError, NotImplementedError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConvaeError(f"device {device}: not available ({reason}); cpu always is") from None
+        found = find_device(device)
         for part in self._parts.values():
-            part.to(device)
+            part.to(found)
         return self
 
     def reading(self, resize: bool = True) -> Reading:
@@ -223,7 +221,7 @@ class Encoder:
             features = self.read_out(batch)
             return self.code(features) if code and self.code else features
 
-        return (_to_numpy(batch) for batch in self._map(read_out, images, resize))
+        return _copied(self._map(read_out, images, resize))
 
     def read_out(self, batch: Tensor) -> Tensor:
         """Features `float32 [N, D]` of a batch of images `uint8` or `float32 [N, C, H, W]`, on the encoder's device."""
@@ -256,12 +254,12 @@ class Encoder:
         none = torch.zeros((0, self.config["channels"], *self.config["image_size"]), dtype=torch.uint8)
         batches, device = image_batches(images, self.reading(resize), self.batch_size), self.device
         for batch in itertools.chain([next(batches, none)], batches):
-            with torch.inference_mode():
+            with torch.inference_mode(), single_precision(), explained_memory(MEMORY_REMEDY):
                 result = function(batch.to(device))
             yield result  # outside inference mode, because the caller may need gradients
 
     def batch_size(self, size: Size) -> int:
-        """Number of images, up to 256, whose largest activation maps fit into 8 MiB.
+        """Number of images that are computed at a time: as many as have their largest activation maps in `map_bytes`.
 
         Raises:
             ConvaeError: images of this size are too small, or so large that their maps take more than 1 GiB.
@@ -281,7 +279,8 @@ class Encoder:
                 f"images of {show(size)} pixels are too large: their activation maps take {4 * largest / 1e9:.1f} GB; "
                 f"resize them to {show(tuple(self.config['image_size']))}, the size that the encoder learned from"
             )
-        return max(1, min(256, MAP_BYTES // (4 * largest)))
+        most = MOST_IMAGES if self.device.type == "cpu" else MOST_GPU_IMAGES
+        return max(1, min(most, map_bytes(self.device) // (4 * largest)))
 
     @property
     def image_type(self) -> "np.dtype[Any]":
@@ -370,6 +369,25 @@ def _to_numpy(values: Tensor) -> np.ndarray:
     return result
 
 
+def _copied(batches: Iterator[Tensor]) -> Iterator[np.ndarray]:
+    """Copy batches to the CPU; an NVIDIA GPU computes the next one while the caller uses the one before."""
+    waiting: list[tuple[Tensor, torch.cuda.Event]] = []
+    for batch in batches:
+        if batch.device.type != "cuda":
+            yield _to_numpy(batch)
+            continue
+        copy = torch.empty(batch.shape, dtype=batch.dtype, pin_memory=True).copy_(batch, non_blocking=True)
+        waiting.append((copy, torch.cuda.current_stream(batch.device).record_event()))
+        if len(waiting) > 1:
+            yield _arrived(*waiting.pop(0))
+    yield from (_arrived(*one) for one in waiting)
+
+
+def _arrived(copy: Tensor, copied: torch.cuda.Event) -> np.ndarray:
+    copied.synchronize()
+    return _to_numpy(copy)
+
+
 def build_autoencoder(config: dict[str, Any], processes: Processes = ALONE) -> Autoencoder:
     """Build the network that `config.json` describes; its weights are not yet set.
 
@@ -382,14 +400,16 @@ def build_autoencoder(config: dict[str, Any], processes: Processes = ALONE) -> A
     return Autoencoder(**{name: config[name] for name in names}, processes=processes)
 
 
-def load_encoder(source: str | Path) -> Encoder:
-    """Load a saved encoder onto the CPU, ready to use.
+def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """Load a saved encoder, ready to use.
 
     Args:
         source: a folder, or the address of a model in MLflow such as `models:/convae-encoder@champion`.
+        device: where it computes, see `find_device`; `auto` takes a GPU if there is one.
 
     Raises:
-        ConvaeError: there is no encoder, it has another format, is damaged, or would take too much time or memory.
+        ConvaeError: there is no encoder, it has another format, is damaged, or would take too much time or memory; or
+            there is no such device.
 
     Example:
         >>> load_encoder("models/encoder").features("picture.png").shape
@@ -400,7 +420,7 @@ def load_encoder(source: str | Path) -> Encoder:
     """
     if is_address(source):
         with fetched(str(source)) as published:
-            return load_encoder(published / "encoder")
+            return load_encoder(published / "encoder", device)
     folder = Path(source)
     config, weights, sha256 = _read(folder)
     try:
@@ -413,7 +433,7 @@ def load_encoder(source: str | Path) -> Encoder:
         raise ConvaeError(f"{folder}: {CONFIG} and {WEIGHTS} do not belong together: {reason}") from None
     if not all(bool(tensor.isfinite().all()) for tensor in encoder._tensors()):
         raise ConvaeError(f"{folder}/{WEIGHTS}: holds NaN or infinity; training may have diverged")
-    return encoder
+    return encoder.to(device)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:

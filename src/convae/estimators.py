@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from convae.datasets.reading import Reading
+from convae.devices import find_device
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.images import Images, channel_axis, channels_first, image_batches
@@ -104,6 +105,7 @@ class CAEFeatures(_ImageTransformer):
     Args:
         encoder: folder of a saved encoder, an address such as `models:/convae-encoder@champion`, or an `Encoder`.
         code: whether to return the compact code instead.
+        device: where a folder or address is loaded to, as in `load_encoder`.
         image_shape: height and width of flattened images (X with two dimensions); None stands for square images. With
             several channels, all values of one channel come before those of the next.
         value_range: the values of black and white in arrays that are not `uint8`.
@@ -112,7 +114,7 @@ class CAEFeatures(_ImageTransformer):
     Pillow images, which may differ in size and to which `value_range` does not apply.
 
     Attributes:
-        encoder_: the encoder, on the CPU unless an `Encoder` was given.
+        encoder_: the encoder.
 
     Example:
         >>> images, labels = np.zeros((6, 8, 8)), [0, 0, 0, 1, 1, 1]
@@ -130,11 +132,13 @@ class CAEFeatures(_ImageTransformer):
         encoder: str | Path | Encoder = "models/encoder",
         *,
         code: bool = False,
+        device: str = "cpu",
         image_shape: Shape | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.encoder = encoder
         self.code = code
+        self.device = device
         self.image_shape = image_shape
         self.value_range = value_range
 
@@ -144,7 +148,8 @@ class CAEFeatures(_ImageTransformer):
         Raises:
             ConvaeError: there is no such encoder, it does not accept X, or it has no compact code.
         """
-        self.encoder_ = self.encoder if isinstance(self.encoder, Encoder) else load_encoder(self.encoder)
+        source = self.encoder
+        self.encoder_ = source if isinstance(source, Encoder) else load_encoder(source, self.device)
         self.encoder_.features(self._pixels(X, self.encoder_.config["channels"], reset=True)[:1], code=self.code)
         return self
 
@@ -170,6 +175,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         batch_size: images per batch.
         learning_rate: initial learning rate of Adam; it falls to zero along a cosine.
         grid: rows and columns of cells over which the maps are averaged.
+        device: where it trains and computes: `cpu`, `mps`, `cuda` or `auto`, which takes a GPU if there is one.
         image_shape: as in `CAEFeatures`; flattened images are grey.
         value_range: as in `CAEFeatures`; None takes the smallest and the largest value that `fit` sees, and clips all
             values to them.
@@ -198,6 +204,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         batch_size: int = 64,
         learning_rate: float = 0.003,
         grid: int = 4,
+        device: str = "cpu",
         image_shape: Shape | None = None,
         value_range: tuple[float, float] | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -209,6 +216,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.grid = grid
+        self.device = device
         self.image_shape = image_shape
         self.value_range = value_range
         self.random_state = random_state
@@ -239,6 +247,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         with TemporaryDirectory() as scratch:
             params, checkpoints = self._experiment(seed, scratch), Path(scratch) / "checkpoints"
             encoder, _, _ = train_encoder(params, training, validation, lambda row: None, checkpoints, self.verbose)
+        encoder.to(self.device)
         readout = attach_readout(encoder, params.features)
         fit_readout(readout, encoder.features(images))
         self.encoder_ = encoder
@@ -292,6 +301,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         filters = np.asarray(self.filters)
         if filters.ndim != 1 or not len(filters) or filters.dtype.kind not in "iu":
             raise ConvaeError(f"filters = {self.filters}: a whole number for each layer is needed, such as (64,)")
+        kind = find_device(self.device).type
         content = Params.default().model_dump()
         first, further = content["model"]["layers"]
         counts, whitening = filters.tolist(), further["input"]["whitening"]
@@ -313,6 +323,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "threads": torch.get_num_threads(),
+            "accelerator": {"cuda": "gpu"}.get(kind, kind),
             "checkpoint_minutes": 60,
         }
         content["features"] |= {"layers": list(range(len(layers))), "grid": self.grid, "code": None}
@@ -320,7 +331,8 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             params = Params.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            key = next(str(part) for part in reversed(first["loc"]) if part in self.get_params() or part == "layers")
+            known = {*self.get_params(), "layers"}
+            key = next((str(part) for part in reversed(first["loc"]) if part in known), "device")
             raise ConvaeError(f"{key} = {first['input']}: {first['msg'].removeprefix('Value error, ')}") from None
         # Only the name, for config.json; the shape is that of X.
         return params.model_copy(update={"data": params.data.model_copy(update={"dataset": "arrays"})})

@@ -395,7 +395,7 @@ class TrainParams(Section):
     gradient_clip: Real | None = Field(gt=0)
     patience: Positive | None
     augmentation: AugmentationParams | None
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"]
+    precision: Literal["32-true", "tf32-true", "16-mixed", "bf16-mixed"]
     threads: int = Field(gt=0, le=1024)
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Positive | Literal["auto"]

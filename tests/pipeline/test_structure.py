@@ -69,7 +69,7 @@ def test_imports_are_acyclic(repository):
 ORDER = [
     {"errors", "environment", "files", "names", "processes", "terminal"},
     {"params"},
-    {"models", "datasets", "experiment", "images", "tracking.moving", "tracking.store", "tracking.fetch"},
+    {"models", "datasets", "devices", "experiment", "images", "tracking.moving", "tracking.store", "tracking.fetch"},
     {"addresses"},
     {"features", "encoder", "training", "evaluation", "history"},
     {"classifier", "estimators", "export"},

@@ -53,6 +53,7 @@ def write_small(system, folder):
         "data.validation_size=0.1",
         "train.epochs=1",
         "train.threads=1",
+        "train.accelerator=cpu",
         f"features.grid={GRIDS.get(system, 4)}",
         "classifier.kind=ridge",
         *([f"features.code.components={CODES[system]}"] if system in CODES else []),

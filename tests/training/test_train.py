@@ -152,7 +152,7 @@ def test_training_killed_repeatedly_within_epochs_resumes_from_its_checkpoints(
     step, steps = TrainingModule.training_step, []
 
     def die_at_every_third(module, batch):
-        steps.append((module.phase, module.current_epoch, len(module.losses)))
+        steps.append((module.phase, module.current_epoch, module.batches_done))
         if len(steps) % 3 == 0:
             raise KeyboardInterrupt
         return step(module, batch)

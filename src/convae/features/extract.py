@@ -1,6 +1,5 @@
 """Extract the features of whole image sets into `.npy` files, in the image set's order."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from convae.datasets.image_set import ImageSet
+from convae.devices import explained_memory, single_precision
 from convae.encoder import Encoder, load_encoder
 from convae.files import CHUNK_BYTES, new_array, row_chunks, save_array, write_json
 from convae.models.code import fit_code
@@ -53,9 +53,8 @@ def extract_features(
     encoder = load_encoder(trained)
     readout = attach_readout(encoder, params.features)
     code = params.features.code and params.features.code.model_dump(mode="json")
-    # CUDA only: Apple's GPUs can't pool over cells that do not divide a map.
-    use_cuda = torch.cuda.is_available() and params.train.accelerator in ("auto", "gpu")
-    encoder.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu")
+    # Not `mps`: Apple's GPUs can't pool over cells that do not divide a map.
+    encoder.to({"auto": "auto", "gpu": "cuda"}.get(params.train.accelerator, "cpu"))
     with processes.shared_folder(output) as scratch:
         images = {}
         # The training part comes first, because the readout is fitted to it.
@@ -177,7 +176,7 @@ def fit_compact_code(
     """
     chosen = training.spread(min(code["images"] or len(training), len(training)))
     code = code | {"components": min(code["components"], max(1, len(chosen) - 1), features.shape[1])}
-    moments = Moments()
+    moments, device = Moments(), encoder.device if encoder.device.type == "cuda" else torch.device("cpu")
     with tqdm(total=len(chosen), desc="code", unit=" images", unit_scale=True, disable=not progress) as bar:
         for number, rows in enumerate(np.array_split(chosen, -(-len(chosen) // CODE_IMAGES))):
             copies = None
@@ -187,11 +186,12 @@ def fit_compact_code(
                     corrupted = augment(
                         torch.from_numpy(training.images[rows]), **code["corruption"], batch=SharedBatch()
                     )
-                copies = torch.from_numpy(encoder.features(corrupted))
-            moments.add(torch.from_numpy(features[rows]), copies)
+                copies = torch.from_numpy(encoder.features(corrupted)).to(device)
+            moments.add(torch.from_numpy(features[rows]).to(device), copies)
             bar.update(len(rows))
     encoder.config["code"] = code
-    encoder.code = fit_code(moments, code["components"], code["ridge"], code["scale"]).to(encoder.device)
+    with single_precision(), explained_memory("use train.accelerator = cpu, or features.code = null"):
+        encoder.code = fit_code(moments, code["components"], code["ridge"], code["scale"]).to(encoder.device)
 
 
 def _write_code(code: torch.nn.Linear, features: np.ndarray, file: Path) -> None:

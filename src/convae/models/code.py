@@ -37,7 +37,7 @@ def fit_code(moments: Moments, components: int, ridge: float, scale: str) -> nn.
         kept = kept.clamp(0, 1 - 1e-6)
         directions = directions * (kept / (1 - kept)).sqrt()[:, None]
     variance = ((directions @ covariance) * directions).sum().clamp(min=LEAST_VARIANCE)
-    code = nn.Linear(len(covariance), components).requires_grad_(False)
+    code = nn.Linear(len(covariance), components, device=covariance.device).requires_grad_(False)
     code.weight.copy_(directions * (covariance.trace() / variance).sqrt())
     code.bias.copy_(-code.weight @ moments.mean)
     return code

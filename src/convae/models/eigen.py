@@ -27,7 +27,7 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)
         return values[-count:].flip(0), vectors[:, -count:].flip(1)
     generator = torch.Generator().manual_seed(0)
-    block = torch.linalg.qr(torch.randn(dimension, width, generator=generator)).Q
+    block = torch.linalg.qr(torch.randn(dimension, width, generator=generator).to(matrix.device)).Q
     basis = products = block.new_empty(dimension, 0)
     while True:
         for _ in range(min(BLOCKS, (dimension - basis.shape[1]) // width)):
@@ -35,7 +35,7 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
             block = matrix @ block
             products = torch.cat([products, block], 1)
             # New directions, if the rank of the matrix is used up and the block holds only rounding errors.
-            noise = torch.randn(block.shape, generator=generator)
+            noise = torch.randn(block.shape, generator=generator).to(block.device)
             block = block + noise * (NOISE * block.abs().max() + LEAST)
             for _ in range(2):  # once leaves rounding errors that grow
                 block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from convae.models.layers import rectified, signed_power
+from convae.models.layers import pool_over_grid, rectified, signed_power
 
 
 class Readout(nn.Module):
@@ -101,10 +100,4 @@ class Readout(nn.Module):
         return maps * maps.square().mean(1, keepdim=True).add_(self.divisive_normalization**2).rsqrt_()
 
     def _pool(self, maps: Tensor) -> Tensor:
-        height, width = maps.shape[2:]
-        if height % self.grid[0] == 0 and width % self.grid[1] == 0:  # same cells, much faster than adaptive pooling
-            cell = (height // self.grid[0], width // self.grid[1])
-            return F.avg_pool2d(maps, cell) if self.pooling == "mean" else F.max_pool2d(maps, cell)
-        if self.pooling == "mean":
-            return F.adaptive_avg_pool2d(maps, self.grid)
-        return F.adaptive_max_pool2d(maps, self.grid)
+        return pool_over_grid(maps, self.grid, self.pooling)

@@ -95,8 +95,8 @@ class WinnerTakeAll(nn.Module):
             return torch.ones_like(places, dtype=torch.bool), places
         if self.training:
             weakest = self._weakest_winner(strengths).to(self.weakest_winner.dtype)
-            # The first batch sets the average; later ones move it.
-            self.weakest_winner.lerp_(weakest, MOMENTUM if self.weakest_winner.any() else 1.0)
+            # The first batch sets the average; later ones move it. A GPU need not wait to learn which it is.
+            self.weakest_winner.lerp_(weakest, torch.where(self.weakest_winner.any(), MOMENTUM, 1.0))
         else:
             weakest = self.weakest_winner
         return strengths >= weakest.view(1, -1, 1), places

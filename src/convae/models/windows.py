@@ -190,8 +190,8 @@ class Moments:
         if not self.count:
             dimension = vectors.shape[1]
             self.origin = vectors.mean(0)  # near the mean, or single precision would lose small variances
-            self.total = torch.zeros(dimension, dtype=torch.float64)
-            self.sums, self.differences = (torch.zeros(dimension, dimension) for _ in range(2))
+            self.total = torch.zeros(dimension, dtype=torch.float64, device=vectors.device)
+            self.sums, self.differences = (self.origin.new_zeros(dimension, dimension) for _ in range(2))
         self.count += len(vectors)
         both = vectors + (vectors if copies is None else copies) - 2 * self.origin
         self.total += both.sum(0, dtype=torch.float64) / 2
@@ -217,8 +217,11 @@ class Moments:
 
 
 def _add_products(total: Tensor, vectors: Tensor) -> None:
-    rows = vectors.numpy(force=True)
-    total += torch.from_numpy(rows.T @ rows)  # NumPy computes only one half of a symmetric product
+    if vectors.device.type == "cpu":
+        rows = vectors.numpy(force=True)
+        total += torch.from_numpy(rows.T @ rows)  # NumPy computes only one half of a symmetric product
+    else:
+        total += vectors.T @ vectors
 
 
 def principal_directions(covariance: Tensor, count: int, ridge: float) -> tuple[Tensor, Tensor]:

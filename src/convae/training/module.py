@@ -83,11 +83,12 @@ class TrainingModule(lightning.LightningModule):
         self.first_epoch = first_epoch
         self.on_epoch = on_epoch
         self.history: list[Row] = []
-        self.losses: list[Tensor] = []
+        self.loss_sum = torch.zeros(())
+        self.resumed = False
 
     def train_dataloader(self) -> Loader:
         """The batches to learn from."""
-        return Loader(self.training_batches, lambda: (self.current_epoch, self.batches_done))
+        return Loader(self.training_batches, self._position)
 
     def val_dataloader(self) -> Loader:
         """The batches whose loss chooses the epoch."""
@@ -104,13 +105,15 @@ class TrainingModule(lightning.LightningModule):
         self.training_batches.move_to(self.device)
         self.validation_batches.move_to(self.device)
         self.objective.start_training()
-        self.losses = [loss.to(self.device) for loss in self.losses]
+        self.loss_sum = self.loss_sum.to(self.device)
         self.saved, self.steps_since = time.monotonic(), 0
 
     def on_train_epoch_start(self) -> None:
-        """Reset the losses; Lightning does not call this when it resumes an epoch."""
+        """Reset the loss; Lightning does not call this when it resumes an epoch."""
         self.objective.start_training()
-        self.losses = []
+        # Apple's GPUs have no double precision.
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        self.loss_sum = torch.zeros((), dtype=kind, device=self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the random draws of this step."""
@@ -120,7 +123,7 @@ class TrainingModule(lightning.LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         """Loss of one batch."""
         loss: Tensor = self.objective(batch)
-        self.losses.append(self._sum_of(loss.detach()))
+        self.loss_sum += self._sum_of(loss.detach())
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -163,7 +166,7 @@ class TrainingModule(lightning.LightningModule):
         Raises:
             ConvaeError: the loss is not finite.
         """
-        total = self.trainer.strategy.reduce(torch.stack(self.losses).sum(), reduce_op="sum")
+        total = self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")
         train_loss = float(total) / self.training_batches.count
         if not math.isfinite(train_loss):
             raise ConvaeError(
@@ -179,7 +182,7 @@ class TrainingModule(lightning.LightningModule):
         row: Row = {"phase": self.phase, "epoch": self.first_epoch + self.current_epoch}
         row |= {name: float(f"{value:.6g}") for name, value in numbers.items()}
         self.history.append(row)
-        self.losses = []
+        self.loss_sum = torch.zeros_like(self.loss_sum)
         self.on_epoch(row)
         self.trainer.should_stop = self._out_of_patience()
         self.saved, self.steps_since = time.monotonic(), 0
@@ -189,18 +192,16 @@ class TrainingModule(lightning.LightningModule):
         self.objective.batch.begin(0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the history and the losses of an unfinished epoch."""
+        """Add the history and the loss of an unfinished epoch, summed over all processes."""
         checkpoint["history"] = self.history
-        if self.losses:
-            checkpoint["losses"] = self.trainer.strategy.reduce(torch.stack(self.losses), reduce_op="sum")
+        checkpoint["loss_sum"] = self.trainer.strategy.reduce(self.loss_sum.clone(), reduce_op="sum")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore both; rank 0 gets the losses summed over all processes."""
-        self.history = checkpoint["history"]
-        losses = checkpoint.get("losses", ())
-        self.losses = [loss if self.trainer.is_global_zero else torch.zeros_like(loss) for loss in losses]
-        if self.trainer.is_global_zero:
-            print(f"resuming epoch {self.first_epoch + len(self.history)} after {len(losses)} batches", flush=True)
+        """Restore both; rank 0 gets the whole loss."""
+        self.history, self.loss_sum = checkpoint["history"], checkpoint["loss_sum"]
+        self.resumed = True
+        if not self.trainer.is_global_zero:
+            self.loss_sum = torch.zeros_like(self.loss_sum)
         for row in self.history:
             self.on_epoch(row)
 
@@ -226,6 +227,14 @@ class TrainingModule(lightning.LightningModule):
         else:
             schedule = OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _position(self) -> tuple[int, int]:
+        """The epoch and its next batch, as an epoch starts or resumes."""
+        if self.resumed and self.trainer.is_global_zero:
+            epoch = self.first_epoch + self.current_epoch
+            print(f"resuming epoch {epoch} after {self.batches_done} batches", flush=True)
+        self.resumed = False
+        return self.current_epoch, self.batches_done
 
     def _seed_draws(self, *position: int) -> None:
         seed = random_seed(self.seed, *position)

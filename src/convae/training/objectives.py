@@ -15,6 +15,7 @@ from convae.models.autoencoder import Autoencoder
 from convae.models.corruption import Corruption, reconstruction_error
 from convae.models.draws import augment
 from convae.models.geometry import Size, layer_sizes
+from convae.models.layers import pool_over_grid
 from convae.models.shared_batch import BatchNorm1d
 from convae.training.batches import Batch
 
@@ -54,7 +55,9 @@ class Objective(nn.Module):
         images, labels = batch
         if self.training and self.augmentation:
             images = augment(images, **self.augmentation, batch=self.batch)
-        return self.loss(self.autoencoder.preprocessing(images), labels)
+        with self._full_precision(images):
+            preprocessed = self.autoencoder.preprocessing(images)
+        return self.loss(preprocessed, labels)
 
     @property
     def depth(self) -> int:
@@ -82,6 +85,10 @@ class Objective(nn.Module):
         self.train()
         for own in (self.autoencoder.layers, self.autoencoder.sparsity):
             own[: self.frozen].eval()
+
+    def _full_precision(self, images: Tensor) -> torch.autocast:
+        """Turns mixed precision off: targets rounded to 8 bits would be learned with their rounding errors."""
+        return torch.autocast(images.device.type, enabled=False)
 
     def _corrupt(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.corruption(images) if self.corruption else (images, None)
@@ -130,7 +137,7 @@ class LayerReconstruction(Objective):
 
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean squared error of the layer's input; where the corruption masks pixels, over these only."""
-        with torch.no_grad():
+        with torch.no_grad(), self._full_precision(preprocessed):
             incoming = self.autoencoder.input_of(self.frozen, preprocessed)
         corrupted, counted = self._corrupt(incoming)
         reconstruction = self.autoencoder.reconstruct_layer(self.frozen, corrupted)
@@ -177,7 +184,7 @@ class PlaceReconstruction(LayerReconstruction):
     def loss(self, preprocessed: Tensor, labels: Tensor | None) -> Tensor:
         """Mean squared error of the whitened windows."""
         network, layer, device = self.autoencoder, self.autoencoder.layers[self.frozen], preprocessed.device
-        with torch.no_grad():
+        with torch.no_grad(), self._full_precision(preprocessed):
             incoming = network.input_of(self.frozen, preprocessed)
             number = prod(layer.geometry.convolved((incoming.shape[2], incoming.shape[3])))
             places = self.batch.drawn(
@@ -256,7 +263,7 @@ class Classification(Objective):
         """Mean cross-entropy (natural logarithm)."""
         assert labels is not None
         maps = self.autoencoder.encode(preprocessed)[-1]
-        pooled = [F.adaptive_avg_pool2d(part.relu(), self.grid).flatten(1) for part in (maps, -maps)]
+        pooled = [pool_over_grid(part.relu(), self.grid, "mean").flatten(1) for part in (maps, -maps)]
         scores = self.head(torch.cat(pooled, 1))
         return self.batch.mean(F.cross_entropy(scores, labels, reduction="sum"), len(labels))
 

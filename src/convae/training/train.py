@@ -28,6 +28,7 @@ from pytorch_lightning.strategies import DDPStrategy
 import convae
 from convae.datasets.image_set import ImageSet
 from convae.datasets.shards import ShardedImages
+from convae.devices import explained_memory, find_device, single_precision
 from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.experiment import check_frozen
@@ -120,9 +121,9 @@ def train_encoder(
     history: list[Row] = []
     device = "cpu"
     fitted = len(start.config["layers"]) if start else 0
+    batches = _batches(params, training, validation, processes)  # once, so that a GPU gets the images once
     for phase, (objective, epochs) in enumerate(phases):
         fitted = _fit_layers(network, params, training, fitted, objective.depth)
-        batches = _batches(params, training, validation, processes)
         saved = folder / str(phase)
         module = TrainingModule(
             objective, *batches, params.train, saved / LAST, params.seed, phase, len(history), on_epoch
@@ -324,7 +325,9 @@ def _fit(module: TrainingModule, epochs: int, folder: Path, progress: bool) -> s
     for parameter in module.objective.trained():
         parameter.requires_grad_(True)
     resume = folder / LAST
-    trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    remedy = f"lower train.batch_size = {module.params.batch_size}"
+    with single_precision(module.params.precision == "tf32-true"), explained_memory(remedy):
+        trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
     checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
     trainer.strategy.barrier()  # rank 0 deletes the file at the end
@@ -346,7 +349,7 @@ def _trainer(module: TrainingModule, epochs: int, folder: Path, progress: bool) 
             max_epochs=epochs,
             accelerator=train.accelerator,
             **_devices(train, module.processes),
-            precision=train.precision,
+            precision="32-true" if train.precision == "tf32-true" else train.precision,
             gradient_clip_val=train.gradient_clip,
             callbacks=[best, last, *([TQDMProgressBar(refresh_rate=10)] if progress else [])],
             enable_progress_bar=progress,
@@ -377,14 +380,33 @@ def _devices(train: TrainParams, processes: Processes) -> dict[str, Any]:
     """Arguments that tell Lightning's trainer about the processes, which are already running."""
     several = processes.count > 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
+    gpus = None
+    if several and train.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        gpus = _gpus(local, processes)
     # No broadcast of buffers before each step: the whole batch updates them, so they are equal, see `shared_batch`.
-    ddp = DDPStrategy(timeout=PATIENCE, forward_sync_buffers=False)
+    ddp = DDPStrategy(parallel_devices=gpus, timeout=PATIENCE, forward_sync_buffers=False)
     return {
-        "devices": local,
+        "devices": "auto" if gpus else local,
         "num_nodes": processes.count // local,
         "strategy": ddp if several or train.strategy == "ddp" else "auto",
         "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment() if several else LightningEnvironment()],
     }
+
+
+def _gpus(local: int, processes: Processes) -> list[torch.device]:
+    """The GPU of each process on this machine, as the processes number it: under SLURM, each may see only its own.
+
+    Raises:
+        ConvaeError: two processes have the same one.
+    """
+    visible = torch.cuda.device_count()
+    mine = str(torch.cuda.get_device_properties(find_device("cuda")).uuid)
+    if len(set(processes.collect(mine))) < processes.count:
+        raise ConvaeError(
+            f"{local} processes train on this machine, and each needs a GPU of its own; this one sees {visible}. "
+            "Lower train.devices, or set train.accelerator = cpu"
+        )
+    return [torch.device("cuda", rank % visible) for rank in range(local)]
 
 
 def training_key(params: Params, training: ImageSet, validation: ImageSet, start: Encoder | None) -> str:

@@ -1,0 +1,197 @@
+"""A GPU: training and extraction of the default, against a bare loop, the usual way, and the chip's own rates."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from benchmark.speed import bare
+from benchmark.speed.experiments import params_of
+from benchmark.speed.measuring import Row, at_least
+from convae.datasets.image_set import ImageSet, write_image_set
+from convae.devices import single_precision
+from convae.encoder import Encoder
+from convae.features.extract import attach_readout, extract_features
+from convae.models.geometry import layer_sizes
+from convae.params import Params
+from convae.training.train import train_encoder
+
+BATCH, IMAGES = 1024, 60_000
+PRODUCT = 8192  # rows and columns of the matrices whose product is timed
+COPIED = 1 << 30  # bytes
+
+
+def rows() -> Iterator[Row]:
+    """Images per second on the GPU, and its utilisation."""
+    from benchmark.speed import usual
+
+    device, images = torch.device("cuda"), textures(IMAGES)
+    params = params_for(device, BATCH)
+    own, loop = trained(params, images), bare_loop(params, images, device)
+    yield at_least("gpu: training, images/s, to the bare loop", 0.9, own / loop, own, None, loop)
+    seed = params_of("seed_cae", train={"batch_size": BATCH, "accelerator": "gpu", "epochs": 2})
+    module = usual.seed_cae(seed.model.layers[0].filters, seed.train.learning_rate)
+    training, validation = (part.images for part in image_sets(images))
+    usually = len(training) / usual.train(module, training, validation, BATCH)
+    own = trained(seed, images)
+    yield at_least("gpu: training seed_cae, images/s, to the usual", 1.5, own / usually, own, usually, None)
+    with utilisation() as shares:
+        found = extracted(params, images, device)
+    best = roof(found.encoder, chip(device))
+    yield at_least("gpu: extraction, images/s, to the roofline", 0.5, found.rate / best, found.rate, None, best)
+    yield at_least(
+        "gpu: extraction to disk, images/s, to the forward passes",
+        0.9,
+        found.to_disk / found.rate,
+        found.to_disk,
+        None,
+        found.rate,
+    )
+    yield Row("gpu: utilisation during extraction, %", float(np.mean(shares)))
+
+
+def textures(count: int, channels: int = 1, side: int = 28) -> np.ndarray:
+    """Random images of coarse patches and noise, `uint8 [count, channels, side, side]`."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(200, size=(count, channels, side // 4, side // 4), dtype=np.uint8)
+    noise = random.integers(56, size=(count, channels, side, side), dtype=np.uint8)
+    whole: np.ndarray = coarse.repeat(4, 2).repeat(4, 3) + noise
+    return whole
+
+
+def params_for(device: torch.device, batch_size: int, system: str = "default", **train: object) -> Params:
+    """A system's experiment of two epochs on a device, without compact code."""
+    train |= {"epochs": 2, "batch_size": batch_size, "accelerator": {"cuda": "gpu"}.get(device.type, device.type)}
+    return params_of(system, train=train, features={"code": None})
+
+
+def image_sets(images: np.ndarray) -> tuple[ImageSet, ImageSet]:
+    """Images to learn from, and a tenth for validation."""
+    held_out = len(images) // 10
+    training, validation = images[held_out:], images[:held_out]
+    return (
+        ImageSet(training, None, (), f"training {len(training)}"),
+        ImageSet(validation, None, (), f"validation {held_out}"),
+    )
+
+
+def trained(params: Params, images: np.ndarray) -> float:
+    """Images per second in the second epochs of the stage `train`, validation included."""
+    ends: list[float] = []
+    with TemporaryDirectory() as folder:
+        train_encoder(
+            params, *image_sets(images), lambda row: ends.append(time.perf_counter()), Path(folder), progress=False
+        )
+    seconds = sum(second - first for first, second in zip(ends[::2], ends[1::2], strict=True))
+    return len(ends) // 2 * len(image_sets(images)[0]) / seconds
+
+
+def bare_loop(params: Params, images: np.ndarray, device: torch.device) -> float:
+    """Images per second of the same arithmetic in a bare loop."""
+    training, validation = (torch.from_numpy(part.images).to(device) for part in image_sets(images))
+    seconds, _ = bare.train(params, untrained(params, images), training, validation)
+    return (len(params.model.layers) if params.train.places else 1) * len(training) / seconds
+
+
+def untrained(params: Params, images: np.ndarray) -> Encoder:
+    """The encoder with which training starts."""
+    content = params.model_dump(mode="json")
+    content["objective"] |= {"kind": "none"}
+    with TemporaryDirectory() as folder:
+        start = Params.model_validate(content)
+        return train_encoder(start, *image_sets(images), lambda row: None, Path(folder), progress=False)[0]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Images per second of the forward passes alone, and of the stage `features`, which writes them to disk."""
+
+    encoder: Encoder
+    rate: float
+    to_disk: float
+
+
+def extracted(params: Params, images: np.ndarray, device: torch.device) -> Extraction:
+    """Extract the features of images with an untrained encoder."""
+    encoder = untrained(params, images)
+    with TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        encoder.save(scratch / "trained")
+        for part, some in {"train": images, "validation": images[:8], "test": images[:8]}.items():
+            write_image_set(scratch / "prepared" / part, some.shape, [some], None, [])
+        start = time.perf_counter()
+        encoder = extract_features(params, scratch / "trained", scratch / "prepared", scratch / "features")
+        seconds = time.perf_counter() - start
+    attach_readout(encoder.to(device), params.features)
+    bare.forward(encoder, torch.from_numpy(images[:BATCH]))  # warms up
+    return Extraction(encoder, len(images) / bare.forward(encoder, torch.from_numpy(images)), len(images) / seconds)
+
+
+def chip(device: torch.device) -> Mapping[str, float]:
+    """Bytes per second that a copy within the memory moves, and operations per second of a `float32` product."""
+    source = torch.empty(COPIED // 4, device=device)
+    target, matrix = torch.empty_like(source), torch.randn(PRODUCT, PRODUCT, device=device)
+    with single_precision():
+        return {
+            "bytes": 2 * COPIED / seconds_of(lambda: target.copy_(source), device),
+            "operations": 2 * PRODUCT**3 / seconds_of(lambda: matrix @ matrix, device),
+        }
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
+    """Mean seconds of a call that a GPU may not have finished when it returns; one call warms up."""
+    work()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    _wait(device)
+    return (time.perf_counter() - start) / times
+
+
+def roof(encoder: Encoder, rates: Mapping[str, float]) -> float:
+    """Images per second if memory or arithmetic were the only limit, whichever is slower (Williams et al. 2009).
+
+    Each layer reads its input and writes its maps once, the readout reads the maps and writes the features.
+    """
+    network, size = encoder.autoencoder, tuple(encoder.config["image_size"])
+    operations, values = 0.0, 0.0
+    for layer, (incoming, maps) in zip(
+        network.layers, layer_sizes(size, network.geometry, network.stacked_on), strict=True
+    ):
+        filters = layer.folded()[0]
+        height, width = layer.geometry.convolved(incoming)
+        operations += 2 * filters.numel() * height * width
+        values += filters.shape[1] * incoming[0] * incoming[1] + 2 * filters.shape[0] * maps[0] * maps[1]
+    values += encoder.features([]).shape[1]
+    images: float = 1 / max(operations / rates["operations"], 4 * values / rates["bytes"])
+    return images
+
+
+@contextmanager
+def utilisation() -> Iterator[list[float]]:
+    """Collect the GPU's utilisation in percent, five times a second; empty without `nvidia-smi`."""
+    shares: list[float] = []
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200", "--id=0"]
+    if not shutil.which(command[0]):
+        yield shares
+        return
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield shares
+        finally:
+            process.terminate()
+            assert process.stdout
+            shares += [float(line) for line in process.stdout.read().split() if line.isdigit()]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
