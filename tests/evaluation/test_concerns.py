@@ -39,8 +39,8 @@ def describe(
     }
 
 
-def found(metrics=TEST, health=HEALTH, **description):
-    return concerns({"test": metrics, "health": health}, describe(**description))
+def found(metrics=TEST, health=HEALTH, features=None, **description):
+    return concerns({"test": metrics, "features": features or {}, "health": health}, describe(**description))
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,10 @@ def test_the_baselines_of_an_accuracy_fit_on_one_line():
     assert beside_accuracy(test) == (
         r"balanced 50.00 %, lowest recall 0.00 % (a\nb), always the commonest class 99.00 %"
     )
+
+
+@pytest.mark.parametrize(("images", "words"), [(20, []), (21, ["nearly those of a training image: 21 of 2000"])])
+def test_test_images_that_nearly_equal_training_images_are_reported(images, words):
+    texts = found(features={"near_copies": {"looked_at": 2000, "images": images}})
+    assert len(texts) == len(words)
+    assert all(word in text for word, text in zip(words, texts, strict=True))

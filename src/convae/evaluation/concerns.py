@@ -10,6 +10,7 @@ AS_WELL = 1.1  # largest ratio of two errors that count as equal
 FEW = 5  # images of a class: with fewer, its recall moves in steps of more than 20 points
 NAMED = 3  # classes named in a sentence
 MOST_CROPPED = 1 / 3  # of a picture's area
+OFTEN = 0.01  # of the test images
 FEW_LEVELS = 64  # a quarter of all grey levels, as from 14 bits stored in 16
 PART_NAMES = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 LACKING = {
@@ -37,12 +38,13 @@ def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list
         >>> description = {"parts": dict.fromkeys(PART_NAMES, part), "duplicates": {}, "near_duplicates": {}, "dim": 0}
         >>> description |= {"two_classes": {"images": 0}, "rejected": [], "cropped": 0}
         >>> health = {"filters": [], "effective_rank": 9, "copying": None}
-        >>> concerns({"test": {}, "health": health}, description)[0]
+        >>> concerns({"test": {}, "features": {}, "health": health}, description)[0]
         "Fewer than 5 training images of 'dog' (1 of 2 classes). The classifier cannot learn a class ..."
     """
     return [
         *_of_accuracy(metrics["test"]),
         *image_concerns(description),
+        *_of_neighbors(metrics["features"].get("near_copies")),  # absent from older results
         *_of_encoder(metrics["health"]),
     ]
 
@@ -119,6 +121,16 @@ def _of_copies(description: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"Images that occur in two or more classes, pixel for pixel: {twice} of {sum(of.values())}. Some of their "
             f"labels are wrong. {EXAMPLES}"
+        )
+
+
+def _of_neighbors(found: Mapping[str, int] | None) -> Iterator[str]:
+    """Test images that are nearly the same to the encoder as training images."""
+    if found and found["images"] > OFTEN * found["looked_at"]:
+        yield (
+            "Test images whose features are nearly those of a training image: "
+            f"{found['images']} of {found['looked_at']}. If they show the same thing, as frames of a film do, scores "
+            "are too high: data.group, or the column group of a table, keeps such images together."
         )
 
 

@@ -30,6 +30,7 @@ from convae.evaluation.metrics import (
     reconstruction_mse,
     wilson_interval,
 )
+from convae.evaluation.neighbors import near_copies
 from convae.evaluation.saving import save_classifier
 from convae.files import new_file, read_json, save_array, write_json
 from convae.names import PARTS
@@ -119,6 +120,7 @@ def evaluate(
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
         per_class, rows = _empty_tables(len(parts["test"].image_set))
+    metrics["features"] |= {"near_copies": _near_copies(parts["test"], parts["train"])}
     _measure_reconstructions(encoder, parts, metrics)
     pictures = _reconstruct_linearly(encoder.scale, parts, metrics)
     training, validation = parts["train"], parts["validation"]
@@ -134,6 +136,13 @@ def evaluate(
         save_array(scratch, pictures)
     write_json(reports / "metrics.json", metrics)
     return metrics
+
+
+def _near_copies(test: FeatureSet, train: FeatureSet) -> dict[str, int]:
+    """Test images that nearly equal a training image, by their codes if there are any."""
+    if test.code is not None and train.code is not None:
+        return near_copies(test.code, train.code)
+    return near_copies(test.features, train.features)
 
 
 def _code_accuracies(params: Params, parts: Mapping[str, FeatureSet]) -> dict[str, float]:
