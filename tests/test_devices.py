@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY
+from pytorch_lightning.accelerators import CPUAccelerator
 from saved_models import save_models
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from convae import load_encoder
+from convae import estimators, load_encoder
 from convae.datasets.image_set import ImageSet
-from convae.devices import explained_memory, find_device, map_bytes, single_precision
+from convae.devices import batch_room, exact_arithmetic, explained_memory, find_device
 from convae.errors import ConvaeError
 from convae.estimators import CAEFeatures, ConvolutionalAutoencoderFeatures
 from convae.models.readout import Readout
@@ -52,7 +53,7 @@ def gpus(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("name", ["cuda:7", "xyz", "cpu:", ""])
+@pytest.mark.parametrize("name", ["cuda:7", "xyz", "cpu:", "", "meta"])
 def test_a_device_that_does_not_exist_is_one_line(name):
     with pytest.raises(ConvaeError, match=rf"^device {name}: not available \(.+\); cpu always is$"):
         find_device(name)
@@ -68,7 +69,7 @@ def test_auto_is_the_cpu_without_a_gpu(gpus):
 )
 def test_a_process_takes_the_gpu_of_its_local_rank(gpus, monkeypatch, visible, local_rank, expected):
     gpus(visible)
-    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    monkeypatch.setattr(torch, "empty", lambda size, device: torch.zeros(size))
     if local_rank:
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     for name in ("auto", "cuda"):
@@ -78,7 +79,7 @@ def test_a_process_takes_the_gpu_of_its_local_rank(gpus, monkeypatch, visible, l
 
 @pytest.mark.parametrize(
     ("free", "expected"),
-    [(80 * GIB, 1 << 28), (GIB, GIB // 16)],
+    [(80 * GIB, (4096, 1 << 28)), (GIB, (4096, GIB // 16))],
     ids=["plenty", "a GPU that others use"],
 )
 def test_maps_take_a_bounded_part_of_a_gpus_memory(monkeypatch, free, expected):
@@ -86,21 +87,21 @@ def test_maps_take_a_bounded_part_of_a_gpus_memory(monkeypatch, free, expected):
     # Half a gigabyte is kept by PyTorch without being in use.
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB // 2)
-    assert map_bytes(torch.device("cuda")) == expected
+    assert batch_room(torch.device("cuda")) == expected
 
 
-def test_single_precision_is_exact_and_ends():
+def test_exact_arithmetic_is_exact_and_ends():
     before = flags()
-    with single_precision():
+    with exact_arithmetic():
         assert flags() == ("ieee", "ieee")
-        with single_precision(allow_tf32=True):
+        with exact_arithmetic(allow_tf32=True):
             assert flags() == ("tf32", "tf32")
         assert flags() == ("ieee", "ieee")
     assert flags() == before
     torch.backends.cudnn.allow_tf32  # noqa: B018 - would raise if the flags contradicted each other
 
 
-def test_an_encoder_computes_in_single_precision(saved_encoder):
+def test_an_encoder_computes_in_exact_arithmetic(saved_encoder):
     encoder, seen = load_encoder(saved_encoder), []
     encoder.autoencoder.layers[0].register_forward_hook(lambda *_: seen.append(flags()))
     encoder.features(np.zeros((2, 8, 8), np.uint8))
@@ -113,6 +114,8 @@ def test_an_encoder_computes_in_single_precision(saved_encoder):
 def test_training_uses_tf32_only_if_asked(experiment, digits, tmp_path, monkeypatch, precision, expected):
     seen = []
     monkeypatch.setattr(TrainingModule, "on_train_epoch_start", _recording(TrainingModule.on_train_epoch_start, seen))
+    # As Lightning does for a GPU: raises if flags old and new contradict each other.
+    monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: torch.get_float32_matmul_precision())
     training, validation = (ImageSet.load(digits / part) for part in ("train", "validation"))
     params = experiment(train={"epochs": 1, "precision": precision})
     train.train_encoder(params, training, validation, lambda row: None, tmp_path, progress=False)
@@ -199,6 +202,11 @@ def test_a_system_computes_on_one_device(path: Path):
         network.eval()
         preprocessed = torch.empty(8, network.preprocessing.channels, 28, 28, device="cuda")
         maps = torch.func.functional_call(_Encode(network), _on_gpu(_Encode(network)), (preprocessed,))
+        for name in readout.state_dict():
+            setattr(readout, name, torch.empty(0, device="cuda"))
+        features = readout(maps)
+        fitted = torch.zeros(features.shape[1])  # on the CPU, as fitting leaves it
+        readout.load_fitted({"mean": fitted, "scale": fitted, "components": torch.empty(0)})
         assert readout(maps).device.type == "cuda"
 
 
@@ -226,8 +234,13 @@ def test_processes_need_gpus_of_their_own(gpus, monkeypatch):
     monkeypatch.setattr(Processes, "collect", lambda self, value: [value, "GPU-2"])
     assert train._gpus(2, Processes(1, 2)) == [torch.device("cuda:0")] * 2
     monkeypatch.setattr(Processes, "collect", lambda self, value: [value, value])
-    with pytest.raises(ConvaeError, match="each needs a GPU of its own; this one sees 1"):
+    with pytest.raises(ConvaeError, match="each needs a GPU of its own; this process sees 1"):
         train._gpus(2, Processes(1, 2))
+    monkeypatch.setattr(Processes, "collect", lambda self, value: [value, ""])
+    with pytest.raises(ConvaeError, match="each needs a GPU of its own"):
+        train._gpus(2, Processes(0, 2))
+    gpus(0)
+    assert train._gpus(2, Processes(0, 2)) is None
 
 
 def test_estimators_take_no_gpu_unasked(gpus, saved_encoder):
@@ -239,5 +252,11 @@ def test_estimators_take_no_gpu_unasked(gpus, saved_encoder):
     gpus(0)
     with pytest.raises(ConvaeError, match=r"^device cuda:9: not available"):
         own.set_params(device="cuda:9").fit(images)
-    with pytest.raises(ConvaeError, match=r"^device = meta: "):
-        own.set_params(device="meta").fit(images)
+    own.set_params(device="cpu").fit(images)
+    assert not torch.cuda.is_initialized()
+
+
+def test_an_estimator_trains_on_the_first_gpu_only(saved_encoder, monkeypatch):
+    monkeypatch.setattr(estimators, "find_device", torch.device)
+    with pytest.raises(ConvaeError, match="CUDA_VISIBLE_DEVICES"):
+        ConvolutionalAutoencoderFeatures(device="cuda:1")._experiment(0, str(saved_encoder))

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from convae.devices import single_precision
+from convae.devices import exact_arithmetic
 from convae.encoder import Encoder
 from convae.models.draws import random_seed
 from convae.models.initialization import fit_layer
 from convae.params import Params
 
 
-@single_precision()
+@exact_arithmetic()
 def train(params: Params, encoder: Encoder, images: Tensor, validation: Tensor) -> tuple[float, Tensor]:
     """Train an untrained encoder for two epochs a phase, on the device of the images.
 
@@ -55,7 +55,10 @@ def train(params: Params, encoder: Encoder, images: Tensor, validation: Tensor) 
             generator = torch.Generator().manual_seed(random_seed(params.seed, epoch))
             order = torch.randperm(count, generator=generator).to(device)
             for number, chosen in enumerate(order.split(params.train.batch_size)):
-                torch.manual_seed(random_seed(params.seed, epoch, 1 + number))
+                seed = random_seed(params.seed, epoch, 1 + number)
+                torch.default_generator.manual_seed(seed)
+                if device.type == "cuda":
+                    torch.cuda.manual_seed(seed)
                 batch = network.preprocessing(images.index_select(0, chosen))
                 optimizer.zero_grad()
                 loss(batch).backward()
@@ -72,7 +75,7 @@ def train(params: Params, encoder: Encoder, images: Tensor, validation: Tensor) 
     return seconds, network.layers[-1].convolution.weight.detach()
 
 
-@single_precision()
+@exact_arithmetic()
 def forward(encoder: Encoder, images: Tensor) -> float:
     """Pass images through network and readout, discard the result, and return the seconds that it took."""
     network, readout = encoder.autoencoder, encoder.readout

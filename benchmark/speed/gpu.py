@@ -14,9 +14,9 @@ import torch
 
 from benchmark.speed import bare
 from benchmark.speed.experiments import params_of
-from benchmark.speed.measuring import Row, at_least
+from benchmark.speed.measuring import Row, at_least, in_new_process
 from convae.datasets.image_set import ImageSet, write_image_set
-from convae.devices import single_precision
+from convae.devices import exact_arithmetic
 from convae.encoder import Encoder
 from convae.features.extract import attach_readout, extract_features
 from convae.models.geometry import layer_sizes
@@ -30,31 +30,36 @@ COPIED = 1 << 30  # bytes
 
 def rows() -> Iterator[Row]:
     """Images per second on the GPU, and its utilisation."""
-    from benchmark.speed import usual
-
     device, images = torch.device("cuda"), textures(IMAGES)
-    params = params_for(device, BATCH)
-    own, loop = trained(params, images), bare_loop(params, images, device)
+    params, seed = params_for(device, BATCH), params_for(device, BATCH, "seed_cae")
+    own, loop = in_new_process(trained, params, images), in_new_process(bare_loop, params, images, device)
     yield at_least("gpu: training, images/s, to the bare loop", 0.9, own / loop, own, None, loop)
-    seed = params_of("seed_cae", train={"batch_size": BATCH, "accelerator": "gpu", "epochs": 2})
-    module = usual.seed_cae(seed.model.layers[0].filters, seed.train.learning_rate)
-    training, validation = (part.images for part in image_sets(images))
-    usually = len(training) / usual.train(module, training, validation, BATCH)
-    own = trained(seed, images)
+    own, usually = in_new_process(trained, seed, images), in_new_process(usual, seed, images)
     yield at_least("gpu: training seed_cae, images/s, to the usual", 1.5, own / usually, own, usually, None)
     with utilisation() as shares:
-        found = extracted(params, images, device)
-    best = roof(found.encoder, chip(device))
-    yield at_least("gpu: extraction, images/s, to the roofline", 0.5, found.rate / best, found.rate, None, best)
-    yield at_least(
-        "gpu: extraction to disk, images/s, to the forward passes",
-        0.9,
-        found.to_disk / found.rate,
-        found.to_disk,
-        None,
-        found.rate,
-    )
-    yield Row("gpu: utilisation during extraction, %", float(np.mean(shares)))
+        in_new_process(trained, params, images)
+    if shares:
+        yield Row("gpu: utilisation during training, %", float(np.mean(shares)))
+    found, best = in_new_process(extraction, params, images, device)
+    name = "gpu: extraction, images/s"
+    yield at_least(f"{name}, to the roofline", 0.5, found.rate / best, found.rate, None, best)
+    own, limit = found.to_disk, found.rate
+    yield at_least(f"{name}, to disk, to the forward passes", 0.9, own / limit, own, None, limit)
+
+
+def usual(params: Params, images: np.ndarray) -> float:
+    """Images per second of plain Lightning with a DataLoader over Pillow images."""
+    from benchmark.speed import usual as way
+
+    module = way.seed_cae(params.model.layers[0].filters, params.train.learning_rate)
+    training, validation = (part.images for part in image_sets(images))
+    return len(training) / way.train(module, training, validation, params.train.batch_size)
+
+
+def extraction(params: Params, images: np.ndarray, device: torch.device) -> tuple["Extraction", float]:
+    """How fast features are extracted, and the roofline in images per second."""
+    found = extracted(params, images, device)
+    return found, roof(found.encoder, chip(device))
 
 
 def textures(count: int, channels: int = 1, side: int = 28) -> np.ndarray:
@@ -138,7 +143,7 @@ def chip(device: torch.device) -> Mapping[str, float]:
     """Bytes per second that a copy within the memory moves, and operations per second of a `float32` product."""
     source = torch.empty(COPIED // 4, device=device)
     target, matrix = torch.empty_like(source), torch.randn(PRODUCT, PRODUCT, device=device)
-    with single_precision():
+    with exact_arithmetic():
         return {
             "bytes": 2 * COPIED / seconds_of(lambda: target.copy_(source), device),
             "operations": 2 * PRODUCT**3 / seconds_of(lambda: matrix @ matrix, device),
@@ -179,7 +184,9 @@ def roof(encoder: Encoder, rates: Mapping[str, float]) -> float:
 def utilisation() -> Iterator[list[float]]:
     """Collect the GPU's utilisation in percent, five times a second; empty without `nvidia-smi`."""
     shares: list[float] = []
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200", "--id=0"]
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200"]
+    if torch.cuda.is_available():
+        command.append(f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}")
     if not shutil.which(command[0]):
         yield shares
         return

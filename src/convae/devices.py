@@ -9,9 +9,10 @@ import torch
 
 from convae.errors import ConvaeError
 
-CPU_MAP_BYTES = 1 << 23  # fits into caches; twice as fast as 64 MiB
-GPU_MAP_BYTES = 1 << 28
+CPU_ROOM = (256, 1 << 23)  # maps of 8 MiB fit into caches; 64 MiB take twice as long
+GPU_ROOM = (4096, 1 << 28)
 GPU_PART = 16  # at most one part in 16 of the free memory, as a dozen arrays of this size may exist at a time
+WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # with which matrix products on NVIDIA's GPUs are deterministic
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -36,10 +37,11 @@ def find_device(name: str | torch.device) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and (visible := torch.cuda.device_count()):
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % visible}"
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % visible}"
+    os.environ.setdefault(*WORKSPACE)  # read once, at the first product
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).cpu()
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConvaeError(f"device {name}: not available ({reason}); cpu always is") from None
@@ -47,30 +49,31 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def single_precision(allow_tf32: bool = False) -> Iterator[None]:
-    """Compute with all 24 bits of `float32`, unless `allow_tf32`.
+def exact_arithmetic(allow_tf32: bool = False) -> Iterator[None]:
+    """Compute with all 24 bits of `float32`, unless `allow_tf32`, and with deterministic convolutions.
 
     By default, PyTorch lets convolutions on NVIDIA's GPUs round their factors to 11 bits (TF32), which changes features
     in the third digit.
 
     Example:
-        >>> with single_precision():
-        ...     torch.backends.cuda.matmul.allow_tf32
-        False
+        >>> with exact_arithmetic():
+        ...     torch.backends.cudnn.deterministic
+        True
     """
     backends: Any = torch.backends
     if hasattr(backends, "fp32_precision"):  # since torch 2.9, where the two ways must not be mixed
-        owners, name = (backends.cuda.matmul, backends.cudnn.conv), "fp32_precision"
-        value: str | bool = "tf32" if allow_tf32 else "ieee"
+        name, value = "fp32_precision", "tf32" if allow_tf32 else "ieee"
+        flags: list[tuple[Any, str, Any]] = [(backends.cuda.matmul, name, value), (backends.cudnn.conv, name, value)]
     else:
-        owners, name, value = (backends.cuda.matmul, backends.cudnn), "allow_tf32", allow_tf32
-    before = [getattr(owner, name) for owner in owners]
+        flags = [(owner, "allow_tf32", allow_tf32) for owner in (backends.cuda.matmul, backends.cudnn)]
+    flags += [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
+    before = [getattr(owner, name) for owner, name, _ in flags]
     try:
-        for owner in owners:
-            setattr(owner, name, value)
+        for flag in flags:
+            setattr(*flag)
         yield
     finally:
-        for owner, old in zip(owners, before, strict=True):
+        for (owner, name, _), old in zip(flags, before, strict=True):
             setattr(owner, name, old)
 
 
@@ -87,18 +90,19 @@ def explained_memory(remedy: str) -> Iterator[None]:
         raise ConvaeError(f"the GPU's memory is full; {remedy}") from None
 
 
-def map_bytes(device: torch.device) -> int:
-    """Bytes that the largest activation maps of a batch should take on `device`.
+def batch_room(device: torch.device) -> tuple[int, int]:
+    """The most images of a batch on `device`, and the most bytes that its largest activation maps should take.
 
     Example:
-        >>> map_bytes(torch.device("cpu"))
-        8388608
+        >>> batch_room(torch.device("cpu"))
+        (256, 8388608)
     """
     if device.type == "cpu":
-        return CPU_MAP_BYTES
-    if device.type != "cuda":
-        return GPU_MAP_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    # Memory that PyTorch keeps for this process is free, too.
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(GPU_MAP_BYTES, free // GPU_PART)
+        return CPU_ROOM
+    images, maps = GPU_ROOM
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # Memory that PyTorch keeps for this process is free, too.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        maps = min(maps, free // GPU_PART)
+    return images, maps

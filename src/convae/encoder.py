@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from convae.addresses import fetched, is_address
 from convae.datasets.reading import Reading, Scale
-from convae.devices import explained_memory, find_device, map_bytes, single_precision
+from convae.devices import batch_room, exact_arithmetic, explained_memory, find_device
 from convae.errors import ConvaeError
 from convae.files import check_folder, content_sha256, new_file, read_file, read_json, write_json
 from convae.images import Images, image_batches
@@ -33,8 +33,7 @@ FORMAT = 5
 READABLE = (3, 4, FORMAT)
 PICTURES = {"fit": "crop", "white_level": None}  # for encoders of format 3, which do not store it
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MOST_IMAGES, MOST_GPU_IMAGES = 256, 4096  # in a batch
-MEMORY_REMEDY = "use device cpu, or a GPU that no other program uses"
+MEMORY_REMEDY = "use the CPU (--device cpu, train.accelerator = cpu), or a GPU that no other program uses"
 
 Result = TypeVar("Result")
 
@@ -53,6 +52,9 @@ class Encoder:
             `versions` the libraries. `value_range` is the range of pixel values, and `pictures` tells how files become
             such images: `fit` and `white_level` of `Reading`.
         sha256: SHA-256 of the configuration and weights that the encoder was loaded from.
+
+    Attributes:
+        room: the most images of a batch, and the most bytes of its largest maps; see `batch_room`.
 
     Example:
         >>> encoder = load_encoder("models/encoder")
@@ -76,6 +78,7 @@ class Encoder:
         self.code = code
         self.config = config
         self.sha256 = sha256
+        self.room = batch_room(self.device)
 
     def __repr__(self) -> str:
         """Input, layers and output, in one line."""
@@ -142,6 +145,7 @@ class Encoder:
         found = find_device(device)
         for part in self._parts.values():
             part.to(found)
+        self.room = batch_room(found)
         return self
 
     def reading(self, resize: bool = True) -> Reading:
@@ -198,7 +202,10 @@ class Encoder:
             >>> encoder.features(["picture.png", np.zeros((16, 24))], resize=False).shape  # of any size
             (2, 16)
         """
-        return np.concatenate(list(self.feature_batches(images, resize, code)))
+        batches = self.feature_batches(images, resize, code)
+        if self.device.type == "cuda":
+            batches = map(np.array, batches)  # otherwise all of them would be in page-locked memory at a time
+        return np.concatenate(list(batches))
 
     def feature_batches(self, images: Images, resize: bool = True, code: bool = False) -> Iterator[np.ndarray]:
         """Yield the rows of `features` in batches, so that memory does not grow with N."""
@@ -254,12 +261,14 @@ class Encoder:
         none = torch.zeros((0, self.config["channels"], *self.config["image_size"]), dtype=torch.uint8)
         batches, device = image_batches(images, self.reading(resize), self.batch_size), self.device
         for batch in itertools.chain([next(batches, none)], batches):
-            with torch.inference_mode(), single_precision(), explained_memory(MEMORY_REMEDY):
+            with torch.inference_mode(), exact_arithmetic(), explained_memory(MEMORY_REMEDY):
+                if device.type == "cuda":  # uploaded while the GPU computes the batch before
+                    batch = batch.pin_memory().to(device, non_blocking=True)
                 result = function(batch.to(device))
             yield result  # outside inference mode, because the caller may need gradients
 
     def batch_size(self, size: Size) -> int:
-        """Number of images that are computed at a time: as many as have their largest activation maps in `map_bytes`.
+        """Number of images that are computed at a time; see `room`.
 
         Raises:
             ConvaeError: images of this size are too small, or so large that their maps take more than 1 GiB.
@@ -279,8 +288,8 @@ class Encoder:
                 f"images of {show(size)} pixels are too large: their activation maps take {4 * largest / 1e9:.1f} GB; "
                 f"resize them to {show(tuple(self.config['image_size']))}, the size that the encoder learned from"
             )
-        most = MOST_IMAGES if self.device.type == "cpu" else MOST_GPU_IMAGES
-        return max(1, min(most, map_bytes(self.device) // (4 * largest)))
+        images, maps = self.room
+        return max(1, min(images, maps // (4 * largest)))
 
     @property
     def image_type(self) -> "np.dtype[Any]":

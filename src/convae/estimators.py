@@ -175,7 +175,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         batch_size: images per batch.
         learning_rate: initial learning rate of Adam; it falls to zero along a cosine.
         grid: rows and columns of cells over which the maps are averaged.
-        device: where it trains and computes: `cpu`, `mps`, `cuda` or `auto`, which takes a GPU if there is one.
+        device: where it trains and computes: `cpu`, `mps`, `cuda` (the first GPU), or `auto`: `cuda` if there is one.
         image_shape: as in `CAEFeatures`; flattened images are grey.
         value_range: as in `CAEFeatures`; None takes the smallest and the largest value that `fit` sees, and clips all
             values to them.
@@ -301,7 +301,9 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         filters = np.asarray(self.filters)
         if filters.ndim != 1 or not len(filters) or filters.dtype.kind not in "iu":
             raise ConvaeError(f"filters = {self.filters}: a whole number for each layer is needed, such as (64,)")
-        kind = find_device(self.device).type
+        found = find_device(self.device)
+        if found.index:
+            raise ConvaeError(f"device = {self.device}: only the first GPU is used; CUDA_VISIBLE_DEVICES chooses it")
         content = Params.default().model_dump()
         first, further = content["model"]["layers"]
         counts, whitening = filters.tolist(), further["input"]["whitening"]
@@ -323,7 +325,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "threads": torch.get_num_threads(),
-            "accelerator": {"cuda": "gpu"}.get(kind, kind),
+            "accelerator": {"cuda": "gpu"}.get(found.type, found.type),
             "checkpoint_minutes": 60,
         }
         content["features"] |= {"layers": list(range(len(layers))), "grid": self.grid, "code": None}

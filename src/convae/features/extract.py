@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from convae.datasets.image_set import ImageSet
-from convae.devices import explained_memory, single_precision
+from convae.devices import exact_arithmetic, explained_memory
 from convae.encoder import Encoder, load_encoder
 from convae.files import CHUNK_BYTES, new_array, row_chunks, save_array, write_json
 from convae.models.code import fit_code
@@ -54,7 +54,8 @@ def extract_features(
     readout = attach_readout(encoder, params.features)
     code = params.features.code and params.features.code.model_dump(mode="json")
     # Not `mps`: Apple's GPUs can't pool over cells that do not divide a map.
-    encoder.to({"auto": "auto", "gpu": "cuda"}.get(params.train.accelerator, "cpu"))
+    encoder.to("auto" if params.train.accelerator in ("auto", "gpu") else "cpu")
+    encoder.room = min(processes.collect(encoder.room))  # or ranks with other devices would share other batches
     with processes.shared_folder(output) as scratch:
         images = {}
         # The training part comes first, because the readout is fitted to it.
@@ -72,7 +73,8 @@ def extract_features(
                 encoder.code, encoder.config["code"] = processes.collect(
                     (encoder.code and encoder.code.cpu(), encoder.config.get("code"))
                 )[0]
-                encoder.to(encoder.device)  # the fitted buffers came from rank 0's CPU
+                if encoder.code:
+                    encoder.code.to(encoder.device)
             if encoder.code and not processes.rank:
                 _write_code(encoder.code, features, scratch / f"{part}_code.npy")
             if image_set.labels is not None and not processes.rank:
@@ -135,11 +137,12 @@ def fit_readout(readout: Readout, features: np.ndarray) -> None:
     total, squares = (torch.zeros(features.shape[1], dtype=torch.float64) for _ in range(2))
     for chunk in _chunks(features):
         total += chunk.sum(0, dtype=torch.float64)
-    readout.mean = (total / len(features)).float()
+    mean = (total / len(features)).float()
     for chunk in _chunks(features):
-        squares += readout.apply_fitted(chunk).square_().sum(0, dtype=torch.float64)
+        squares += (chunk - mean).square_().sum(0, dtype=torch.float64)
     deviation = (squares / len(features)).sqrt().float()
-    readout.scale = torch.where(deviation > LEAST_DEVIATION, deviation, 1)  # a constant feature stays as it is
+    scale = torch.where(deviation > LEAST_DEVIATION, deviation, 1)  # a constant feature stays as it is
+    readout.load_fitted({"mean": mean, "scale": scale, "components": readout.components})
 
 
 def _apply_fitted(readout: Readout, features: np.memmap, file: Path) -> None:
@@ -149,7 +152,7 @@ def _apply_fitted(readout: Readout, features: np.memmap, file: Path) -> None:
     with file.open("r+b") as stream:  # not through the memory map, see `_extract`
         stream.seek(features.offset)
         for chunk in _chunks(features):
-            stream.write(readout.apply_fitted(chunk).numpy().data)
+            stream.write(readout.apply_fitted(chunk.to(readout.mean.device)).numpy(force=True).data)
 
 
 def _chunks(features: np.ndarray) -> Iterator[torch.Tensor]:
@@ -176,8 +179,13 @@ def fit_compact_code(
     """
     chosen = training.spread(min(code["images"] or len(training), len(training)))
     code = code | {"components": min(code["components"], max(1, len(chosen) - 1), features.shape[1])}
-    moments, device = Moments(), encoder.device if encoder.device.type == "cuda" else torch.device("cpu")
-    with tqdm(total=len(chosen), desc="code", unit=" images", unit_scale=True, disable=not progress) as bar:
+    device = encoder.device if encoder.device.type == "cuda" else torch.device("cpu")
+    moments = Moments()
+    with (
+        exact_arithmetic(),
+        explained_memory("set train.accelerator = cpu, or features.code = null"),
+        tqdm(total=len(chosen), desc="code", unit=" images", unit_scale=True, disable=not progress) as bar,
+    ):
         for number, rows in enumerate(np.array_split(chosen, -(-len(chosen) // CODE_IMAGES))):
             copies = None
             if code["corruption"]:
@@ -189,11 +197,11 @@ def fit_compact_code(
                 copies = torch.from_numpy(encoder.features(corrupted)).to(device)
             moments.add(torch.from_numpy(features[rows]).to(device), copies)
             bar.update(len(rows))
-    encoder.config["code"] = code
-    with single_precision(), explained_memory("use train.accelerator = cpu, or features.code = null"):
         encoder.code = fit_code(moments, code["components"], code["ridge"], code["scale"]).to(encoder.device)
+    encoder.config["code"] = code
 
 
+@exact_arithmetic()
 def _write_code(code: torch.nn.Linear, features: np.ndarray, file: Path) -> None:
     """Write the compact code `float32 [N, d]` of features `float32 [N, D]`."""
     target = new_array(file, np.float32, (len(features), code.out_features))

@@ -69,7 +69,7 @@ class Readout(nn.Module):
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Set the fitted buffers. Unlike `load_state_dict`, this accepts buffers of another size."""
         for name in self.state_dict():
-            setattr(self, name, state[name])
+            setattr(self, name, state[name].to(self.mean.device))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Turn the activation maps of every layer, `[N, n, H, W]` each, into features `float32 [N, D]`."""

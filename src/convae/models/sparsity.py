@@ -43,8 +43,9 @@ class StrongestMaps(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Return the activations `[N, n, ...]` with all but the strongest of each place set to zero."""
         places = maps.detach().abs().topk(self.count, dim=1).indices
-        kept = torch.zeros_like(maps).scatter(1, places, maps.gather(1, places))
-        return kept * self.gain.view(-1, *[1] * (maps.dim() - 2))
+        # Scattering the activations themselves would make a GPU wait: its deterministic way copies from the CPU.
+        wins = torch.zeros_like(maps).scatter_(1, places, 1.0)
+        return maps * wins * self.gain.view(-1, *[1] * (maps.dim() - 2))
 
 
 class WinnerTakeAll(nn.Module):

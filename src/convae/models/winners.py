@@ -72,7 +72,9 @@ def find_winners(layer: EncoderLayer, sparsity: WinnerTakeAll, incoming: Tensor)
     pixels = corners[:, None] + _window(weight.shape[1:], (height, width), incoming.device)
     assert bias is not None
     # The winners' values again, this time with gradients: the patch under each times its filter.
-    sums = (padded.flatten()[pixels] * weight.flatten(1).index_select(0, filters)).sum(1)
+    sums = (
+        padded.flatten().index_select(0, pixels.flatten()).view_as(pixels) * weight.flatten(1).index_select(0, filters)
+    ).sum(1)
     values = layer.activation(sums + bias.index_select(0, filters))
     return Winners(values, filters, pixels, padded.shape)
 

@@ -85,10 +85,11 @@ class TrainingModule(lightning.LightningModule):
         self.history: list[Row] = []
         self.loss_sum = torch.zeros(())
         self.resumed = False
+        self.on_start: Callable[[], object] = lambda: None
 
     def train_dataloader(self) -> Loader:
         """The batches to learn from."""
-        return Loader(self.training_batches, self._position)
+        return Loader(self.training_batches, self._start_epoch)
 
     def val_dataloader(self) -> Loader:
         """The batches whose loss chooses the epoch."""
@@ -98,6 +99,10 @@ class TrainingModule(lightning.LightningModule):
     def batches_done(self) -> int:
         """Batches of this epoch that were trained before an interruption; otherwise 0."""
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def on_fit_start(self) -> None:
+        """Call `on_start`: before, Lightning reads PyTorch's former flags, which must not contradict the new ones."""
+        self.on_start()
 
     def on_train_start(self) -> None:
         """Start the checkpoint timer; stop at once if killed between early stopping and saving the result."""
@@ -228,8 +233,8 @@ class TrainingModule(lightning.LightningModule):
             schedule = OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _position(self) -> tuple[int, int]:
-        """The epoch and its next batch, as an epoch starts or resumes."""
+    def _start_epoch(self) -> tuple[int, int]:
+        """Say where training resumes, if it does, and return the epoch and its next batch."""
         if self.resumed and self.trainer.is_global_zero:
             epoch = self.first_epoch + self.current_epoch
             print(f"resuming epoch {epoch} after {self.batches_done} batches", flush=True)

@@ -32,7 +32,8 @@ def state_as_before() -> Iterator[None]:
     details: Any = torch.utils.deterministic
     fill, benchmark = details.fill_uninitialized_memory, torch.backends.cudnn.benchmark
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng():
+        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # looking would initialise them
+        with warnings.catch_warnings(), torch.random.fork_rng(gpus):
             yield
     finally:
         for logger, level, handlers, propagate in levels:

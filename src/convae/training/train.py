@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from pytorch_lightning.strategies import DDPStrategy
 import convae
 from convae.datasets.image_set import ImageSet
 from convae.datasets.shards import ShardedImages
-from convae.devices import explained_memory, find_device, single_precision
+from convae.devices import exact_arithmetic, explained_memory, find_device
 from convae.encoder import CONFIG, Encoder, build_autoencoder, load_encoder
 from convae.errors import ConvaeError
 from convae.experiment import check_frozen
@@ -56,7 +56,17 @@ CHECKPOINTS = Path(".convae/checkpoints")
 BEST, LAST = "best.ckpt", "last.ckpt"
 LIGHTNING = (2, 6)  # the first version that reads its checkpoints without unpickling
 KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training run can be resumed
-CODE = ("datasets/image_set", "datasets/shards", "encoder", "files", "images", "models", "processes", "training")
+CODE = (
+    "datasets/image_set",
+    "datasets/shards",
+    "devices",
+    "encoder",
+    "files",
+    "images",
+    "models",
+    "processes",
+    "training",
+)
 UNIMPORTANT = {"checkpoint_minutes", "devices", "nodes", "strategy"}  # training resumes even if these have changed
 
 
@@ -326,7 +336,9 @@ def _fit(module: TrainingModule, epochs: int, folder: Path, progress: bool) -> s
         parameter.requires_grad_(True)
     resume = folder / LAST
     remedy = f"lower train.batch_size = {module.params.batch_size}"
-    with single_precision(module.params.precision == "tf32-true"), explained_memory(remedy):
+    with ExitStack() as until_the_end, explained_memory(remedy):
+        arithmetic = exact_arithmetic(module.params.precision == "tf32-true")
+        module.on_start = partial(until_the_end.enter_context, arithmetic)
         trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
     checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
@@ -380,9 +392,7 @@ def _devices(train: TrainParams, processes: Processes) -> dict[str, Any]:
     """Arguments that tell Lightning's trainer about the processes, which are already running."""
     several = processes.count > 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
-    gpus = None
-    if several and train.accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        gpus = _gpus(local, processes)
+    gpus = _gpus(local, processes) if several and train.accelerator in ("auto", "gpu") else None
     # No broadcast of buffers before each step: the whole batch updates them, so they are equal, see `shared_batch`.
     ddp = DDPStrategy(parallel_devices=gpus, timeout=PATIENCE, forward_sync_buffers=False)
     return {
@@ -393,17 +403,22 @@ def _devices(train: TrainParams, processes: Processes) -> dict[str, Any]:
     }
 
 
-def _gpus(local: int, processes: Processes) -> list[torch.device]:
-    """The GPU of each process on this machine, as the processes number it: under SLURM, each may see only its own.
+def _gpus(local: int, processes: Processes) -> list[torch.device] | None:
+    """The GPU of each process on this machine, or None if no process sees any.
+
+    Under SLURM, each process may see only its own GPU, and then calls it `cuda:0`.
 
     Raises:
-        ConvaeError: two processes have the same one.
+        ConvaeError: two processes see the same one, or one sees none.
     """
     visible = torch.cuda.device_count()
-    mine = str(torch.cuda.get_device_properties(find_device("cuda")).uuid)
-    if len(set(processes.collect(mine))) < processes.count:
+    mine = str(torch.cuda.get_device_properties(find_device("cuda")).uuid) if visible else ""
+    everyones = processes.collect(mine)  # in all processes, even those without a GPU
+    if not any(everyones):
+        return None
+    if "" in everyones or len(set(everyones)) < processes.count:
         raise ConvaeError(
-            f"{local} processes train on this machine, and each needs a GPU of its own; this one sees {visible}. "
+            f"{local} processes train on this machine, and each needs a GPU of its own; this process sees {visible}. "
             "Lower train.devices, or set train.accelerator = cpu"
         )
     return [torch.device("cuda", rank % visible) for rank in range(local)]
