@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from helpers import REPOSITORY
 from PIL import Image
 
@@ -51,7 +52,7 @@ def test_a_tidy_folder_is_described_and_gets_parameters(photos: Path) -> None:
         "data.color": "rgb",
         "train.epochs": 663,  # 29 images in batches of 64: 300 steps
     }
-    assert found["disk_gb"] == round(2 * 40 * (3 * 30 * 40 + 4 * 9408) / 1e9, 2)
+    assert found["disk_gb"] == 0.01  # 2 * 40 * (3 * 30 * 40 + 4 * 9408) bytes, rounded up
 
 
 @pytest.mark.parametrize(("shape", "size"), [((300, 400), [55, 74]), ((64, 128), [64, 128]), ((8, 8), [8, 8])])
@@ -86,6 +87,27 @@ def test_a_damaged_picture_is_counted_once(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:9000])
     assert survey(tmp_path)["modes"] == {"I;16": 1, "unreadable": 1}
+
+
+def test_one_odd_stack_does_not_decide_for_all(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(1 << 16, size=(12, 5, 9, 9), dtype=np.uint16)
+    for number, stack in enumerate(values):
+        tifffile.imwrite(tmp_path / f"{number:02}.tif", stack[: 4 if number == 0 else 5], photometric="minisblack")
+    found = survey(tmp_path)
+    assert found["params"]["data.channels"] == 5
+    assert found["refused"] == "files that can't be used: 1; remove them, or raise data.max_rejected"
+    assert [file["path"] for file in found["description"]["rejected"]] == ["00.tif"]
+    assert not any("skipped" in concern for concern in found["concerns"])
+
+
+def test_if_no_file_can_be_used_the_first_says_why(tmp_path: Path) -> None:
+    for number in range(3):
+        tifffile.imwrite(tmp_path / f"{number}.tif", np.zeros((5, 9, 9)), photometric="minisblack")
+    assert "0.tif: float64; save it as uint8, uint16, int16 or float32" in survey(tmp_path)["refused"]
+
+
+def test_a_mistake_in_an_option_names_it(photos: Path) -> None:
+    assert survey(photos, group="film")["refused"].startswith("data.group: found 'film'; one pair of parentheses")
 
 
 def test_groups_stay_together(photos: Path) -> None:

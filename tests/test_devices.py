@@ -53,9 +53,16 @@ def gpus(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("name", ["cuda:7", "xyz", "cpu:", "", "meta"])
-def test_a_device_that_does_not_exist_is_one_line(name):
-    with pytest.raises(ConvaeError, match=rf"^device {name}: not available \(.+\); cpu always is$"):
+@pytest.mark.parametrize("name", ["xyz", "cpu:", "cpu:7", "", "meta", "gpu", "CPU", "cuda:-1"])
+def test_an_unknown_device_is_refused(name):
+    with pytest.raises(ConvaeError, match=f"^device '{name}': unknown; auto, cpu, cuda, cuda:1 and mps are"):
+        find_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:7", "mps"])
+def test_a_device_that_does_not_exist_is_one_line(gpus, name):
+    gpus(0)
+    with pytest.raises(ConvaeError, match=rf"^device {name}: not available \(.{{5,90}}\); cpu always is$"):
         find_device(name)
 
 

@@ -23,7 +23,7 @@ from convae.datasets.pictures import TURN_OF, UnusableError, read_picture
 from convae.datasets.prepare import prepare
 from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
-from convae.evaluation.concerns import MOST_CROPPED, PART_NAMES, image_concerns
+from convae.evaluation.concerns import EXAMPLES, MOST_CROPPED, PART_NAMES, image_concerns
 from convae.experiment import feature_dimension
 from convae.files import new_file, read_json
 from convae.images import channel_axis
@@ -104,7 +104,9 @@ def survey(root: Path, table: str | None = None, group: str | None = None) -> di
             return found
         description = read_json(prepared / "description.json")
     found["description"] = description
-    found["concerns"] += image_concerns(description)
+    # Without the files that can't be used, which are listed apart, and what only a run leaves behind.
+    about = image_concerns(description | {"rejected": []})
+    found["concerns"] += [concern.removesuffix(EXAMPLES).strip() for concern in about]
     if rejected := description["rejected"]:
         found["refused"] = f"files that can't be used: {len(rejected)}; remove them, or raise data.max_rejected"
     training = description["parts"]["unlabelled"]["images"] or description["parts"]["train"]["images"]
@@ -135,7 +137,9 @@ def _data_params(root: Path, table: str | None, group: str | None, **suggested: 
     try:
         return DataParams.model_validate(content)
     except ValidationError as error:
-        raise ConvaeError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        mistake = error.errors()[0]
+        name = ".".join(map(str, ("data", *mistake["loc"])))
+        raise ConvaeError(f"{name}: {mistake['msg'].removeprefix('Value error, ')}") from None
 
 
 def _look_at_arrays(root: Path, scratch: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -181,12 +185,14 @@ def _look(root: Path, raw: Path, found: dict[str, Any]) -> dict[str, Any]:
                 sizes[image.size[::-1] if is_turned else image.size] += 1
                 modes[image.mode] += 1
         except Exception:  # a damaged file can make Pillow raise nearly anything; `prepare` will say what is wrong
-            modes["unreadable"] += 1
+            found_bands = _bands(path)
+            modes[f"{found_bands['channels']} bands" if found_bands else "unreadable"] += 1
     found["sizes"] = {show(size): count for size, count in sizes.most_common()}
     found["modes"] = dict(modes.most_common())
     size, fit = _suggested_size(sizes)
     suggested: dict[str, Any] = {"image_size": list(size), "fit": fit}
-    if bands := _bands(paths[0]):
+    kinds = Counter(tuple(_bands(path).items()) for path in paths[:: -(-len(paths) // LOOKED_AT)])
+    if bands := dict(kinds.most_common(1)[0][0]):
         return suggested | {"color": "bands"} | bands
     suggested["color"] = "grey" if all(_is_grey(path) for path in paths[:: -(-len(paths) // LOOKED_AT)]) else "rgb"
     white = next(2**bits - 1 for bits in (*range(9, 16), 16) if deepest < 2**bits)
@@ -240,7 +246,7 @@ def _estimate(found: dict[str, Any], data: DataParams, dimension: int, trained_o
     area = height * width / 28**2
     of_value = 1 if "levels" in found["description"]["parts"]["train"] else 8  # as they came, and as single precision
     of_each = of_value * channels * height * width + 4 * dimension
-    found["disk_gb"] = round(2 * images * of_each / 1e9, 2)  # twice, because DVC's cache has a copy
+    found["disk_gb"] = math.ceil(2 * images * of_each / 1e7) / 100  # twice, because DVC's cache has a copy
     seconds = TRAIN_SECONDS * trained_on / 54_000 * area + FEATURE_SECONDS * images / 70_000 * area
     seconds += OTHER_SECONDS * images / 70_000 + CODE_SECONDS * (dimension / 6272) ** 3 + START_SECONDS
     found["minutes"] = math.ceil(seconds / 60)
@@ -273,7 +279,7 @@ def _page(found: Mapping[str, Any]) -> Iterator[str]:
 def _details(about: Mapping[str, Any]) -> str:
     details = [about["origin"]] if about["origin"] == "held out" else []
     if "groups" in about:
-        details.append(f"{about['groups']} groups")
+        details.append(f"{about['groups']} group{'s' * (about['groups'] > 1)}")
     if about["images_per_class"]:
         details.append(_counts({printable(name): count for name, count in about["images_per_class"].items()}))
     return "; ".join(details)

@@ -1,6 +1,7 @@
 """Where networks compute, with which precision, and in how much memory."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from convae.errors import ConvaeError
+from convae.names import printable
 
 CPU_ROOM = (256, 1 << 23)  # maps of 8 MiB fit into caches; 64 MiB take twice as long
 GPU_ROOM = (4096, 1 << 28)
@@ -19,9 +21,9 @@ def find_device(name: str | torch.device) -> torch.device:
     """The device of this name.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:1`, `mps` or another of PyTorch's names; or `auto`: `cuda` if there is such a GPU,
-            otherwise `cpu`. Of several GPUs, `auto` and `cuda` stand for the one whose number is in the environment
-            variable LOCAL_RANK, modulo the number of GPUs that this process sees.
+        name: `cpu`, `cuda`, `cuda:1`, `mps`; or `auto`: `cuda` if there is such a GPU, otherwise `cpu`. Of several,
+            `auto` and `cuda` stand for the one whose number is in the environment variable LOCAL_RANK, modulo the
+            number of GPUs that this process sees.
 
     Raises:
         ConvaeError: this machine has no such device.
@@ -34,6 +36,8 @@ def find_device(name: str | torch.device) -> torch.device:
         convae.errors.ConvaeError: device cuda:99: not available (...); cpu always is
     """
     name = str(name)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ConvaeError(f"device '{printable(name)}': unknown; auto, cpu, cuda, cuda:1 and mps are allowed")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and (visible := torch.cuda.device_count()):
@@ -43,7 +47,9 @@ def find_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        if reason.startswith("Could not run"):  # followed by a page about PyTorch's operators
+            reason = "this machine or this PyTorch has none"
         raise ConvaeError(f"device {name}: not available ({reason}); cpu always is") from None
     return device
 

@@ -250,7 +250,8 @@ class Encoder:
             (1, 1, 8, 8)
         """
         if not self.has_decoder:
-            raise ConvaeError("this encoder has no trained decoder, so it can't reconstruct images")
+            remedy = "train one with a decoder, such as systems/seed_cae.yaml"
+            raise ConvaeError(f"this encoder has no trained decoder, so it can't reconstruct images; {remedy}")
         autoencoder = self.autoencoder
         batches = self._map(lambda batch: autoencoder(autoencoder.preprocessing(batch)), images, resize)
         return _join([_to_numpy(batch) for batch in batches])

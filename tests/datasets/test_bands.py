@@ -70,9 +70,9 @@ def test_resizing_keeps_the_depth(fit: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "changes", "message"),
     [
-        (numbers("uint16", (4, 9, 7)), {}, "^4 bands or pages; data.channels = 5$"),
+        (numbers("uint16", (4, 9, 7)), {}, "^number of bands or pages: 4, or a truncated file; data.channels = 5$"),
         (numbers("uint16"), {"own_units": False}, "^uint16; set data.scale to range"),
-        (numbers("float32").astype(np.float64), {}, "^float64; uint8, uint16, int16, float32 are allowed$"),
+        (numbers("float32").astype(np.float64), {}, "^float64; save it as uint8, uint16, int16 or float32$"),
         (np.full(SHAPE, np.nan, np.float32), {}, "^NaN or infinity$"),
         (numbers("uint16", (2, 5, 9, 7)), {}, "^axes .* one axis of bands or pages is allowed$"),
     ],

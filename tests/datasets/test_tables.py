@@ -224,7 +224,7 @@ def test_an_ambiguous_table_is_one_line(
         ("path,label\na.png\n", {}, "row 2: 1 values for 2 columns"),
         ("path,label\na,b.png,cat\n", {}, "row 2: 3 values for 2 columns"),
         ("", {}, "labels.csv: it has no header"),
-        ("path\n\xff", {}, r"not a readable table \('utf-8' codec"),
+        ("path\n\xff", {}, r"not UTF-8 \(.*\); save it as CSV in UTF-8"),
         (None, {}, "labels.csv: No such file or directory"),
         ("path\na.png\n", {"file": "../labels.csv"}, "labels.csv: No such file or directory"),
         ("not parquet", {"file": "labels.parquet"}, r"labels.parquet: not a readable table \(.*Parquet magic bytes"),

@@ -44,15 +44,21 @@ def read_bands(content: bytes, reading: Reading) -> np.ndarray:
             pieces = [piece for page in pages for piece in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if any(start + count > len(content) for start, count in pieces):
             raise ValueError("truncated; get it again")
-        axes, values = series.axes, series.asarray()
+        try:
+            axes, values = series.axes, series.asarray()
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                raise ValueError("compressed in a way that needs `pip install imagecodecs`") from None
+            raise
     others = [index for index, axis in enumerate(axes) if axis not in "YX"]
     if len(others) > 1 or not {"Y", "X"} <= {*axes}:
         raise ValueError(f"axes {axes} of {list(values.shape)}; one axis of bands or pages is allowed")
     values = np.moveaxis(values, others[0], 0) if others else values[None]
     if len(values) != reading.channels:
-        raise ValueError(f"{len(values)} bands or pages; data.channels = {reading.channels}")
+        cut = ", or a truncated file" if len(values) < reading.channels else ""
+        raise ValueError(f"number of bands or pages: {len(values)}{cut}; data.channels = {reading.channels}")
     if values.dtype.name not in TYPES:
-        raise ValueError(f"{values.dtype}; {', '.join(TYPES)} are allowed")
+        raise ValueError(f"{values.dtype}; save it as {', '.join(TYPES[:-1])} or {TYPES[-1]}")
     if values.dtype != np.uint8 and not reading.own_units:
         raise ValueError(f"{values.dtype}; {SCALE_HINT}")
     if values.dtype == np.float32 and not np.isfinite(values).all():

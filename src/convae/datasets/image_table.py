@@ -89,6 +89,8 @@ def _read(root: Path, table: TableParams) -> Iterator[tuple[int, dict[str, str]]
             empty = False
     except OSError as error:
         raise ConvaeError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConvaeError(f"{path}: not UTF-8 ({error.reason}); save it as CSV in UTF-8") from None
     except (ValueError, csv.Error) as error:
         raise ConvaeError(f"{path}: not a readable table ({' '.join(str(error).split())})") from None
     if empty:
@@ -130,7 +132,9 @@ def _columns(path: Path, header: Sequence[str], table: TableParams) -> dict[str,
             found = f"no column '{printable(column)}', only {', '.join(map(printable, header))}"
             raise ConvaeError(f"{path}: {found}; set data.table.{name} to one of these")
     if unused := [printable(column) for place, column in enumerate(header) if place not in places.values()]:
-        print(f"{path}: columns that are not used: {', '.join(unused)}", file=sys.stderr)
+        roles = " and ".join(f"data.table.{name}" for name in ("label", "group") if name not in places)
+        remedy = f"; {roles} can name one" if roles else ""
+        print(f"{path}: columns that are not used: {', '.join(unused)}{remedy}", file=sys.stderr)
     return places
 
 

@@ -241,7 +241,8 @@ def _check_folder(
         raise ConvaeError(f"{limit}: {len(rejected)} files in {data.root} cannot be used: {'; '.join(first)}")
     for name, part in parts.items():
         if not len(part.index):
-            raise ConvaeError(f"data.root = {data.root}: no image of the {name} part can be read")
+            why = f"; {rejected[0].path}: {rejected[0].reason}" if rejected else ", as it holds no pictures"
+            raise ConvaeError(f"data.root = {data.root}: no image of the {name} part can be read{why}")
         if part.labels is not None:
             for label in np.setdiff1d(part.labels, part.labels[part.index]):
                 what = f"class '{classes[label]}' in the {name} part"
