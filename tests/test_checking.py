@@ -100,6 +100,12 @@ def test_one_odd_stack_does_not_decide_for_all(tmp_path: Path) -> None:
     assert not any("skipped" in concern for concern in found["concerns"])
 
 
+def test_a_table_that_is_not_used_is_pointed_out(photos: Path) -> None:
+    (photos / "labels.csv").write_text("path,label\ncat/film0_frame0.png,cat\n")
+    assert "labels.csv is not read. If it lists the pictures, use --table." in survey(photos)["concerns"]
+    assert not any("--table" in concern for concern in survey(photos, table="labels.csv")["concerns"])
+
+
 def test_if_no_file_can_be_used_the_first_says_why(tmp_path: Path) -> None:
     for number in range(3):
         tifffile.imwrite(tmp_path / f"{number}.tif", np.zeros((5, 9, 9)), photometric="minisblack")

@@ -37,6 +37,7 @@ LOOKED_AT = 500  # pictures, to see whether they are grey
 SAMPLE_BYTES = 1 << 27  # of arrays, to see their range
 LEAST_STEPS = 300  # of training, per layer
 NAMED = 10
+TABLES = (".csv", ".parquet")
 DESCRIBING = ("table", "group", "image_size", "channels", "layout", "scale", "color", "fit", "white_level", "shards")
 # Seconds on two cores that Fashion-MNIST takes: to train, to compute features and codes, and for the rest; then those
 # that do not depend on the number of images: to solve for the code of 6272 features, and to start processes.
@@ -107,6 +108,11 @@ def survey(root: Path, table: str | None = None, group: str | None = None) -> di
     # Without the files that can't be used, which are listed apart, and what only a run leaves behind.
     about = image_concerns(description | {"rejected": []})
     found["concerns"] += [concern.removesuffix(EXAMPLES).strip() for concern in about]
+    if not table:
+        unused = sorted(file.name for file in root.glob("*") if file.suffix.lower() in TABLES)
+        found["concerns"] += [
+            f"{printable(name)} is not read. If it lists the pictures, use --table." for name in unused
+        ]
     if rejected := description["rejected"]:
         found["refused"] = f"files that can't be used: {len(rejected)}; remove them, or raise data.max_rejected"
     training = description["parts"]["unlabelled"]["images"] or description["parts"]["train"]["images"]
