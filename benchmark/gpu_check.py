@@ -419,6 +419,7 @@ def _waits(params: Params, images: np.ndarray) -> float:
             warnings.simplefilter("always")
             gpu.trained(params, images[: 5 * params.train.batch_size])
     finally:
+        torch.cuda.set_sync_debug_mode("default")
         TrainingModule.on_train_batch_start, TrainingModule.on_train_batch_end = start, end  # type: ignore[method-assign]
     return float(np.mean(counts[2:]))  # the first steps allocate memory
 

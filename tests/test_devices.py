@@ -26,6 +26,7 @@ from convae.processes import ALONE, Processes
 from convae.training import train
 from convae.training.module import TrainingModule
 from convae.training.objectives import Objective
+from convae.training.state import state_as_before
 
 GIB = 1 << 30
 SYSTEMS = sorted(REPOSITORY.glob("systems/*.yaml"), key=lambda path: path.stem)
@@ -69,6 +70,7 @@ def test_a_device_that_does_not_exist_is_one_line(gpus, name):
 def test_auto_is_the_cpu_without_a_gpu(gpus):
     gpus(0)
     assert find_device("auto") == torch.device("cpu")
+    assert find_device(torch.device("cpu", 0)).type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_an_encoder_computes_in_exact_arithmetic(saved_encoder):
 def test_training_uses_tf32_only_if_asked(experiment, digits, tmp_path, monkeypatch, precision, expected):
     seen = []
     monkeypatch.setattr(TrainingModule, "on_train_epoch_start", _recording(TrainingModule.on_train_epoch_start, seen))
-    # As Lightning does for a GPU: raises if flags old and new contradict each other.
+    # As Lightning does for a GPU: raises if `tf32-true` has set the new flags already.
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: torch.get_float32_matmul_precision())
     training, validation = (ImageSet.load(digits / part) for part in ("train", "validation"))
     params = experiment(train={"epochs": 1, "precision": precision})
@@ -209,8 +211,7 @@ def test_a_system_computes_on_one_device(path: Path):
         network.eval()
         preprocessed = torch.empty(8, network.preprocessing.channels, 28, 28, device="cuda")
         maps = torch.func.functional_call(_Encode(network), _on_gpu(_Encode(network)), (preprocessed,))
-        for name in readout.state_dict():
-            setattr(readout, name, torch.empty(0, device="cuda"))
+        readout = readout.to("cuda")  # as `attach_readout` does
         features = readout(maps)
         fitted = torch.zeros(features.shape[1])  # on the CPU, as fitting leaves it
         readout.load_fitted({"mean": fitted, "scale": fitted, "components": torch.empty(0)})
@@ -259,8 +260,14 @@ def test_estimators_take_no_gpu_unasked(gpus, saved_encoder):
     gpus(0)
     with pytest.raises(ConvaeError, match=r"^device cuda:9: not available"):
         own.set_params(device="cuda:9").fit(images)
-    own.set_params(device="cpu").fit(images)
-    assert not torch.cuda.is_initialized()
+
+
+def test_training_on_the_cpu_looks_at_no_gpu(monkeypatch):
+    """Even to read the state of its generator, which would take hundreds of megabytes there."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: pytest.fail("looked at a GPU"))
+    with state_as_before():
+        torch.manual_seed(0)
 
 
 def test_an_estimator_trains_on_the_first_gpu_only(saved_encoder, monkeypatch):

@@ -36,15 +36,19 @@ def rows() -> Iterator[Row]:
     yield at_least("gpu: training, images/s, to the bare loop", 0.9, own / loop, own, None, loop)
     own, usually = in_new_process(trained, seed, images), in_new_process(usual, seed, images)
     yield at_least("gpu: training seed_cae, images/s, to the usual", 1.5, own / usually, own, usually, None)
-    with utilisation() as shares:
-        in_new_process(trained, params, images)
-    if shares:
-        yield Row("gpu: utilisation during training, %", float(np.mean(shares)))
-    found, best = in_new_process(extraction, params, images, device)
+    if shares := in_new_process(busy, params, images):
+        yield Row("gpu: utilisation while the stage `train` runs, %", float(np.mean(shares)))
+    forward, to_disk, best = in_new_process(extraction, params, images, device)
     name = "gpu: extraction, images/s"
-    yield at_least(f"{name}, to the roofline", 0.5, found.rate / best, found.rate, None, best)
-    own, limit = found.to_disk, found.rate
-    yield at_least(f"{name}, to disk, to the forward passes", 0.9, own / limit, own, None, limit)
+    yield at_least(f"{name}, to the roofline", 0.5, forward / best, forward, None, best)
+    yield at_least(f"{name}, to disk, to the forward passes", 0.9, to_disk / forward, to_disk, None, forward)
+
+
+def busy(params: Params, images: np.ndarray) -> list[float]:
+    """The GPU's utilisation in percent while an encoder is trained, its layers' fitting included."""
+    with utilisation() as shares:
+        trained(params, images)
+    return shares
 
 
 def usual(params: Params, images: np.ndarray) -> float:
@@ -56,10 +60,10 @@ def usual(params: Params, images: np.ndarray) -> float:
     return len(training) / way.train(module, training, validation, params.train.batch_size)
 
 
-def extraction(params: Params, images: np.ndarray, device: torch.device) -> tuple["Extraction", float]:
-    """How fast features are extracted, and the roofline in images per second."""
+def extraction(params: Params, images: np.ndarray, device: torch.device) -> tuple[float, float, float]:
+    """Images per second of the forward passes, of the stage `features`, and of the roofline."""
     found = extracted(params, images, device)
-    return found, roof(found.encoder, chip(device))
+    return found.rate, found.to_disk, roof(found.encoder, chip(device))
 
 
 def textures(count: int, channels: int = 1, side: int = 28) -> np.ndarray:

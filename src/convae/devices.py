@@ -25,8 +25,10 @@ def find_device(name: str | torch.device) -> torch.device:
             `auto` and `cuda` stand for the one whose number is in the environment variable LOCAL_RANK, modulo the
             number of GPUs that this process sees.
 
+    With a GPU of NVIDIA's, this also sets the environment variable CUBLAS_WORKSPACE_CONFIG, if it is not set.
+
     Raises:
-        ConvaeError: this machine has no such device.
+        ConvaeError: the name is unknown, or this machine has no such device.
 
     Example:
         >>> find_device("cpu")
@@ -36,13 +38,14 @@ def find_device(name: str | torch.device) -> torch.device:
         convae.errors.ConvaeError: device cuda:99: not available (...); cpu always is
     """
     name = str(name)
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|(cpu|mps)(:0)?|cuda(:\d+)?", name):
         raise ConvaeError(f"device '{printable(name)}': unknown; auto, cpu, cuda, cuda:1 and mps are allowed")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and (visible := torch.cuda.device_count()):
         name = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % visible}"
-    os.environ.setdefault(*WORKSPACE)  # read once, at the first product
+    if name.startswith("cuda"):
+        os.environ.setdefault(*WORKSPACE)  # read once, at the first product
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()

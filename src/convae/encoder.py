@@ -145,7 +145,7 @@ class Encoder:
         found = find_device(device)
         for part in self._parts.values():
             part.to(found)
-        self.room = batch_room(found)
+        self.room = batch_room(self.device)
         return self
 
     def reading(self, resize: bool = True) -> Reading:
@@ -263,7 +263,9 @@ class Encoder:
         batches, device = image_batches(images, self.reading(resize), self.batch_size), self.device
         for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode(), exact_arithmetic(), explained_memory(MEMORY_REMEDY):
-                if device.type == "cuda":  # uploaded while the GPU computes the batch before
+                if (
+                    device.type == "cuda" and batch.device.type == "cpu"
+                ):  # uploaded while the GPU computes the batch before
                     batch = batch.pin_memory().to(device, non_blocking=True)
                 result = function(batch.to(device))
             yield result  # outside inference mode, because the caller may need gradients

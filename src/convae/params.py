@@ -46,7 +46,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _in_exact_arithmetic(value: float) -> float:
+def _in_single_precision(value: float) -> float:
     """Refuse magnitudes whose square or reciprocal overflows or vanishes in single precision."""
     if value and not SMALLEST <= abs(value) <= LARGEST:
         raise ValueError(f"found {value}; a magnitude from {SMALLEST:g} to {LARGEST:g} is allowed")
@@ -101,7 +101,7 @@ def _as_range(value: Any) -> Any:
         raise ValueError(f"found {_shorten(value)}; [low, high] needs two numbers, the first smaller than the second")
     low, high = map(float, numbers)
     for number in (low, high, high - low):
-        _in_exact_arithmetic(number)
+        _in_single_precision(number)
     return low, high
 
 
@@ -111,7 +111,7 @@ Name = Annotated[str, AfterValidator(_name)]
 Place = Annotated[Name, AfterValidator(_place)]
 Folder = Annotated[Place, AfterValidator(_folder)]
 Pair = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
-Real = Annotated[float, AfterValidator(_in_exact_arithmetic)]
+Real = Annotated[float, AfterValidator(_in_single_precision)]
 Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
 Odd = Annotated[int, Field(ge=3), AfterValidator(_odd)]
 Share = Annotated[float, Field(gt=0, lt=1)] | Positive

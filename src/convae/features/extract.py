@@ -69,7 +69,9 @@ def extract_features(
                     _apply_fitted(readout, features, scratch / "train.npy")
                     if code:
                         fit_compact_code(encoder, code, image_set, features, params.seed)
-                readout.load_fitted(processes.collect(readout.state_dict())[0])
+                # By way of the CPU: a rank may lack the GPU of another.
+                fitted = {name: value.cpu() for name, value in readout.state_dict().items()}
+                readout.load_fitted(processes.collect(fitted)[0])
                 encoder.code, encoder.config["code"] = processes.collect(
                     (encoder.code and encoder.code.cpu(), encoder.config.get("code"))
                 )[0]
@@ -94,7 +96,7 @@ def attach_readout(encoder: Encoder, features: FeaturesParams) -> Readout:
     sizes = encoder.map_sizes
     readout["grid"] = [min(features.grid[axis], *(sizes[layer][axis] for layer in features.layers)) for axis in (0, 1)]
     encoder.config |= {"readout": readout, "mirror": features.mirror}
-    encoder.readout = Readout(**readout)
+    encoder.readout = Readout(**readout).to(encoder.device)
     return encoder.readout
 
 
