@@ -32,7 +32,7 @@ COPIES = {
 def test_concerns_are_printed_on_any_terminal(repository: Path, tmp_path: Path, labelled: bool, encoding: str) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "data/prepared").mkdir(parents=True)
-    write_json(tmp_path / "reports/metrics.json", {"test": TEST if labelled else {}, "health": HEALTH})
+    write_json(tmp_path / "reports/metrics.json", {"test": TEST if labelled else {}, "features": {}, "health": HEALTH})
     counts = {"cat": 20, "猫\n": 0} if labelled else None
     parts = {
         part: {"images": 20, "levels": [0, 255], "images_per_class": counts}
