@@ -14,18 +14,18 @@ def main(params: Params, run: Run, processes: Processes) -> None:
 
     from convae.datasets.image_set import ImageSet
     from convae.files import new_file
+    from convae.training.module import COLUMNS
     from convae.training.train import load_training_set, train_encoder
 
     prepared = Path("data/prepared")
     training, validation = load_training_set(params, prepared), ImageSet.load(prepared / "validation")
-    encoder, history, device = train_encoder(params, training, validation, run.log_epoch, processes=processes)
+    encoder, history, device = train_encoder(params, training, validation, run.log_row, processes=processes)
     if processes.rank:  # rank 0 writes the outputs
         return
     run.log_tags({"device": device})
     encoder.save(Path("models/autoencoder"))
-    columns = ["phase", "epoch", "train_loss", "validation_loss", "learning_rate"]
     with new_file(Path("reports/training.csv")) as scratch:
-        pd.DataFrame(history, columns=columns).to_csv(scratch, index=False, lineterminator="\n")
+        pd.DataFrame(history, columns=COLUMNS).to_csv(scratch, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

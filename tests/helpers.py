@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -250,3 +250,8 @@ def stop(server: "subprocess.Popen[bytes]") -> None:
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def epochs(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The rows of a training's history at the ends of epochs."""
+    return [row for row in history if "validation_loss" in row]

@@ -26,8 +26,9 @@ GROUPS = ("main", "colour", "controls", "deterministic", "others", "quick")
 # The seed is in the cell's name; the other keys change how a cell runs, and at most the last bits of its numbers.
 NOT_COMPARED: Any = {
     "seed": True,
+    "report": True,
     "tracking": True,
-    "train": {"accelerator", "devices", "nodes", "strategy", "checkpoint_minutes"},
+    "train": {"accelerator", "devices", "nodes", "strategy", "checkpoint_minutes", "probe_every"},
 }
 
 

@@ -402,6 +402,7 @@ class TrainParams(Section):
     nodes: Positive
     strategy: Literal["auto", "ddp"]
     checkpoint_minutes: Real = Field(gt=0)
+    probe_every: Positive | None = None
 
 
 class CodeParams(Section):
@@ -526,9 +527,10 @@ class ClassifierParams(Section):
 
 
 class ReportParams(Section):
-    """How the report shows images: the three channels to use as red, green and blue."""
+    """How the report shows images: the channels to use as red, green and blue, and the map to two dimensions."""
 
     channels: Annotated[tuple[Index, Index, Index], BeforeValidator(_as_tuple)] | None = None
+    embedding: Literal["pca", "tsne"] = "pca"
 
 
 class TrackingParams(Section):

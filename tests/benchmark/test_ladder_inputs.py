@@ -54,6 +54,7 @@ def test_the_committed_hashes_are_those_of_the_systems(settings, tmp_path, monke
         {"# One complete experiment": "# Another comment"},
         {"experiment: convae": "experiment: mine"},
         {"devices: 1": "devices: 4", "checkpoint_minutes: 5": "checkpoint_minutes: 9"},
+        {"probe_every: 5": "probe_every: null", "embedding: pca": "embedding: tsne"},
         {"seed: 0": "seed: 7"},
         {"  trust: false": "  # as before the key existed"},
     ],

@@ -200,11 +200,11 @@ def test_the_next_run_closes_one_whose_processes_vanished(
 def test_an_interrupted_stage_resumes_in_the_same_run(
     client: MlflowClient, params: Params, start_stage: StartStage
 ) -> None:
-    kill_with_recorder(start_stage("run.log_epoch({'epoch': 0, 'train_loss': 0.5})\ntime.sleep(600)"), client)
+    kill_with_recorder(start_stage("run.log_row({'point': 0, 'train_loss': 0.5})\ntime.sleep(600)"), client)
     for _ in range(2):
         with start_run("train", params) as run:
-            run.log_epoch({"epoch": 0, "train_loss": 0.5})
-            run.log_epoch({"epoch": 1, "train_loss": 0.25})
+            run.log_row({"point": 0, "train_loss": 0.5})
+            run.log_row({"point": 1, "train_loss": 0.25})
     resumed, again = recorded(client)
     assert resumed.info.status == again.info.status == "FINISHED"
     assert int(resumed.data.tags["process.pid"]) == os.getpid()

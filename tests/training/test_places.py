@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import epochs
 from layers import layer
 from resumption import resumes_alike
 
@@ -58,8 +59,9 @@ def test_every_place_is_drawn_and_no_other():
 
 def test_the_loss_falls_and_filters_have_unit_length(shipped, train_set, validation_set):
     encoder, history, _ = train_encoder(shipped(train={"epochs": 6}), train_set, validation_set, ignore)
-    assert [row["phase"] for row in history] == [0] * 6 + [1] * 6
-    for phase in (history[:6], history[6:]):
+    ends = epochs(history)
+    assert [row["phase"] for row in ends] == [0] * 6 + [1] * 6
+    for phase in (ends[:6], ends[6:]):
         assert phase[-1]["train_loss"] < 0.95 * phase[0]["train_loss"]
         assert phase[-1]["validation_loss"] < phase[0]["validation_loss"]
     images = validation_set.images
@@ -203,7 +205,7 @@ def test_labels_can_train_them_too(shipped, train_set, validation_set):
 def test_pretraining_comes_first(shipped, train_set, validation_set):
     params = shipped(objective={"kind": "classify", "pretraining": 1}, train={"epochs": 1})
     _, history, _ = train_encoder(params, train_set, validation_set, ignore)
-    assert [row["phase"] for row in history] == [0, 1, 2]
+    assert [row["phase"] for row in epochs(history)] == [0, 1, 2]
     assert all(np.isfinite(list(row.values())).all() for row in history)
 
 
@@ -251,5 +253,5 @@ def test_a_gpu_learns_the_same_up_to_its_draws(shipped, train_set, validation_se
     )
     assert device.startswith("cuda")
     assert encoder.device.type == "cpu"
-    for mine, theirs in zip(gpu, cpu, strict=True):
+    for mine, theirs in zip(epochs(gpu), epochs(cpu), strict=True):
         assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=0.1)

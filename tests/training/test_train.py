@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from helpers import epochs
 
 from convae.datasets import shards
 from convae.encoder import load_encoder
@@ -50,11 +51,41 @@ def test_resumed_training_ends_with_the_same_bits(experiment, train_set, validat
     resumed, resumed_history, _ = train_encoder(params, train_set, validation_set, seen.append)
     resumed.save(tmp_path / "resumed")
 
-    assert [row["epoch"] for row in seen] == [0, 1, 2, 3, 4]
+    assert [row["epoch"] for row in epochs(seen)] == [0, 1, 2, 3, 4]
+    assert seen == history
     assert "resuming" in capsys.readouterr().out
     assert resumed_history == history
     assert folder_bytes(tmp_path / "resumed") == folder_bytes(tmp_path / "whole")
     assert not list(CHECKPOINTS.iterdir())
+
+
+@pytest.mark.parametrize(("count", "points"), [(1, 50), (3, 51), (60, 60)])
+def test_curves_have_about_fifty_points_at_most_one_per_batch(experiment, train_set, validation_set, count, points):
+    params = experiment(train={"epochs": count, "batch_size": 8})
+    _, history, _ = train_encoder(params, train_set, validation_set, ignore)
+    assert [row["point"] for row in history] == list(range(points))
+    trained = [row["trained"] for row in history]
+    assert trained == sorted(trained)
+    assert trained[-1] == count
+    assert [row["trained"] for row in epochs(history)] == list(range(1, count + 1))
+    few = experiment(train={"epochs": 1, "batch_size": len(train_set) // 4})
+    assert len(train_encoder(few, train_set, validation_set, ignore)[1]) == 4
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 8), (60, 100)])  # a point per batch, and per epoch
+def test_a_row_has_the_mean_loss_since_the_row_before(experiment, train_set, validation_set, monkeypatch, count, size):
+    losses, step = [], TrainingModule.training_step
+
+    def remember(module, batch):
+        loss = step(module, batch)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(TrainingModule, "training_step", remember)
+    params = experiment(train={"epochs": count, "batch_size": size})
+    _, history, _ = train_encoder(params, train_set, validation_set, ignore)
+    means = np.reshape(losses, (len(history), -1)).mean(axis=1)
+    assert [row["train_loss"] for row in history] == pytest.approx(means, rel=1e-5)
 
 
 def interrupt(params, *images):
@@ -123,6 +154,28 @@ SUPERVISED = {
 
 STREAMED = {"train": {"schedule": "cosine"}}
 PLACES = {"train": {"augmentation": {"flip": True, "shift": 1}}}
+
+
+@pytest.mark.parametrize("changes", [{}, RANDOM, SUPERVISED, PLACES], ids=["plain", "random", "supervised", "places"])
+def test_probing_changes_no_bit_of_the_encoder(experiment, shipped, train_set, validation_set, tmp_path, changes):
+    build = shipped if changes is PLACES else experiment
+    for every, points in ((None, []), (1, range(50)), (20, [19, 24, 39, 49]), (999, [24, 49])):
+        train = {**changes.get("train", {}), "epochs": 1, "batch_size": 8, "probe_every": every}
+        params = build(**changes | {"train": train})
+        encoder, history, _ = train_encoder(params, train_set, validation_set, ignore)
+        encoder.save(tmp_path / str(every))
+        found = {row["point"]: row["probe_accuracy"] for row in history if "probe_accuracy" in row}
+        two_phases = changes in (SUPERVISED, PLACES)
+        assert list(found) == [point for point in points if two_phases or point != 24 or every == 1]
+        assert all(accuracy > 0.5 for accuracy in found.values())  # chance: 0.1
+        assert folder_bytes(tmp_path / str(every)) == folder_bytes(tmp_path / "None")
+
+
+def test_without_labels_or_with_few_per_class_nothing_is_probed(experiment, train_set, validation_set):
+    params = experiment(train={"epochs": 1, "probe_every": 5})
+    for validation in (replace(validation_set, labels=None), some(validation_set, 99), some(validation_set, 1)):
+        _, history, _ = train_encoder(params, train_set, validation, ignore)
+        assert not any("probe_accuracy" in row for row in history)
 
 
 def in_pieces(image_set, folder, monkeypatch):
@@ -226,7 +279,7 @@ def test_half_precision_trains_the_shipped_model(experiment, train_set, validati
     encoder, history, _ = train_encoder(
         experiment(train={"epochs": 1, "precision": "bf16-mixed"}), train_set, validation_set, ignore
     )
-    assert len(history) == 1
+    assert len(epochs(history)) == 1
     assert encoder.filters.dtype == "float32"
 
 
@@ -245,7 +298,7 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept(experiment, train_set
     params = experiment(train={"epochs": 5, **RESTLESS})
     images = np.resize(validation_set.images, (300, *validation_set.images.shape[1:]))  # in batches of 256 and 44
     encoder, history, _ = train_encoder(params, train_set, replace(validation_set, images=images), ignore)
-    losses = [row["validation_loss"] for row in history]
+    losses = [row["validation_loss"] for row in epochs(history)]
     assert min(losses) < losses[-1]
     error = ((encoder.reconstruct(images) - encoder.preprocess(images)) ** 2).mean()
     assert error == pytest.approx(min(losses), rel=1e-5)
@@ -254,8 +307,8 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept(experiment, train_set
 def test_early_stopping_ends_the_training(experiment, train_set, validation_set):
     params = experiment(train={"epochs": 40, "patience": 2, **RESTLESS})
     _, history, _ = train_encoder(params, train_set, validation_set, ignore)
-    losses = [row["validation_loss"] for row in history]
-    assert len(history) < 40
+    losses = [row["validation_loss"] for row in epochs(history)]
+    assert len(losses) < 40
     assert losses.index(min(losses)) == len(losses) - 3
 
 
@@ -307,7 +360,7 @@ def test_a_last_batch_of_one_and_a_single_validation_image_are_allowed(experimen
         model={"layers": [DENSE]}, objective={"kind": kind, "sparsity": None}, train={"batch_size": 4, "epochs": 1}
     )
     _, history, _ = train_encoder(params, some(train_set, 9), some(validation_set, 1), ignore)
-    assert len(history) == 1
+    assert len(epochs(history)) == 1
 
 
 def some(image_set, count):
@@ -334,6 +387,6 @@ def test_training_on_a_gpu_gives_an_encoder_that_loads_on_the_cpu(
     )
     encoder, history, _ = train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)
     encoder.save(tmp_path / "encoder")
-    assert len(history) == 3
+    assert len(epochs(history)) == 3
     assert devices == {"cuda"}
     assert load_encoder(tmp_path / "encoder").device.type == "cpu"

@@ -130,7 +130,8 @@ class Worker:
             raise
         experiment.discard()
         for row in csv.DictReader(git("show", f"{commit}:./reports/training.csv").splitlines()):
-            self._report(trial, int(row["epoch"]), float(row["validation_loss"] or "nan"))
+            if row["validation_loss"]:
+                self._report(trial, int(row["epoch"]), float(row["validation_loss"]))
         validation = json.loads(git("show", f"{commit}:./reports/metrics.json"))["validation"]
         if self._figure not in validation:
             raise ConvaeError(f"the images have no labels, so there is no validation {self._figure} to maximise")

@@ -12,7 +12,7 @@ from convae.names import flatten
 
 
 class Fact(NamedTuple):
-    """A named number; `step` is the epoch it belongs to."""
+    """A named number; `step` is the row of the learning curves it belongs to."""
 
     name: str
     value: float
@@ -40,7 +40,7 @@ def files_in(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
 
 
 def facts_in(folder: Path, files: list[Path]) -> list[Fact]:
-    """Return every number in the JSON files, and in the tables of epochs among the CSV files.
+    """Return every number in the JSON files, and in learning curves among the CSV files.
 
     Example:
         >>> _ = Path("metrics.json").write_text('{"test": {"accuracy": 0.5}, "converged": true}')
@@ -58,7 +58,7 @@ def _read(path: Path) -> Iterator[Fact]:
     elif path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
-                epoch = row.pop("epoch", None)
-                if epoch is not None:
+                step = row.pop("point", None) or row.pop("epoch", None)  # older versions had a row per epoch
+                if step is not None:
                     values = {name: float(text) for name, text in row.items() if text}
-                    yield from (Fact(name, value, int(epoch)) for name, value in values.items() if isfinite(value))
+                    yield from (Fact(name, value, int(step)) for name, value in values.items() if isfinite(value))

@@ -15,5 +15,8 @@ def running_losses(records: Records, experiment: str) -> dict[int, float]:
     runs = records.client.search_runs([records.stages], f"attributes.status = 'RUNNING' and {running}", max_results=1)
     if not runs:
         return {}
-    history = records.client.get_metric_history(runs[0].info.run_id, "validation_loss")
-    return {entry.step: entry.value for entry in sorted(history, key=lambda entry: entry.step)}
+    epochs, losses = (
+        {entry.step: entry.value for entry in records.client.get_metric_history(runs[0].info.run_id, name)}
+        for name in ("epoch", "validation_loss")
+    )
+    return {int(epochs[step]): losses[step] for step in sorted(losses.keys() & epochs.keys())}

@@ -64,13 +64,13 @@ class Run:
         os.set_blocking(self._messages.fileno(), False)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record metrics at `step`; pass all metrics of an epoch in one call."""
+        """Record metrics at `step`; pass all metrics of a step in one call."""
         self._tell(metrics={name: float(value) for name, value in metrics.items()}, step=step)
 
-    def log_epoch(self, row: Mapping[str, float]) -> None:
-        """Record a row of a table of epochs; its `epoch` becomes the step."""
+    def log_row(self, row: Mapping[str, float]) -> None:
+        """Record a row of the history of a training; its `point` becomes the step."""
         numbers = dict(row)
-        step = int(numbers.pop("epoch"))
+        step = int(numbers.pop("point"))
         self.log_metrics(numbers, step)
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:

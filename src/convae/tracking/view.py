@@ -25,6 +25,7 @@ ACCURACIES = (
 ERRORS = ("validation.linear_reconstruction_mse", "test.linear_reconstruction_mse")
 OPTIONAL = ("code.accuracy",)  # shown if an experiment has it
 CURVES = ("validation_loss", "train_loss")
+OPTIONAL_CURVES = ("sample_loss", "probe_accuracy")
 MOST_PARAMETERS = 12  # a wider table can't be read at a glance
 # Columns that every table has, by the interface's own names.
 SELECTION, RUN_NAME, ALWAYS_LAST = "1", "attributes.`Run Name`", ("runDateAndNestInfo", "duration")
@@ -57,8 +58,9 @@ def set_view(records: Records) -> str:
 
 def _view(rows: "Sequence[Recorded]") -> dict[str, Any]:
     has_labels = any(ACCURACIES[0] in row.data.metrics for row in rows)
-    optional = [name for name in OPTIONAL if any(name in row.data.metrics for row in rows)]
-    shown = [*(ACCURACIES if has_labels else ERRORS), *optional]
+    measured = {name for row in rows for name in row.data.metrics}
+    shown = [*(ACCURACIES if has_labels else ERRORS), *(name for name in OPTIONAL if name in measured)]
+    curves = [*CURVES, *(name for name in OPTIONAL_CURVES if name in measured)]
     names = dict.fromkeys(name for row in rows for name in row.data.params)
     varying = [name for name in names if len({row.data.params.get(name) for row in rows}) > 1]
     columns = [f"metrics.`{name}`" for name in shown] + [f"params.`{name}`" for name in varying[:MOST_PARAMETERS]]
@@ -71,7 +73,7 @@ def _view(rows: "Sequence[Recorded]") -> dict[str, Any]:
         # The interface puts every other metric under the last of these headings.
         "compareRunSections": [_section("Curves", 2), _section("Differences", 1), _section("Model metrics", 3)],
         "compareRunCharts": [
-            *(_card(name, "Curves") | LINE | {"metricKey": name, "displayName": name} for name in CURVES),
+            *(_card(name, "Curves") | LINE | {"metricKey": name, "displayName": name} for name in curves),
             _card("differences", "Differences") | DIFFERENCES,
             *(_card(name, "Model metrics") | BAR | {"metricKey": name, "displayName": name} for name in shown),
         ],

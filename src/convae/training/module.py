@@ -1,4 +1,4 @@
-"""The Lightning module that minimises an objective: optimiser, schedule and the history of epochs."""
+"""The Lightning module that minimises an objective: optimiser, schedule and learning curves."""
 
 import math
 import time
@@ -18,8 +18,22 @@ from convae.models.draws import random_seed
 from convae.params import TrainParams
 from convae.training.batches import Batch, Batches
 from convae.training.objectives import Objective
+from convae.training.probe import Probe
 
 Row = dict[str, float]
+# Of a row: number, phase and epoch; epochs trained so far; mean training loss since the row before; loss of some
+# validation images; at the end of an epoch, loss of all of them; and what the probe measured, if it did.
+COLUMNS = (
+    "point",
+    "phase",
+    "epoch",
+    "trained",
+    "train_loss",
+    "sample_loss",
+    "validation_loss",
+    "learning_rate",
+    "probe_accuracy",
+)
 VALIDATION_EPOCH = 2**31  # beyond any real epoch; its draws corrupt the validation images, the same way each time
 
 
@@ -51,12 +65,16 @@ class TrainingModule(lightning.LightningModule):
     Args:
         objective: the objective to minimise.
         training, validation: batches of images; the validation loss chooses the epoch.
+        sample: a few of the validation images, whose loss is measured within epochs too.
+        probe: measures the features within training, or None.
+        points: rows of the history per epoch, at most one per batch.
         params: the `train` section.
         checkpoint: file for checkpoints within an epoch.
         seed: seeds all random draws.
         phase: number of phases before this one.
-        first_epoch: number of epochs trained in those phases.
-        on_epoch: called with a row of the history after each epoch; on resuming, first with the rows so far.
+        earlier: the rows of the history of those phases.
+        on_row: called with each row of the history, which has some of `COLUMNS`; on resuming, first with the rows so
+            far.
     """
 
     def __init__(
@@ -64,26 +82,33 @@ class TrainingModule(lightning.LightningModule):
         objective: Objective,
         training: Batches,
         validation: Batches,
+        sample: Batches,
+        probe: Probe | None,
+        points: int,
         params: TrainParams,
         checkpoint: Path,
         seed: int,
         phase: int,
-        first_epoch: int,
-        on_epoch: Callable[[Row], None],
+        earlier: list[Row],
+        on_row: Callable[[Row], None],
     ) -> None:
         super().__init__()
         self.objective = objective
         self.training_batches = training
         self.validation_batches = validation
+        self.sample = sample
+        self.probe = probe
+        self.points = points
         self.processes = objective.batch.processes
         self.params = params
         self.checkpoint = checkpoint
         self.seed = seed
         self.phase = phase
-        self.first_epoch = first_epoch
-        self.on_epoch = on_epoch
+        self.first_point = len(earlier)
+        self.first_epoch = int(earlier[-1]["epoch"]) + 1 if earlier else 0
+        self.on_row = on_row
         self.history: list[Row] = []
-        self.loss_sum = torch.zeros(())
+        self.loss_sum, self.images_since = torch.zeros(()), 0
         self.resumed = False
         self.on_start: Callable[[], object] = lambda: None
 
@@ -109,6 +134,7 @@ class TrainingModule(lightning.LightningModule):
         self.trainer.should_stop = self._out_of_patience()
         self.training_batches.move_to(self.device)
         self.validation_batches.move_to(self.device)
+        self.sample.move_to(self.device)
         self.objective.start_training()
         self.loss_sum = self.loss_sum.to(self.device)
         self.saved, self.steps_since = time.monotonic(), 0
@@ -116,9 +142,7 @@ class TrainingModule(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Reset the loss; Lightning does not call this when it resumes an epoch."""
         self.objective.start_training()
-        # Apple's GPUs have no double precision.
-        kind = torch.float32 if self.device.type == "mps" else torch.float64
-        self.loss_sum = torch.zeros((), dtype=kind, device=self.device)
+        self._reset_loss()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the random draws of this step."""
@@ -129,10 +153,18 @@ class TrainingModule(lightning.LightningModule):
         """Loss of one batch."""
         loss: Tensor = self.objective(batch)
         self.loss_sum += self._sum_of(loss.detach())
+        self.images_since += self.batch_images
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Save a checkpoint every `train.checkpoint_minutes`; the end of an epoch saves one anyway."""
+        """Add a row to the history if it is time, and save a checkpoint every `train.checkpoint_minutes`.
+
+        The end of an epoch does both anyway.
+        """
+        batches = len(self.training_batches)
+        before, after = (done * self.points // batches for done in (batch_idx, batch_idx + 1))
+        if after > before and not self.trainer.is_last_batch:
+            self._add_row((batch_idx + 1) / batches)
         self.steps_since += 1
         several = self.processes.count > 1
         if several and self.steps_since.bit_count() > 1:
@@ -166,29 +198,13 @@ class TrainingModule(lightning.LightningModule):
         self.log("validation_loss", mean, prog_bar=True, reduce_fx="max", sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
-        """Add a row to the history.
+        """Add a row to the history; stop if the validation loss has not improved for too long.
 
         Raises:
             ConvaeError: the loss is not finite.
         """
-        total = self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")
-        train_loss = float(total) / self.training_batches.count
-        if not math.isfinite(train_loss):
-            raise ConvaeError(
-                f"the loss became {train_loss} in epoch {self.first_epoch + self.current_epoch}: "
-                "lower train.learning_rate or set train.gradient_clip"
-            )
-        numbers = {
-            "train_loss": train_loss,
-            "validation_loss": float(self.trainer.callback_metrics["validation_loss"]),
-            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
-        }
-        # Rounded here, so that `on_epoch` and readers of the history get the same numbers.
-        row: Row = {"phase": self.phase, "epoch": self.first_epoch + self.current_epoch}
-        row |= {name: float(f"{value:.6g}") for name, value in numbers.items()}
-        self.history.append(row)
-        self.loss_sum = torch.zeros_like(self.loss_sum)
-        self.on_epoch(row)
+        loss = float(self.trainer.callback_metrics["validation_loss"])
+        self._add_row(1, validation_loss=loss)
         self.trainer.should_stop = self._out_of_patience()
         self.saved, self.steps_since = time.monotonic(), 0
 
@@ -197,18 +213,20 @@ class TrainingModule(lightning.LightningModule):
         self.objective.batch.begin(0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the history and the loss of an unfinished epoch, summed over all processes."""
+        """Add the history and the loss since its last row, summed over all processes."""
         checkpoint["history"] = self.history
+        checkpoint["images_since"] = self.images_since
         checkpoint["loss_sum"] = self.trainer.strategy.reduce(self.loss_sum.clone(), reduce_op="sum")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore both; rank 0 gets the whole loss."""
         self.history, self.loss_sum = checkpoint["history"], checkpoint["loss_sum"]
+        self.images_since = checkpoint["images_since"]
         self.resumed = True
         if not self.trainer.is_global_zero:
             self.loss_sum = torch.zeros_like(self.loss_sum)
         for row in self.history:
-            self.on_epoch(row)
+            self.on_row(row)
 
     def configure_optimizers(self) -> Any:
         """The optimiser and learning-rate schedule that `train` asks for."""
@@ -241,6 +259,44 @@ class TrainingModule(lightning.LightningModule):
         self.resumed = False
         return self.current_epoch, self.batches_done
 
+    def _reset_loss(self) -> None:
+        # Apple's GPUs have no double precision.
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        self.loss_sum, self.images_since = torch.zeros((), dtype=kind, device=self.device), 0
+
+    def _add_row(self, fraction: float, **measured: float) -> None:
+        """Measure and add a row to the history after this fraction of an epoch; training goes on as if it had not."""
+        epoch, point = self.first_epoch + self.current_epoch, self.first_point + len(self.history)
+        train_loss = float(self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")) / self.images_since
+        if not math.isfinite(train_loss):
+            raise ConvaeError(
+                f"the loss became {train_loss} in epoch {epoch}: lower train.learning_rate or set train.gradient_clip"
+            )
+        self.objective.eval()
+        measured |= {"trained": epoch + fraction, "train_loss": train_loss, "sample_loss": self._sample_loss()}
+        measured["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        if self.probe and self.params.probe_every and (fraction == 1 or (point + 1) % self.params.probe_every == 0):
+            measured["probe_accuracy"] = self.probe.accuracy(
+                self.objective.autoencoder, self.objective.depth, self.params.batch_size
+            )
+        self.objective.start_training()
+        # Rounded here, so that `on_row` and readers of the history get the same numbers.
+        row: Row = {"point": point, "phase": self.phase, "epoch": epoch}
+        row |= {name: float(f"{measured[name]:.6g}") for name in COLUMNS if name in measured}
+        self.history.append(row)
+        self._reset_loss()
+        self.on_row(row)
+
+    def _sample_loss(self) -> float:
+        """Mean loss of the sample, with the same corruption each time."""
+        self._seed_draws(VALIDATION_EPOCH)
+        strategy, loss = self.trainer.strategy, torch.zeros((), device=self.device)
+        with torch.no_grad(), strategy.precision_plugin.val_step_context():
+            for index, batch in enumerate(self.sample.of_epoch(0)):
+                self._begin_batch(self.sample, index)
+                loss += self._sum_of(self.objective(strategy.batch_to_device(batch, self.device)))
+        return float(strategy.reduce(loss, reduce_op="sum")) / self.sample.count
+
     def _seed_draws(self, *position: int) -> None:
         seed = random_seed(self.seed, *position)
         # torch.manual_seed seeds every kind of device and records a stack trace for those not in use: 1 ms per step.
@@ -258,7 +314,7 @@ class TrainingModule(lightning.LightningModule):
         return total
 
     def _out_of_patience(self) -> bool:
-        losses = [row["validation_loss"] for row in self.history]
+        losses = [row["validation_loss"] for row in self.history if "validation_loss" in row]
         if self.params.patience is None or not losses:
             return False
         return len(losses) - 1 - losses.index(min(losses)) >= self.params.patience

@@ -50,9 +50,11 @@ from convae.training.objectives import (
     Reconstruction,
     SimultaneousReconstruction,
 )
+from convae.training.probe import Probe
 from convae.training.state import quiet_lightning
 
 CHECKPOINTS = Path(".convae/checkpoints")
+POINTS = 50  # rows of the history, at least about so many
 BEST, LAST = "best.ckpt", "last.ckpt"
 LIGHTNING = (2, 6)  # the first version that reads its checkpoints without unpickling
 KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training run can be resumed
@@ -93,7 +95,7 @@ def train_encoder(
     params: Params,
     training: ImageSet,
     validation: ImageSet,
-    on_epoch: Callable[[Row], None],
+    on_row: Callable[[Row], None],
     checkpoints: Path = CHECKPOINTS,
     progress: bool = True,
     processes: Processes = ALONE,
@@ -107,15 +109,15 @@ def train_encoder(
         params: the experiment.
         training: images to learn from; only the objective `classify` uses their labels.
         validation: images whose loss chooses the epoch.
-        on_epoch: called with a row of the history after each epoch; on resuming, first with the rows so far.
+        on_row: called with each row of the history; on resuming, first with the rows so far.
         checkpoints: folder for checkpoints. A training run removes its own when it ends; those of an interrupted run
             stay until another run starts 30 days later.
         progress: show a progress bar.
         processes: the processes that train together.
 
     Returns:
-        The encoder; the history, one row per epoch with phase, epoch, train_loss, validation_loss and learning_rate to
-        six digits, empty if the objective is `none`; and the device it was trained on. All processes return the same.
+        The encoder; the history, about 50 rows or one per epoch, with the `COLUMNS` to six digits, empty if the
+        objective is `none`; and the device it was trained on. All processes return the same.
 
     Raises:
         ConvaeError: the loss is not finite, the requested accelerator is not available, there are no labels or layers
@@ -132,14 +134,16 @@ def train_encoder(
     device = "cpu"
     fitted = len(start.config["layers"]) if start else 0
     batches = _batches(params, training, validation, processes)  # once, so that a GPU gets the images once
+    probe = Probe(validation) if params.train.probe_every and Probe.suits(validation) else None
+    points = max(1, round(POINTS / sum(epochs for _, epochs in phases))) if phases else 1
     for phase, (objective, epochs) in enumerate(phases):
         fitted = _fit_layers(network, params, training, fitted, objective.depth)
         saved = folder / str(phase)
         module = TrainingModule(
-            objective, *batches, params.train, saved / LAST, params.seed, phase, len(history), on_epoch
+            objective, *batches, probe, points, params.train, saved / LAST, params.seed, phase, history, on_row
         )
         device = _fit(module, epochs, saved, progress)
-        history += module.history
+        history = history + module.history
     _fit_layers(network, params, training, fitted, len(network.layers))
     if history and not processes.rank:
         _discard(folder)
@@ -378,13 +382,17 @@ def _trainer(module: TrainingModule, epochs: int, folder: Path, progress: bool) 
 
 def _batches(
     params: Params, training: ImageSet, validation: ImageSet, processes: Processes
-) -> tuple[Batches, ImageBatches]:
-    """Training images in random order, and validation images in their own order."""
-    size, labelled = params.train.batch_size, params.objective.kind == "classify"
+) -> tuple[Batches, ImageBatches, ImageBatches]:
+    """Training images in random order, validation images in their own order, and a batch of the latter."""
+    size = params.train.batch_size
+    labels = validation.labels if params.objective.kind == "classify" else None
+    some = validation.spread(size)
     kind = StreamedBatches if isinstance(training.images, ShardedImages) else ImageBatches
+    learned_from = training.labels if labels is not None else None
     return (
-        kind(training.images, size, params.seed, training.labels if labelled else None, processes),
-        ImageBatches(validation.images, max(size, 256), None, validation.labels if labelled else None, processes),
+        kind(training.images, size, params.seed, learned_from, processes),
+        ImageBatches(validation.images, max(size, 256), None, labels, processes),
+        ImageBatches(validation.images[some], size, None, None if labels is None else labels[some], processes),
     )
 
 
