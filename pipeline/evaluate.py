@@ -8,7 +8,7 @@ from convae.tracking.runs import Run
 
 
 def main(params: Params, run: Run) -> None:
-    """Write models/classifier/, data/predictions/test.parquet and the tables in reports/."""
+    """Write models/classifier/, models/reference/, data/predictions/test.parquet and the tables in reports/."""
     from convae.encoder import load_encoder
     from convae.environment import environment
     from convae.evaluation.evaluate import evaluate
@@ -20,6 +20,7 @@ def main(params: Params, run: Run) -> None:
         Path("data/features"),
         Path("data/prepared"),
         classifier=Path("models/classifier"),
+        reference=Path("models/reference"),
         predictions=Path("data/predictions/test.parquet"),
         reports=Path("reports"),
     )

@@ -32,7 +32,8 @@ def models(experiment, digits, train_set, validation_set, tmp_path, monkeypatch)
     encoder, _, _ = train_encoder(params, train_set, validation_set, lambda row: None)
     encoder.save(Path("trained"))
     extract_features(params, Path("trained"), digits, Path("features")).save(Path("models/encoder"))
-    paths = {"classifier": Path("models/classifier"), "predictions": Path("p.parquet"), "reports": Path("reports")}
+    paths = {"predictions": Path("p.parquet"), "reports": Path("reports")}
+    paths |= {name: Path("models") / name for name in ("classifier", "reference")}
     evaluate(params, load_encoder("models/encoder"), Path("features"), digits, **paths)
     for index in range(10):
         path = Path(f"pictures/{'ab'[index % 2]}/{index}.png")
@@ -215,6 +216,8 @@ def test_every_command_exists_and_has_help(repository):
             "features",
             "classify",
             "reconstruct",
+            "similar",
+            "anomalies",
             "export",
             "info",
             "publish",

@@ -20,6 +20,8 @@ EXAMPLES = """examples:
   convae check pictures/                       can the pipeline use them, and with which parameters?
   convae classify photo.jpg pictures/          labels and probabilities
   convae features 'scans/**/*.png' -o f.npy    one row of features per picture
+  convae similar photo.jpg pictures/           the pictures most like it
+  convae anomalies pictures/ --sheet odd.png   the most unusual pictures first
   convae info models/encoder                   layers, training data, accuracy
   convae export --onnx encoder.onnx            for runtimes without Python
   convae publish                               register encoder and classifier in MLflow
@@ -65,6 +67,24 @@ mean squared error between them.
 
 example:
   convae reconstruct pictures/ -o reconstructions/
+""",
+    "similar": f"""{IMAGES}
+Prints distances and files, the most similar first. A distance is 0 between equal pictures and at most 2: it compares
+the directions of features, or of compact codes if the encoder has them; then unrelated pictures have about 1.4. The
+features of FOLDER are kept in ~/.cache/convae; later only new or changed pictures are computed.
+
+examples:
+  convae similar photo.jpg pictures/
+  convae similar queries/ pictures/ -k 8 --sheet similar.png
+""",
+    "anomalies": f"""{IMAGES}
+The score compares a picture's features with the five nearest of a sample of training images: 3 means three standard
+deviations farther away than training images are from each other. Scores above 2 are rare: distances between directions
+have a limit, see `convae similar --help`.
+
+examples:
+  convae anomalies pictures/
+  convae anomalies pictures/ --threshold 1.5 --sheet odd.png
 """,
     "export": """The model maps images [N, C, H, W], uint8 unless the training images were float32, to features, float32
 [N, D], for any N. H and W are those of the training images, because only features of images of the same size are
@@ -186,9 +206,32 @@ def _add_picture_commands(commands: Commands) -> None:
     classify.add_argument("--model", default="models", metavar="FOLDER", help=text)
     classify.add_argument("--json", action="store_true", dest="as_json", help="print a list of objects, not lines")
 
+    _add_comparing_commands(commands)
+
     text = "show the encoder's input next to its reconstruction"
     reconstruct = _add(commands, "reconstruct", "commands:reconstruct", text)
     _add_files(reconstruct, "FOLDER", "where to write the PNG files")
+
+
+def _add_comparing_commands(commands: Commands) -> None:
+    similar = _add(commands, "similar", "comparing:similar", "find the pictures in a folder that are most like others")
+    _add_images(similar)
+    similar.add_argument("folder", metavar="FOLDER", help="the pictures to search")
+    similar.add_argument("-k", type=int, default=5, metavar="N", help="how many to print (default: %(default)s)")
+    _add_encoder(similar)
+    anomalies = _add(commands, "anomalies", "comparing:anomalies", "print how unusual pictures are, worst first")
+    _add_images(anomalies)
+    text = "a folder with encoder/ and reference/ (default: %(default)s)"
+    anomalies.add_argument("--model", default="models", metavar="FOLDER", help=text)
+    anomalies.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="print only pictures with this score or more"
+    )
+    for parser in (similar, anomalies):
+        parser.add_argument(
+            "--sheet", type=Path, metavar="FILE", help="also draw up to 60 of the pictures into a PNG file"
+        )
+        parser.add_argument("--json", action="store_true", dest="as_json", help="print a list of objects, not lines")
+        _add_force(parser)
 
 
 def _add_encoder_commands(commands: Commands) -> None:

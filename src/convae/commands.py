@@ -19,6 +19,7 @@ from tqdm import tqdm
 from convae.addresses import fetched, is_address
 from convae.datasets.foreign import FORMAT_NAMES, SUFFIXES, is_litter
 from convae.datasets.pictures import UnusableError, read_picture
+from convae.datasets.reading import Reading
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
@@ -46,8 +47,9 @@ class Pictures:
 
     Attributes:
         files: names of all pictures.
-        used: printable names of the pictures yielded so far.
+        used, read: names of the pictures yielded so far, printable and as they are.
         place: index in `files` of the picture yielded last.
+        arrays: images of arrays, by name.
 
     Raises:
         ConvaeError: the arguments name no picture.
@@ -55,9 +57,10 @@ class Pictures:
 
     def __init__(self, arguments: list[str], encoder: Encoder, resize: bool) -> None:
         self.used: list[str] = []
+        self.read: list[str] = []
         self.place = 0
         self._reading = encoder.reading(resize)
-        self._arrays: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, np.ndarray] = {}
         self.files = [file for argument in arguments for file in self._stack(argument) or _named(argument)]
         if not self.files:
             raise ConvaeError("no pictures: standard input is empty")
@@ -77,8 +80,17 @@ class Pictures:
                             progress.write(f"convae: {printable(file)}: {pixels}", file=sys.stderr)
                         else:
                             self.used.append(printable(file))
+                            self.read.append(file)
                             self.place = place
                             yield pixels
+
+    def pixels(self, file: str, reading: Reading) -> np.ndarray:
+        """The pixels of a picture that `arrays` has, or that is read again.
+
+        Raises:
+            UnusableError: it can't be read.
+        """
+        return self.arrays[file] if file in self.arrays else read_picture(file, reading)
 
     def finish(self) -> None:
         """Check that no picture was skipped.
@@ -104,15 +116,15 @@ class Pictures:
         except Exception as error:  # a damaged archive can make its readers raise nearly anything
             raise ConvaeError(f"{argument}: not a readable array of images ({error})") from None
         names = [f"{argument}[{row}]" for row in range(len(images))]
-        self._arrays |= zip(names, images, strict=True)
+        self.arrays |= zip(names, images, strict=True)
         return names
 
     def _read(self, file: str) -> np.ndarray | UnusableError:
         try:
-            if file not in self._arrays:
+            if file not in self.arrays:
                 pixels = read_picture(file, self._reading)
             else:
-                pixels = self._arrays[file]
+                pixels = self.arrays[file]
                 if not np.isfinite(pixels).all():
                     return UnusableError("NaN or infinity")
                 if self._reading.size not in (None, pixels.shape[1:]):
@@ -135,18 +147,27 @@ def _named(argument: str) -> list[str]:
     if argument == "-":
         return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
     if Path(argument).is_dir():
-        files = sorted(_files_below(Path(argument)))
-        pictures = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
-        others = [path for path in files if path.suffix.lower() not in SUFFIXES]
-        skipped = f"{len(others)} with another suffix, such as {printable(others[0].name)}" if others else ""
-        if not pictures:
-            raise ConvaeError(f"{argument}: no {FORMAT_NAMES} file in it" + (f", only {skipped}" if others else ""))
-        if others:
-            print(f"convae: {printable(argument)}: reading {len(pictures)} files, skipping {skipped}", file=sys.stderr)
-        return pictures
+        return pictures_below(argument)
     if has_magic(argument) and not Path(argument).exists():
         return sorted(glob(argument, recursive=True)) or [argument]  # noqa: PTH207 - pathlib globs only below a folder
     return [argument]
+
+
+def pictures_below(folder: str) -> list[str]:
+    """Names of the pictures in a folder, at any depth; others are mentioned on stderr.
+
+    Raises:
+        ConvaeError: there are none, or the folder contains a link to another folder.
+    """
+    files = sorted(_files_below(Path(folder)))
+    pictures = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
+    others = [path for path in files if path.suffix.lower() not in SUFFIXES]
+    skipped = f"{len(others)} with another suffix, such as {printable(others[0].name)}" if others else ""
+    if not pictures:
+        raise ConvaeError(f"{folder}: no {FORMAT_NAMES} file in it" + (f", only {skipped}" if others else ""))
+    if others:
+        print(f"convae: {printable(folder)}: reading {len(pictures)} files, skipping {skipped}", file=sys.stderr)
+    return pictures
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

@@ -117,6 +117,7 @@ def refused(params: Params, encoder: Encoder, digits: Path, tmp_path: Path) -> C
                 tmp_path / "features",
                 digits,
                 classifier=tmp_path / "classifier",
+                reference=tmp_path / "reference",
                 predictions=tmp_path / "test.parquet",
                 reports=tmp_path / "reports",
             )

@@ -8,7 +8,9 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from convae.errors import ConvaeError
 from convae.evaluation import evaluate as module
+from convae.evaluation.anomalies import load_reference
 from convae.evaluation.evaluate import evaluate
+from convae.evaluation.principal_components import principal_components
 from convae.evaluation.saving import load_classifier
 
 RECONSTRUCTION = {"reconstruction_mse", "linear_reconstruction_mse"}
@@ -22,6 +24,7 @@ def run(params, encoder, digits, tmp_path):
         out = tmp_path / name
         paths = {
             "classifier": out / "classifier",
+            "reference": out / "reference",
             "predictions": out / "test.parquet",
             "reports": out / "reports",
         }
@@ -56,6 +59,24 @@ def test_every_metric_follows_from_the_predictions(run, encoder, digits):
     assert pd.read_csv(out / "reports/per_class.csv")["support"].sum() == 100
 
 
+def test_neighbors_and_anomalies_follow_from_the_features(run, encoder, digits, tmp_path):
+    metrics, out = run()
+    train, test = (np.load(tmp_path / f"features/{part}.npy") for part in ("train", "test"))
+    one, other = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (test, train))
+    distances = np.linalg.norm(one[:, None].astype(np.float64) - other, axis=2)
+    order = np.argsort(distances, axis=1, kind="stable")
+    truth = np.load(digits / "test/labels.npy")
+    examples = [int(np.flatnonzero(truth == digit)[0]) for digit in range(10)]
+    np.testing.assert_array_equal(np.load(out / "neighbors.npy"), order[examples, :5])
+    voters = np.load(digits / "train/labels.npy")[order[:, :5]]
+    right = [np.bincount(row).argmax() == label for row, label in zip(voters, truth, strict=True)]
+    assert metrics["neighbors"] == {"k": 5, "looked_at": 100, "among": 400, "accuracy": np.mean(right)}
+    reference = load_reference(out / "reference", encoder)
+    expected = (np.sort(distances, axis=1)[:, :5].mean(axis=1) - reference.mean) / reference.deviation
+    np.testing.assert_allclose(pd.read_parquet(out / "test.parquet")["anomaly"], expected, atol=1e-5)
+    np.testing.assert_array_equal(np.load(out / "components.npy"), principal_components(test))
+
+
 def test_the_saved_classifier_reproduces_the_reported_predictions(run, tmp_path, experiment):
     _, out = run()
     estimator, description = load_classifier(out / "classifier")
@@ -73,7 +94,11 @@ def test_two_runs_write_the_same_bytes(run):
     assert [str(name) for name in names] == [
         "classifier/classifier.json",
         "classifier/classifier.skops",
+        "components.npy",
+        "neighbors.npy",
         "reconstructions.npy",
+        "reference/features.safetensors",
+        "reference/reference.json",
         "reports/metrics.json",
         "reports/per_class.csv",
         "test.parquet",
@@ -98,7 +123,7 @@ def test_test_images_are_predicted_once_and_never_used_for_selection(run, digits
 
 def test_a_classifier_without_probabilities_reports_a_margin(run, experiment):
     metrics, out = run(params=experiment(classifier={"kind": "linear_svm"}))
-    assert list(pd.read_parquet(out / "test.parquet")) == ["index", "truth", "prediction", "margin"]
+    assert list(pd.read_parquet(out / "test.parquet")) == ["index", "truth", "prediction", "margin", "anomaly"]
     assert "log_loss" not in metrics["test"]
     assert metrics["test"]["accuracy"] > 0.5
 
@@ -123,9 +148,12 @@ def test_without_labels_there_are_only_reconstructions(run, unlabelled, tmp_path
         labels.unlink()
     metrics, out = run()
     assert metrics["test"].keys() == metrics["validation"].keys() == RECONSTRUCTION
-    assert metrics.keys() == {"test", "validation", "features", "encoder", "health"}
+    assert metrics.keys() == {"test", "validation", "features", "encoder", "neighbors", "health"}
+    assert metrics["neighbors"] == {"k": 5, "looked_at": 100, "among": 400}
     assert (out / "reports/per_class.csv").read_text() == "class,precision,recall,f1,support\n"
-    assert pd.read_parquet(out / "test.parquet").to_dict("list") == {"index": list(range(100))}
+    table = pd.read_parquet(out / "test.parquet")
+    assert list(table) == ["index", "anomaly"]
+    assert table["index"].tolist() == list(range(100))
     with pytest.raises(ConvaeError, match="no labels"):
         load_classifier(out / "classifier")
 

@@ -1,29 +1,55 @@
-"""Test images that nearly equal training images."""
+"""Nearest neighbours, and test images that nearly equal training images."""
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from convae.evaluation import neighbors
-from convae.evaluation.neighbors import near_copies
+from convae.evaluation.neighbors import SPARE, near_copies, nearest, vote
+
+
+@pytest.mark.parametrize("offset", [0, 1000])  # far from zero, a matrix product alone would round the order away
+def test_the_neighbors_of_digits_are_exact(offset):
+    features = load_digits().data.astype(np.float32) + offset
+    queries, others = features[:500], features[500:]
+    distances, rows = nearest(queries, others, 7)
+    expected = np.linalg.norm(queries[:, None].astype(np.float64) - others, axis=2)
+    np.testing.assert_array_equal(rows, np.argsort(expected, axis=1, kind="stable")[:, :7])
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :7])
+
+
+def test_many_queries_are_searched_in_batches(monkeypatch):
+    features = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    whole = nearest(features[:50], features, 3)
+    monkeypatch.setattr(neighbors, "BATCH_VALUES", 7 * (300 + (3 + SPARE) * 16))
+    for one, other in zip(nearest(features[:50], features, 3), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+    expected = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(features).kneighbors(features[:50])[1]
+    np.testing.assert_array_equal(whole[1], expected)
+
+
+def test_votes_are_those_of_a_classifier():
+    data, labels = load_digits(return_X_y=True)
+    data = data.astype(np.float32)
+    _, rows = nearest(data[:300], data[300:], 5)
+    classifier = KNeighborsClassifier(5, algorithm="brute").fit(data[300:], labels[300:])
+    np.testing.assert_array_equal(vote(labels[300:][rows], 10), classifier.predict(data[:300]))
+
+
+def copies(features, others):
+    return near_copies(nearest(features, others, 1)[0][:, 0], features, others)
 
 
 def test_frames_of_one_film_are_found():
     random = np.random.default_rng(0)
     films = random.normal(size=(50, 1, 16))
     frames = (films + 0.02 * random.normal(size=(50, 10, 16))).astype(np.float32)
-    assert near_copies(frames[:, 0], frames[:, 1:].reshape(-1, 16)) == {"looked_at": 50, "images": 50}
-    assert near_copies(frames[:25].reshape(-1, 16), frames[25:].reshape(-1, 16)) == {"looked_at": 250, "images": 0}
+    assert copies(frames[:, 0], frames[:, 1:].reshape(-1, 16)) == 50
+    assert copies(frames[:25].reshape(-1, 16), frames[25:].reshape(-1, 16)) == 0
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_constant_features_are_no_copies(count):
     features = np.zeros((count, 4), np.float32)
-    assert near_copies(features, features) == {"looked_at": count, "images": 0}
-
-
-def test_of_many_images_a_sample_is_looked_at(monkeypatch):
-    monkeypatch.setattr(neighbors, "LOOKED_AT", 7)
-    features = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
-    assert near_copies(features, features) == {"looked_at": 7, "images": 7}
-    monkeypatch.setattr(neighbors, "AMONG_VALUES", 4 * 2)  # the first and the last
-    assert near_copies(features, features) == {"looked_at": 7, "images": 2}
+    assert copies(features, features) == 0

@@ -332,8 +332,10 @@ def test_the_commands_in_the_docs_run(published, repository, tmp_path):
     own = published.copy(tmp_path / "convae")
     shutil.copy(published.folder / "pictures/00.png", own.folder / "photo.png")
     before = load_encoder(published.folder / "models/encoder")
-    own.run("sh", "-ec", "\n".join(['convae() { python -m convae.cli "$@"; }', *commands]), CONVAE_TRACKING="off")
+    script = "\n".join(['convae() { python -m convae.cli "$@"; }', *commands])
+    own.run("sh", "-ec", script, CONVAE_TRACKING="off", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert (own.folder / "encoder.onnx").exists()
+    assert (own.folder / "odd.png").exists()
     assert len(pd.read_parquet(own.folder / "features.parquet")) == IMAGES
     assert pd.read_parquet(own.folder / "codes.parquet").shape == (IMAGES, 1 + 32)
     after = load_encoder(own.folder / "models/encoder")

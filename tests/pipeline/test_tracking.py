@@ -84,18 +84,21 @@ def test_each_stage_is_a_run_and_the_experiment_a_row(finished):
     assert row.info.run_name.endswith(" First results")
     assert row.data.params["classifier.kind"] == "logistic_regression"
     metrics = json.loads(finished.read("reports/metrics.json"))
-    epochs = pd.read_csv(finished.folder / "reports/training.csv")
+    curves = pd.read_csv(finished.folder / "reports/training.csv")
+    assert len(curves) == 48  # 12 in each of two epochs of two phases
     for run in (runs["train"], row):
-        history = client.get_metric_history(run.info.run_id, "validation_loss")
-        assert [(entry.step, entry.value) for entry in history] == list(
-            zip(epochs["epoch"], epochs["validation_loss"], strict=True)
-        )
+        for name in ("train_loss", "sample_loss", "validation_loss", "epoch"):
+            history = client.get_metric_history(run.info.run_id, name)
+            measured = curves[curves[name].notna()]
+            assert [(entry.step, entry.value) for entry in history] == list(
+                zip(measured["point"], measured[name], strict=True)
+            )
     for run in (runs["evaluate"], row):
         assert run.data.metrics["test.accuracy"] == metrics["test"]["accuracy"]
         assert run.data.metrics["features.dimension"] == 16 * 2 * 4 * 4
 
     models = {model.name: model for model in client.search_logged_models([runs["train"].info.experiment_id])}
-    assert set(models) == {"autoencoder", "encoder", "classifier"}
+    assert set(models) == {"autoencoder", "encoder", "classifier", "reference"}
     for model in (models["encoder"], models["classifier"]):
         about = {(metric.key, metric.dataset_name): metric.value for metric in model.metrics}
         assert about["test.accuracy", "digits prepared/test"] == metrics["test"]["accuracy"]

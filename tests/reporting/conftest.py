@@ -16,6 +16,7 @@ from convae.files import read_json, write_json
 from convae.models.initialization import fit_layer
 from convae.params import Params
 from convae.reporting.report import write_report
+from convae.training.module import COLUMNS
 
 
 @dataclass
@@ -81,7 +82,7 @@ def evaluated(experiment: Callable[..., Params], tmp_path: Path) -> Callable[...
         shape: tuple[int, int, int] = (1, 8, 8),
         classes: Sequence[str] = ("cat", "dog", "owl"),
         labelled: bool = True,
-        history: str = "0,0,0.5,0.6,0.003\n0,1,0.4,0.5,0.003\n",
+        history: str = "0,0,0,1,0.5,0.6,0.6,0.003,\n1,0,1,2,0.4,0.5,0.5,0.003,\n",
         **changes: Any,
     ) -> Evaluated:
         params = experiment(**changes)
@@ -114,12 +115,11 @@ def evaluated(experiment: Callable[..., Params], tmp_path: Path) -> Callable[...
             tmp_path / "features",
             tmp_path / "prepared",
             classifier=tmp_path / "classifier",
+            reference=tmp_path / "reference",
             predictions=tmp_path / "test.parquet",
             reports=tmp_path / "reports",
         )
-        (tmp_path / "reports/training.csv").write_text(
-            "phase,epoch,train_loss,validation_loss,learning_rate\n" + history
-        )
+        (tmp_path / "reports/training.csv").write_text(f"{','.join(COLUMNS)}\n{history}")
         return Evaluated(tmp_path, params, encoder)
 
     return build

@@ -52,10 +52,16 @@ def test_pictures_keep_their_position_and_shape(tmp_path):
     assert reds[:, 0].max() < blues[:, 0].min()
 
 
+def training_history(train_loss, validation_loss):
+    epochs = np.arange(len(train_loss))
+    losses = {"train_loss": train_loss, "sample_loss": train_loss, "validation_loss": validation_loss}
+    return pd.DataFrame({"phase": 0, "epoch": epochs, "trained": epochs + 1, **losses, "probe_accuracy": np.nan})
+
+
 def test_the_users_matplotlib_style_is_ignored(tmp_path):
     import matplotlib
 
-    history = pd.DataFrame({"phase": 0, "epoch": [0, 1], "train_loss": [2.0, 1.0], "validation_loss": [2.0, 1.5]})
+    history = training_history([2.0, 1.0], [2.0, 1.5])
     for name, size in (("a.png", 6), ("b.png", 30)):
         with matplotlib.rc_context({"font.size": size, "lines.linewidth": size}), style():
             save_figure(learning_curves_figure(history), tmp_path / name)
@@ -63,11 +69,20 @@ def test_the_users_matplotlib_style_is_ignored(tmp_path):
 
 
 def test_the_lowest_validation_loss_is_marked():
-    history = pd.DataFrame(
-        {"phase": 0, "epoch": range(4), "train_loss": [4.0, 3, 2, 1], "validation_loss": [4.0, 2.5, 3, 3.5]}
-    )
+    history = training_history([4.0, 3, 2, 1], [4.0, 2.5, 3, 3.5])
     marked = next(line for line in learning_curves_figure(history).axes[0].lines if line.get_label() == "epoch kept")
-    assert (list(marked.get_xdata()), list(marked.get_ydata())) == ([1], [2.5])
+    assert (list(marked.get_xdata()), list(marked.get_ydata())) == ([2], [2.5])
+
+
+def test_within_epochs_the_loss_of_a_sample_is_drawn_and_below_it_the_probe():
+    history = training_history([4.0, 3, 2, 1], [None, 2.5, None, 3.5]).assign(
+        trained=[0.5, 1, 1.5, 2], sample_loss=[4.0, 2, 3, 1], probe_accuracy=[None, 0.7, None, 0.8]
+    )
+    loss, probe = learning_curves_figure(history).axes
+    lines = {line.get_label(): line.get_ydata().tolist() for line in loss.lines}
+    assert lines == {"training": [4, 3, 2, 1], "validation": [4, 2, 3, 1], "epoch kept": [2]}
+    assert probe.lines[0].get_xdata().tolist() == [1, 2]
+    assert probe.lines[0].get_ydata().tolist() == [0.7, 0.8]
 
 
 def test_few_classes_show_counts_and_many_only_names():

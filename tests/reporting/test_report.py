@@ -4,11 +4,14 @@ from html.parser import HTMLParser
 
 import pytest
 import sklearn
+from helpers import chromium, needs_chromium
 
 from convae.datasets.image_set import ImageSet
 from convae.files import read_json, write_json
 
-ALL = ["filters", "activation_maps", "reconstructions", "learning_curves", "confusion_matrix", "mistakes"]
+LEARNED = ["filters", "activation_maps", "reconstructions", "learning_curves"]
+SPACE = ["embedding", "embedding_pictures", "neighbors", "strangest"]
+ALL = [*LEARNED, *SPACE, "confusion_matrix", "mistakes"]
 
 
 class Page(HTMLParser):
@@ -17,11 +20,16 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.sources, self.text = set(), [], []
+        self.ids, self.links = set(), []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.sources += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "data") and value[0] != "#"
+        ]
+        self.ids |= {value for name, value in attrs if name == "id"}
+        self.links += [value[1:] for name, value in attrs if name == "href" and value[0] == "#"]
 
     def handle_data(self, data):
         self.text.append(data)
@@ -54,6 +62,15 @@ def test_the_page_loads_nothing_and_shows_the_figures_of_the_folder(evaluated):
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     contents = [base64.b64decode(source.partition(",")[2]) for source in page.sources]
     assert contents == [(folder / f"figures/{name}.png").read_bytes() for name in ALL]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_contents_lead_to_every_section_and_figure(evaluated, labelled):
+    folder = evaluated(labelled=labelled).write()
+    page = Page(read(folder))
+    assert len(page.links) == len(set(page.links)) > len(figures(folder))
+    assert set(page.links) <= page.ids
+    assert set(figures(folder)) <= set(page.links)
 
 
 def test_page_and_figures_contain_no_path_or_time(evaluated):
@@ -102,7 +119,7 @@ def test_without_labels_there_is_no_accuracy(evaluated):
     text = "".join(Page(read(folder)).text).partition("What was run")[0]
     assert "The images have no labels" in text
     assert "accuracy" not in text.replace("no accuracy", "")
-    assert set(figures(folder)) == {"filters", "activation_maps", "reconstructions", "learning_curves"}
+    assert set(figures(folder)) == {*LEARNED, *SPACE}
 
 
 def test_an_untrained_encoder_is_labelled_as_such(evaluated):
@@ -200,7 +217,7 @@ def health_of(tmp_path):
         metrics = read_json(path)
         write_json(path, metrics | {"health": metrics["health"] | changes})
         text = " ".join(" ".join(Page(read(experiment.write("changed"))).text).split())
-        return text[text.index("Encoder health") : text.index("Pictures")]
+        return text[text.rindex("Encoder health") : text.rindex("What the encoder learned")]
 
     return text_of
 
@@ -274,3 +291,32 @@ def test_layers_that_read_windows_are_reported_with_code_and_linear_reconstructi
     assert f"{metrics['code']['linear_reconstruction_mse']:.4f} from the compact code (4 numbers)" in text
     assert "Linear reconstructions" in text
     assert "this encoder 54 54 dense layer" in health_of(experiment)  # 6 filters of 3×3 windows, no biases
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1300, 2000])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_the_window(evaluated, width, scheme):
+    folder = evaluated(classes=[f"class number {number}" for number in range(10)]).write()
+    with chromium() as browser:
+        window = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        window.goto((folder / "report.html").as_uri())
+        assert window.evaluate("document.documentElement.scrollWidth") <= width
+        assert window.evaluate("[...document.images].every(image => image.naturalWidth > 0 && image.alt)")
+        assert window.evaluate(OVERLAPPING) == []
+        style = "(style => [style.backgroundColor, style.color])(getComputedStyle(document.body))"
+        paper, ink = (sum(map(int, re.findall(r"\d+", colour))) for colour in window.evaluate(style))
+        assert (paper > ink) == (scheme == "light")
+
+
+# Pairs of links, headings and captions of which one covers the other.
+OVERLAPPING = """() => {
+  const texts = [...document.querySelectorAll("nav a, h1, h2, h3, figcaption, dt, dd, th")];
+  const boxes = texts.map(text => [text, text.getBoundingClientRect()]);
+  const apart = (one, other) => one.right <= other.left + 1 || other.right <= one.left + 1 ||
+    one.bottom <= other.top + 1 || other.bottom <= one.top + 1;
+  return boxes.flatMap(([text, box], index) => boxes.slice(index + 1)
+    .filter(([other, its]) => !text.contains(other) && !apart(box, its))
+    .map(([other]) => [text.textContent, other.textContent]));
+}"""

@@ -13,6 +13,7 @@ from convae.datasets.image_set import ImageSet
 from convae.datasets.reading import Scale
 from convae.encoder import Encoder
 from convae.errors import ConvaeError
+from convae.evaluation.anomalies import Reference
 from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
 from convae.evaluation.health import encoder_health
 from convae.evaluation.linear_decoder import (
@@ -30,9 +31,19 @@ from convae.evaluation.metrics import (
     reconstruction_mse,
     wilson_interval,
 )
-from convae.evaluation.neighbors import near_copies
+from convae.evaluation.neighbors import (
+    AMONG_VALUES,
+    LOOKED_AT,
+    NEIGHBORS,
+    directions,
+    near_copies,
+    nearest,
+    spread_rows,
+    vote,
+)
+from convae.evaluation.principal_components import principal_components
 from convae.evaluation.saving import save_classifier
-from convae.files import new_file, read_json, save_array, write_json
+from convae.files import new_file, read_json, row_chunks, save_array, write_json
 from convae.names import PARTS
 from convae.params import Params
 
@@ -62,12 +73,18 @@ class FeatureSet:
         assert self.code is not None
         return FeatureSet(self.code, self.image_set)
 
+    @property
+    def compact(self) -> np.ndarray:
+        """The compact code, or the features if there is none."""
+        return self.features if self.code is None else self.code
+
     def accuracy(self, estimator: BaseEstimator) -> float:
         """Fraction of the images that a fitted classifier labels correctly."""
         scores = class_scores(estimator, self.features, len(self.image_set.classes))
         return float(np.mean(scores.argmax(axis=1) == self.labels))
 
 
+SHOWN = 2000  # test images on a map of the report
 HEADLINE = ("accuracy", "majority_accuracy", "balanced_accuracy", "worst_recall")
 # The figures to store with the classifier, which is often used without `metrics.json`.
 HEADLINES = {"validation": HEADLINE, "test": (*HEADLINE, "accuracy_low", "accuracy_high", "worst_class")}
@@ -80,6 +97,7 @@ def evaluate(
     prepared: Path,
     *,
     classifier: Path,
+    reference: Path,
     predictions: Path,
     reports: Path,
 ) -> dict[str, Any]:
@@ -91,9 +109,13 @@ def evaluate(
         features: folder that `extract_features` wrote.
         prepared: folder with the image sets of the same names.
         classifier: folder to write the fitted classifier to.
-        predictions: Parquet file to write, with a row for each test image, see `predictions_table`. Next to it,
+        reference: folder to write a `Reference` to, for scoring how unusual images are.
+        predictions: Parquet file to write, with a row for each test image: its `anomaly`, see `Reference.scores`, and
+            the columns of `predictions_table`. Next to it,
             `reconstructions.npy`, `[2 or 3, n, C, H, W]`, gets the `examples` of the test images, and what a
-            linear map makes of their compact codes, if there are any, and of their features.
+            linear map makes of their compact codes, if there are any, and of their features; `neighbors.npy`,
+            `int64 [n, k]`, the rows of the training images nearest to them; and `components.npy`, `float32 [m, c]`,
+            the principal components of the features of up to 2000 test images, spread evenly.
         reports: folder to write `metrics.json` and `per_class.csv` to.
 
     Returns:
@@ -120,7 +142,13 @@ def evaluate(
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
         per_class, rows = _empty_tables(len(parts["test"].image_set))
-    metrics["features"] |= {"near_copies": _near_copies(parts["test"], parts["train"])}
+    neighbors = _measure_neighbors(parts["test"], parts["train"], metrics)
+    tested = parts["test"]
+    most = min(SHOWN, max(1, AMONG_VALUES // tested.features.shape[1]))
+    shown = tested.features[tested.image_set.spread(most)]
+    training_images = Reference.fit(parts["train"].compact, encoder.sha256, parts["train"].code is not None)
+    scores = [training_images.scores(tested.compact[part]) for part in row_chunks(tested.compact)]
+    rows["anomaly"] = np.concatenate(scores).round(DIGITS)
     _measure_reconstructions(encoder, parts, metrics)
     pictures = _reconstruct_linearly(encoder.scale, parts, metrics)
     training, validation = parts["train"], parts["validation"]
@@ -128,21 +156,38 @@ def evaluate(
         encoder, training.image_set.sample(), validation.image_set.images, validation.features, params.seed
     )
     save_classifier(classifier, estimator, description)
+    training_images.save(reference)
     with new_file(reports / "per_class.csv") as scratch:
         per_class.to_csv(scratch, index=False, lineterminator="\n")
     with new_file(predictions) as scratch:
         rows.to_parquet(scratch, engine="pyarrow", index=False)
-    with new_file(predictions.with_name("reconstructions.npy")) as scratch:
-        save_array(scratch, pictures)
+    arrays = {"reconstructions": pictures, "neighbors": neighbors, "components": principal_components(shown)}
+    for name, array in arrays.items():
+        with new_file(predictions.with_name(f"{name}.npy")) as scratch:
+            save_array(scratch, array)
     write_json(reports / "metrics.json", metrics)
     return metrics
 
 
-def _near_copies(test: FeatureSet, train: FeatureSet) -> dict[str, int]:
-    """Test images that nearly equal a training image, by their codes if there are any."""
-    if test.code is not None and train.code is not None:
-        return near_copies(test.code, train.code)
-    return near_copies(test.features, train.features)
+def _measure_neighbors(test: FeatureSet, train: FeatureSet, metrics: dict[str, Any]) -> np.ndarray:
+    """Fill in what the training images nearest to test images say about them, for samples of both.
+
+    Returns:
+        Rows of the training images nearest to the `examples` of the test images, `int64 [n, k]`.
+    """
+    looked_at = spread_rows(len(test.compact), LOOKED_AT)
+    among = spread_rows(len(train.compact), max(1, AMONG_VALUES // train.compact.shape[1]))
+    features, others = directions(test.compact[looked_at]), directions(train.compact[among])
+    distances, rows = nearest(features, others, min(NEIGHBORS, len(others)))
+    copies = near_copies(distances[:, 0], features, others)
+    metrics["features"]["near_copies"] = {"looked_at": len(features), "images": copies}
+    metrics["neighbors"] = {"k": rows.shape[1], "looked_at": len(features), "among": len(others)}
+    if "classifier" in metrics:
+        said = vote(train.labels[among[rows]], len(train.image_set.classes))
+        metrics["neighbors"]["accuracy"] = round(float(np.mean(said == test.labels[looked_at])), DIGITS)
+    examples = directions(test.compact[test.image_set.examples()[0]])
+    of_examples: np.ndarray = among[nearest(examples, others, min(NEIGHBORS, len(others)))[1]]
+    return of_examples
 
 
 def _code_accuracies(params: Params, parts: Mapping[str, FeatureSet]) -> dict[str, float]:

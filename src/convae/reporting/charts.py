@@ -6,47 +6,63 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from convae.reporting.drawing import BLUE, GREY, ORANGE, Paint, label_columns, short
+from convae.reporting.drawing import BLUE, GREY, ORANGE, Paint, gallery, label_columns, short
 
 FEW_CLASSES = 20  # whose counts are readable in a confusion matrix
 MISTAKES, MISTAKE_COLUMNS = 24, 8
+FEW_POINTS = 10  # that a line alone would hide
 
 
 def learning_curves_figure(history: pd.DataFrame) -> Figure:
-    """Loss over epochs; marks the epoch with the lowest validation loss in each phase.
+    """Loss within training, and below it the accuracy of the probe, if it was measured.
+
+    A circle marks the epoch with the lowest validation loss of each phase.
 
     Args:
-        history: the rows of reports/training.csv: phase, epoch, train_loss, validation_loss, learning_rate.
+        history: the rows of reports/training.csv.
 
     Example:
-        >>> losses = {"train_loss": [0.9, 0.5], "validation_loss": [0.8, 0.6]}
-        >>> figure = learning_curves_figure(pd.DataFrame({"phase": [0, 0], "epoch": [0, 1], **losses}))
-        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-        ['training', 'validation', 'epoch kept']
+        >>> history = pd.DataFrame({"phase": 0, "trained": [0.5, 1.0], "train_loss": [0.9, 0.5]})
+        >>> history = history.assign(sample_loss=[0.8, 0.6], validation_loss=[None, 0.6], probe_accuracy=[0.7, 0.8])
+        >>> loss, accuracy = learning_curves_figure(history).axes
+        >>> [text.get_text() for text in loss.get_legend().get_texts()], accuracy.get_ylabel()
+        (['training', 'validation', 'epoch kept'], 'probe accuracy')
     """
-    figure = Figure(figsize=(6.5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    marker = "o" if len(history) <= 30 else None
+    probed = history["probe_accuracy"].notna().any()
+    figure = Figure(figsize=(6.5, 5.0 if probed else 3.2), layout="constrained")
+    panels = figure.subplots(2 if probed else 1, sharex=True, squeeze=False, height_ratios=[3, 2] if probed else [1])
+    loss = panels[0, 0]
+    validation = "sample_loss" if history["validation_loss"].isna().any() else "validation_loss"
     # Only the first phase has labels, so that the legend names each kind of line once.
     for phase, rows in history.groupby("phase"):
-        for column, name, colour in (("train_loss", "training", GREY), ("validation_loss", "validation", BLUE)):
-            label = None if phase else name
-            axes.plot(rows["epoch"], rows[column], marker=marker, markersize=4, color=colour, label=label)
-        best = rows.iloc[rows["validation_loss"].to_numpy().argmin()]
-        label = None if phase else "epoch kept"
-        axes.plot(best["epoch"], best["validation_loss"], "o", ms=10, mfc="none", mec=ORANGE, label=label)
-        if phase:
-            axes.axvline(rows["epoch"].min() - 0.5, color=GREY, linewidth=0.8, linestyle=":")
-    losses = history[["train_loss", "validation_loss"]].to_numpy()
+        names = ("training", "validation", "epoch kept") if phase == history["phase"].min() else (None, None, None)
+        loss.plot(rows["trained"], rows["train_loss"], color=GREY, label=names[0])
+        loss.plot(rows["trained"], rows[validation], color=BLUE, label=names[1])
+        best = rows.iloc[np.nanargmin(rows["validation_loss"].to_numpy(np.float64))]
+        loss.plot(best["trained"], best[validation], "o", ms=10, mfc="none", mec=ORANGE, label=names[2])
+        if probed:
+            measured = rows[rows["probe_accuracy"].notna()]
+            marker = "o" if len(measured) <= FEW_POINTS else None
+            panels[1, 0].plot(measured["trained"], measured["probe_accuracy"], marker=marker, ms=4, color=BLUE)
+        for axes in panels[:, 0] if phase else ():
+            axes.axvline(rows["epoch"].min(), color=GREY, linewidth=0.8, linestyle=":")
+    losses = history[["train_loss", validation]].to_numpy()
     if losses.min() > 0 and losses.max() > 10 * losses.min():
-        axes.set_yscale("log")
-    axes.set(xlim=(-0.5, history["epoch"].max() + 0.5), xlabel="epoch", ylabel="loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend()
+        loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        loss.yaxis.set_major_formatter("{x:g}")  # by default labels are formulas, which `style` forbids
+        loss.yaxis.set_minor_formatter(NullFormatter())
+    loss.set_ylabel("loss")
+    loss.legend()
+    if probed:
+        panels[1, 0].set_ylabel("probe accuracy")
+    panels[-1, 0].set(xlim=(0, history["trained"].max() * 1.02), xlabel="epochs trained")
+    panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axes in panels[:, 0]:
+        axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
     return figure
 
 
@@ -104,14 +120,8 @@ def mistakes_figure(images: np.ndarray, predictions: pd.DataFrame, paint: Paint)
     worst = wrong.sort_values([certainty, "index"], ascending=[False, True]).head(MISTAKES)
     if worst.empty:
         return None
-    rows = -(-len(worst) // MISTAKE_COLUMNS)
-    figure = Figure(figsize=(1.25 * MISTAKE_COLUMNS, 1.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, MISTAKE_COLUMNS, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, row in zip(grid, worst.to_dict("records"), strict=False):
-        axes.imshow(paint(images[row["index"]]), interpolation="nearest")
-        value = f"{100 * row[certainty]:.1f} %" if certainty == "confidence" else f"+{row[certainty]:.2f}"
-        axes.set_title(f"{short(row['prediction'])}\n{value}", fontsize=8, color=ORANGE, pad=3)
-        axes.text(0.5, -0.04, short(row["truth"]), ha="center", va="top", fontsize=8, transform=axes.transAxes)
-    return figure
+    values = [f"{100 * value:.1f} %" if certainty == "confidence" else f"+{value:.2f}" for value in worst[certainty]]
+    names = (" ".join(name.split()) for name in worst["prediction"].astype(str))
+    above = [f"{name}\n{value}" for name, value in zip(names, values, strict=True)]
+    pictures = [paint(images[row]) for row in worst["index"]]
+    return gallery(pictures, above, worst["truth"].astype(str).tolist(), MISTAKE_COLUMNS)

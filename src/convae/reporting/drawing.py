@@ -14,6 +14,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from convae.datasets.image_set import ImageSet
 from convae.datasets.reading import Scale
@@ -38,6 +39,7 @@ STYLE = {
 }
 TILE_PIXELS, GAP = 96, 9  # least side of a picture in a grid, and the space between two
 LONGEST_NAME = 22
+LONGEST_IN_GALLERY = 17  # as wide as a picture of a gallery
 STRIP = 8  # channels shown at most
 STRETCHED_BY = 500  # images that decide what is black and white
 SLANTED: dict[str, Any] = {"rotation": 40, "horizontalalignment": "left", "rotation_mode": "anchor"}
@@ -50,8 +52,14 @@ def style() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, path: Path | BytesIO) -> None:
+def save_figure(figure: Figure, path: Path | BytesIO, palette: bool = True) -> None:
     """Write a PNG file without date or version, so that the same figure gives the same bytes.
+
+    Args:
+        figure: the figure.
+        path: the file.
+        palette: use 256 colours at most: grey figures look the same, colour photographs nearly so, and files are less
+            than half as large.
 
     Example:
         >>> files = BytesIO(), BytesIO()
@@ -62,7 +70,11 @@ def save_figure(figure: Figure, path: Path | BytesIO) -> None:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the font may lack the script of a class name
-        figure.savefig(path, format="png", metadata={"Software": None})
+        figure.savefig(buffer := BytesIO(), format="png", metadata={"Software": None})
+    picture = Image.open(buffer).convert("RGB")
+    if palette:
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+    picture.save(path, "PNG", dpi=(DPI, DPI), optimize=True)
 
 
 def short(name: str, longest: int = LONGEST_NAME) -> str:
@@ -192,6 +204,34 @@ def tile(
     axes.set_yticks([i * step_y + (step_y - GAP) / 2 for i in range(len(row_labels))], map(short, row_labels))
     centres = [j * step_x + (step_x - GAP) / 2 for j in range(len(column_labels))]
     label_columns(axes, centres, column_labels, slanted=max(map(len, column_labels), default=0) > 9)
+    return figure
+
+
+def gallery(pictures: Sequence[np.ndarray], above: Sequence[str], below: Sequence[str], columns: int) -> Figure:
+    """Pictures in rows, each with its own text above and below.
+
+    Args:
+        pictures: each `[H, W, 3]` in [0, 1].
+        above: text in orange, for each picture; each line is cut off after 17 characters.
+        below: text in black, for each picture, cut off likewise.
+        columns: pictures in a row.
+
+    Example:
+        >>> figure = gallery([np.zeros((8, 8, 3))], above=["cat"], below=["dog"], columns=1)
+        >>> figure.axes[0].get_title(), figure.axes[0].texts[0].get_text()
+        ('cat', 'dog')
+    """
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(1.25 * columns, 1.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, picture, title, text in zip(grid, pictures, above, below, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        lines = "\n".join(short(line, LONGEST_IN_GALLERY) for line in title.splitlines())
+        axes.set_title(lines, fontsize=8, color=ORANGE, pad=3)
+        below_it = short(text, LONGEST_IN_GALLERY)
+        axes.text(0.5, -0.04, below_it, ha="center", va="top", fontsize=8, transform=axes.transAxes)
     return figure
 
 

@@ -1,6 +1,7 @@
 """The report: an HTML file that needs neither server nor internet, and its figures as PNG files."""
 
 import platform
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ from convae.reporting.figures import (
     strongest_patches_figure,
 )
 from convae.reporting.page import Exhibit, embed, write_page
+from convae.reporting.space import (
+    embed_in_plane,
+    embedding_figure,
+    neighbors_figure,
+    picture_map_figure,
+    strangest_figure,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 # Parameters that do not affect the results, such as folders, devices and addresses: the report is the same for all.
@@ -42,7 +50,13 @@ LEFT_OUT = (
 
 
 def write_report(
-    params: Params, encoder: Encoder, prepared: Path, *, classifier: Path, predictions: Path, reports: Path
+    params: Params,
+    encoder: Encoder,
+    prepared: Path,
+    *,
+    classifier: Path,
+    predictions: Path,
+    reports: Path,
 ) -> None:
     """Draw the figures and write the report.
 
@@ -51,24 +65,30 @@ def write_report(
         encoder: the trained encoder.
         prepared: folder with the image sets and their `description.json`.
         classifier: folder of the fitted classifier; only `classifier.json` is read.
-        predictions: Parquet file with a row for each test image, next to `reconstructions.npy`.
+        predictions: Parquet file with a row for each test image, next to the arrays that `evaluate` writes.
         reports: folder with `training.csv`, `metrics.json` and `per_class.csv`; `report.html` and `figures/*.png` are
             written to it.
     """
     validation = ImageSet.load(prepared / "validation")
+    metrics, description = read_json(reports / "metrics.json"), read_json(prepared / "description.json")
+    history = pd.read_csv(reports / "training.csv")
     paint = Paint.of(validation, encoder.scale, params.report.channels)
     with style(), new_folder(reports / "figures") as scratch:
-        pictures = [
-            *_layer_pictures(encoder, validation, paint),
-            _reconstructions(encoder, prepared, predictions, read_json(reports / "metrics.json"), paint),
-            *_learning_curves(pd.read_csv(reports / "training.csv")),
-            *_test_pictures(prepared, predictions, paint),
-        ]
-        for picture in pictures:
+        sections = {
+            "What the encoder learned": [
+                *_layer_pictures(encoder, validation, paint),
+                _reconstructions(encoder, prepared, predictions, metrics, paint),
+                *_learning_curves(history),
+            ],
+            "Where images lie": [
+                *_maps(params, prepared, predictions, paint),
+                _neighbors(prepared, predictions, metrics, paint),
+                _strangest(encoder, prepared, predictions, paint),
+            ],
+            "What the classifier confuses": _test_pictures(prepared, predictions, paint),
+        }
+        for picture in chain(*sections.values()):
             save_figure(picture.figure, scratch / f"{picture.name}.png")
-    # The page embeds the files' bytes, so it shows exactly what lies in figures/.
-    files = [reports / "figures" / f"{picture.name}.png" for picture in pictures]
-    metrics, description = read_json(reports / "metrics.json"), read_json(prepared / "description.json")
     write_page(
         reports / "report.html",
         TEMPLATE,
@@ -77,11 +97,16 @@ def write_report(
         concerns=concerns(metrics, description),
         classifier=read_json(classifier / "classifier.json"),
         per_class=_read_table(reports / "per_class.csv").to_dict("records"),
-        origin=_origin(params, len(pd.read_csv(reports / "training.csv"))),
+        origin=_origin(params, history["epoch"].nunique()),
         first_layer=_first_layer(encoder),
         parameters=_parameters(params),
         versions={"python": platform.python_version(), **versions(LIBRARIES)},
-        pictures=[(picture, *embed(file.read_bytes())) for picture, file in zip(pictures, files, strict=True)],
+        # The page embeds the files' bytes, so it shows exactly what lies in figures/.
+        sections={
+            title: [(one, *embed((reports / f"figures/{one.name}.png").read_bytes())) for one in pictures]
+            for title, pictures in sections.items()
+            if pictures
+        },
     )
 
 
@@ -196,10 +221,77 @@ def _learning_curves(history: pd.DataFrame) -> list[Exhibit]:
     """The learning curves; empty without training."""
     if history.empty:
         return []
-    caption = "Loss on training and validation images after each epoch. The circle marks the epoch that was kept."
+    caption = "Loss on training images and on some validation images. The circle marks the epoch that was kept."
     if history["phase"].any():
         caption += " Dotted lines separate phases; each starts from the epoch kept in the one before."
+    if history["probe_accuracy"].notna().any():
+        caption += (
+            " The probe classifies validation images by averaged maps of the layer that learns: if the loss falls "
+            "but the probe does not rise, better reconstructions are not better features."
+        )
     return [Exhibit("learning_curves", learning_curves_figure(history), "Learning curves", caption)]
+
+
+def _maps(params: Params, prepared: Path, predictions: Path, paint: Paint) -> list[Exhibit]:
+    """Test images in the plane, as points and as pictures."""
+    test, kind = ImageSet.load(prepared / "test"), params.report.embedding
+    components = np.load(predictions.with_name("components.npy"), allow_pickle=False)
+    shown = test.spread(len(components))
+    positions = embed_in_plane(components, kind)
+    how = {
+        "pca": "in the plane of the two directions in which their features vary most (PCA)",
+        "tsne": "so that images with similar features lie together (t-SNE; distances between groups mean little)",
+    }[kind]
+    count = f"{len(shown)} of {len(test)} test images" if len(shown) < len(test) else "The test images"
+    caption = f"{count}, placed {how}."
+    labels = None
+    if test.labels is not None:
+        labels = test.labels[shown]
+        caption += " Each colour is a class."
+    if kind == "pca":
+        caption += " Images far apart have different features; close ones may still differ in other directions."
+    points = embedding_figure(positions, labels, test.classes)
+    pictures = picture_map_figure(positions, test.images[shown], paint)
+    beside = "The same map: each picture is the image nearest to its place."
+    return [
+        Exhibit("embedding", points, "Map of the test images", caption),
+        Exhibit("embedding_pictures", pictures, "The map with pictures", beside),
+    ]
+
+
+def _neighbors(prepared: Path, predictions: Path, metrics: dict[str, Any], paint: Paint) -> Exhibit:
+    """Test images with the training images nearest to them."""
+    test, train = ImageSet.load(prepared / "test"), ImageSet.load(prepared / "train")
+    rows, names = test.examples()
+    found = np.load(predictions.with_name("neighbors.npy"), allow_pickle=False).T
+    other_class = np.zeros(found.shape, bool)
+    measured = metrics["neighbors"]
+    some = f"{measured['among']} of the {len(train)}" if measured["among"] < len(train) else "the"
+    caption = f"Test images, and below each those of {some} training images whose features are nearest to its own."
+    if test.labels is not None and train.labels is not None:
+        other_class = train.labels[found] != test.labels[rows]
+        caption += (
+            f" A red frame marks another class. The commonest class of the {measured['k']} nearest is right for "
+            f"{100 * measured['accuracy']:.1f} % of {measured['looked_at']} test images."
+        )
+    pictures = np.stack([train.images[rank] for rank in found])
+    figure = neighbors_figure(test.images[rows], names, pictures, other_class, paint)
+    return Exhibit("neighbors", figure, "Nearest neighbours", caption)
+
+
+def _strangest(encoder: Encoder, prepared: Path, predictions: Path, paint: Paint) -> Exhibit:
+    """The most unusual test images."""
+    test, rows = ImageSet.load(prepared / "test"), pd.read_parquet(predictions)
+    names = [test.classes[label] for label in test.labels] if test.labels is not None else None
+    caption = (
+        "Test images whose features are farthest from those of the nearest among a sample of training images. Above "
+        "each: by how many standard deviations that distance exceeds the mean distance between training images. Below: "
+        f"its {'class' if names else 'row'}."
+    )
+    if encoder.has_decoder:
+        caption += " To the right of each, in red: where the decoder's error is large."
+    figure = strangest_figure(test.images, rows["anomaly"].to_numpy(), names, encoder, paint)
+    return Exhibit("strangest", figure, "The most unusual images", caption)
 
 
 def _test_pictures(prepared: Path, predictions: Path, paint: Paint) -> list[Exhibit]:
