@@ -11,7 +11,7 @@ from PIL import Image
 from saved_models import save_models
 from sklearn.datasets import load_digits
 
-from convae import commands
+from convae import named_pictures
 from convae.cli import main
 from convae.encoder import load_encoder
 from convae.evaluation.anomalies import Reference
@@ -84,9 +84,9 @@ def test_several_queries_are_named_and_a_sheet_is_drawn(pictures, monkeypatch, c
 def test_only_new_and_changed_pictures_are_computed(pictures, monkeypatch):
     encoder = load_encoder("models/encoder")
     computed = []
-    read = commands.read_picture
+    read = named_pictures.read_picture
     monkeypatch.setattr(
-        commands, "read_picture", lambda file, *more: computed.append(number_of(file)) or read(file, *more)
+        named_pictures, "read_picture", lambda file, *more: computed.append(number_of(file)) or read(file, *more)
     )
     first = Index.of_folder(encoder, pictures)
     assert sorted(computed) == list(range(40))
@@ -123,18 +123,18 @@ def test_a_damaged_index_is_made_anew(pictures, content):
 def test_an_interrupted_index_is_continued(pictures, monkeypatch):
     encoder = load_encoder("models/encoder")
     monkeypatch.setattr(type(encoder), "batch_size", lambda self, size: 8)
-    read = commands.read_picture
+    read = named_pictures.read_picture
 
     def stop(file, *more):
         if number_of(file) == 33:
             raise KeyboardInterrupt
         return read(file, *more)
 
-    monkeypatch.setattr(commands, "read_picture", stop)
+    monkeypatch.setattr(named_pictures, "read_picture", stop)
     with pytest.raises(KeyboardInterrupt):
         Index.of_folder(encoder, pictures)
     computed = []
-    monkeypatch.setattr(commands, "read_picture", lambda file, *more: computed.append(file) or read(file, *more))
+    monkeypatch.setattr(named_pictures, "read_picture", lambda file, *more: computed.append(file) or read(file, *more))
     assert len(Index.of_folder(encoder, pictures).files) == 40
     assert 0 < len(computed) < 40
 

@@ -1,14 +1,9 @@
 """The commands `convae features`, `classify`, `reconstruct` and `info`."""
 
 import json
-import os
-import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -17,171 +12,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from convae.addresses import fetched, is_address
-from convae.datasets.foreign import FORMAT_NAMES, SUFFIXES, is_litter
-from convae.datasets.pictures import UnusableError, read_picture
-from convae.datasets.reading import Reading
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
 from convae.evaluation.saving import load_classifier
 from convae.files import check_folder, check_free, new_file
-from convae.images import channels_first
 from convae.models.geometry import show
+from convae.named_pictures import Pictures
 from convae.names import printable
-from convae.terminal import warn_beside_bars
 
 # Rows written to a Parquet file at a time. Each group describes every column again, and there are often thousands of
 # columns: smaller groups would waste space.
 ROW_GROUP = 1024
-AHEAD = 16  # pictures decoded in advance; bounds the memory they take
 Append = Callable[[np.ndarray, list[str]], None]
-
-
-class Pictures:
-    """The pictures named on the command line, decoded in threads; unusable ones are reported and skipped.
-
-    Args:
-        arguments: files, folders, patterns, or - to read names from standard input.
-        encoder: decides how the pictures are read and which sizes are accepted.
-        resize: whether to resize to the size that the encoder was trained on.
-
-    Attributes:
-        files: names of all pictures.
-        used, read: names of the pictures yielded so far, printable and as they are.
-        place: index in `files` of the picture yielded last.
-        arrays: images of arrays, by name.
-
-    Raises:
-        ConvaeError: the arguments name no picture.
-    """
-
-    def __init__(self, arguments: list[str], encoder: Encoder, resize: bool) -> None:
-        self.used: list[str] = []
-        self.read: list[str] = []
-        self.place = 0
-        self._reading = encoder.reading(resize)
-        self.arrays: dict[str, np.ndarray] = {}
-        self.files = [file for argument in arguments for file in self._stack(argument) or _named(argument)]
-        if not self.files:
-            raise ConvaeError("no pictures: standard input is empty")
-        self._check_size = encoder.batch_size
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the pixels of each usable picture, `[C, H, W]`, in order."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_picture` refuses them
-            warnings.showwarning = warn_beside_bars
-            with tqdm(total=len(self.files), unit=" images", disable=None) as progress:
-                for start in range(0, len(self.files), AHEAD):
-                    files = self.files[start : start + AHEAD]
-                    for place, (file, pixels) in enumerate(zip(files, pool.map(self._read, files), strict=True), start):
-                        progress.update()
-                        if isinstance(pixels, UnusableError):
-                            progress.write(f"convae: {printable(file)}: {pixels}", file=sys.stderr)
-                        else:
-                            self.used.append(printable(file))
-                            self.read.append(file)
-                            self.place = place
-                            yield pixels
-
-    def pixels(self, file: str, reading: Reading) -> np.ndarray:
-        """The pixels of a picture that `arrays` has, or that is read again.
-
-        Raises:
-            UnusableError: it can't be read.
-        """
-        return self.arrays[file] if file in self.arrays else read_picture(file, reading)
-
-    def finish(self) -> None:
-        """Check that no picture was skipped.
-
-        Raises:
-            ConvaeError: some were.
-        """
-        missing = len(self.files) - len(self.used)
-        if missing:
-            raise ConvaeError(f"{missing} of {len(self.files)} pictures were skipped")
-
-    def _stack(self, argument: str) -> list[str]:
-        """Names for the images of an array, such as `stack.npy[0]`; empty for other arguments."""
-        if Path(argument).suffix not in (".npy", ".npz"):
-            return []
-        try:
-            opened = np.load(argument, mmap_mode="r", allow_pickle=False)
-            if not isinstance(opened, np.ndarray):
-                opened = opened["images" if "images" in opened.files else "arr_0"]
-            if opened.ndim not in (3, 4) or opened.dtype.kind not in "uif":
-                raise ConvaeError(f"an array of {opened.dtype} {list(opened.shape)}; images [N, C, H, W] are needed")
-            images = channels_first(opened, self._reading.channels)
-        except Exception as error:  # a damaged archive can make its readers raise nearly anything
-            raise ConvaeError(f"{argument}: not a readable array of images ({error})") from None
-        names = [f"{argument}[{row}]" for row in range(len(images))]
-        self.arrays |= zip(names, images, strict=True)
-        return names
-
-    def _read(self, file: str) -> np.ndarray | UnusableError:
-        try:
-            if file not in self.arrays:
-                pixels = read_picture(file, self._reading)
-            else:
-                pixels = self.arrays[file]
-                if not np.isfinite(pixels).all():
-                    return UnusableError("NaN or infinity")
-                if self._reading.size not in (None, pixels.shape[1:]):
-                    size, wanted = (show((one[0], one[1])) for one in (pixels.shape[1:], self._reading.size or (0, 0)))
-                    return UnusableError(f"{size} pixels, not {wanted}; arrays are not resized (see --original-size)")
-            self._check_size((pixels.shape[1], pixels.shape[2]))
-        except UnusableError as error:
-            return error
-        except ConvaeError as error:
-            return UnusableError(f"{error} (omit --original-size)")
-        return pixels
-
-
-def _named(argument: str) -> list[str]:
-    """Return the names of the pictures that an argument stands for.
-
-    Raises:
-        ConvaeError: the argument is a folder without pictures, or one that contains a link to another folder.
-    """
-    if argument == "-":
-        return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip()]
-    if Path(argument).is_dir():
-        return pictures_below(argument)
-    if has_magic(argument) and not Path(argument).exists():
-        return sorted(glob(argument, recursive=True)) or [argument]  # noqa: PTH207 - pathlib globs only below a folder
-    return [argument]
-
-
-def pictures_below(folder: str) -> list[str]:
-    """Names of the pictures in a folder, at any depth; others are mentioned on stderr.
-
-    Raises:
-        ConvaeError: there are none, or the folder contains a link to another folder.
-    """
-    files = sorted(_files_below(Path(folder)))
-    pictures = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
-    others = [path for path in files if path.suffix.lower() not in SUFFIXES]
-    skipped = f"{len(others)} with another suffix, such as {printable(others[0].name)}" if others else ""
-    if not pictures:
-        raise ConvaeError(f"{folder}: no {FORMAT_NAMES} file in it" + (f", only {skipped}" if others else ""))
-    if others:
-        print(f"convae: {printable(folder)}: reading {len(pictures)} files, skipping {skipped}", file=sys.stderr)
-    return pictures
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and its subfolders except hidden ones and litter; OSError if one is unreadable."""
-    with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if not (entry.name.startswith(".") or is_litter(entry.name))]
-    for entry in kept:
-        path = folder / entry.name
-        if not path.is_dir():
-            yield path
-        elif path.is_symlink():
-            raise ConvaeError(f"{path}: links to folders are not followed; name the linked folder, or remove the link")
-        else:
-            yield from _files_below(path)
 
 
 def write_features(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from convae.commands import Pictures
 from convae.datasets.image_set import ImageSet
 from convae.datasets.pictures import UnusableError
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.anomalies import load_reference
 from convae.files import check_free, new_file
+from convae.named_pictures import Pictures
 from convae.names import printable
 
 SHEET_PIXELS = 160  # of a picture's longer side

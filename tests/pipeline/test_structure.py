@@ -72,7 +72,7 @@ ORDER = [
     {"models", "datasets", "devices", "experiment", "images", "tracking.moving", "tracking.store", "tracking.fetch"},
     {"addresses"},
     {"features", "encoder", "training", "evaluation", "history"},
-    {"classifier", "estimators", "export"},
+    {"classifier", "estimators", "export", "named_pictures"},
     {"checking", "commands", "index", "serving"},
     {"tracking", "reporting", "comparing"},
     {"stages"},
