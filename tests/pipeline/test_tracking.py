@@ -206,7 +206,8 @@ def test_interrupted_training_is_a_killed_run_that_resumes(finished, tmp_path):
     before = epochs()
     with (tmp_path / "log").open("w") as log:
         repro = repository.start("dvc", "repro", log=log)
-        wait_for(lambda: epochs() > before)
+        # Before it resumes, the run gets the epochs that the killed recorder had not yet written.
+        wait_for(lambda: epochs() > before and "resuming epoch" in (tmp_path / "log").read_text())
         os.killpg(repro.pid, signal.SIGINT)  # as a terminal does: to the whole group
         assert repro.wait() != 0
     assert "resuming epoch" in (tmp_path / "log").read_text()
