@@ -1,6 +1,8 @@
-"""How `convae.evaluation.neighbors` compares features, and what counts as a near-copy: run it after `dvc repro`.
+"""How `convae.evaluation.neighbors` compares features, and what counts as a near-copy.
 
-python -m benchmark.neighbors
+    python -m benchmark.neighbors
+
+Reads the features that `dvc repro` has written, and prints two tables.
 """
 
 from pathlib import Path
