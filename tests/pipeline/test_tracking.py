@@ -303,12 +303,14 @@ def landing(page, expect):
 
 
 def curves(page, expect):
-    """After one click: all learning curves in one chart, and a table of differences."""
+    """After one click: all learning curves in one chart; below the charts, a table of differences."""
     page.locator('label:has(input[value="CHART"])').click()
     for name in ("validation_loss", "train_loss"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     expect(page.locator(".js-plotly-plot .scatterlayer").first).to_be_visible()
     assert len(lines(page)) == 4
+    # The interface draws only what is in sight.
+    page.get_by_role("figure").filter(has_text="Differences").scroll_into_view_if_needed()
     expect(page.get_by_text("Show differences only")).to_be_visible()
     page.wait_for_timeout(2000)
 
