@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Stages call `python`, which must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-slow test-gpu lowest check ui ladder search chaos benchmark
+.PHONY: help run test test-slow test-gpu lowest check ui ladder search chaos benchmark encoders
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -49,6 +49,9 @@ ladder: $(BIN)/.installed  ## compare every system on DATASET=digits, fashion_mn
 
 search: $(BIN)/.installed  ## search for the best parameters as search.yaml says; each call is one worker
 	$(BIN)/convae search search.yaml
+
+encoders: $(BIN)/.installed  ## make the encoders that the package carries anew, on NAME=fashion_mnist or cifar10 (default: both)
+	$(BIN)/python -m pipeline.encoders $(NAME)
 
 chaos: $(BIN)/.installed  ## stop the pipeline in many ways at random moments, on DATASET=digits (default) or fashion_mnist
 	$(BIN)/python tests/chaos.py --dataset $(or $(DATASET),digits)

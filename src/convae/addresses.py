@@ -1,10 +1,12 @@
-"""Addresses of models in MLflow's registry or in a run."""
+"""Where models come from other than a folder: the package itself, MLflow, the Hugging Face Hub, or a URL."""
 
 import re
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from convae.errors import ConvaeError
+
+PRETRAINED = Path(__file__).with_name("pretrained")
 
 
 def is_address(source: object) -> bool:
@@ -18,24 +20,50 @@ def is_address(source: object) -> bool:
     return isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+:/", source) is not None
 
 
-def fetched(address: str) -> AbstractContextManager[Path]:
-    """Download a model for the duration of the block.
-
-    Yields:
-        A folder with what `convae publish` wrote: `encoder/`, and `classifier/` if there is one.
-
-    Raises:
-        ConvaeError: `address` is not an MLflow address, MLflow is not installed, or it has no such model.
+def pretrained() -> list[str]:
+    """Names of the models that the package carries.
 
     Example:
-        >>> fetched("s3://bucket/encoder")
-        Traceback (most recent call last):
-        convae.errors.ConvaeError: s3://bucket/encoder: neither a folder nor an MLflow address such as models:/...; ...
+        >>> pretrained()
+        ['cifar10', 'fashion_mnist']
     """
-    if not address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
-        raise ConvaeError(f"{address}: neither a folder nor an MLflow address such as models:/...; download it first")
+    return sorted(folder.name for folder in PRETRAINED.iterdir() if (folder / "encoder").is_dir())
+
+
+def is_elsewhere(source: object) -> bool:
+    """Whether `source` is an address, or the name of a model that the package carries. A folder of that name wins.
+
+    Example:
+        >>> is_elsewhere("fashion_mnist"), is_elsewhere("models")
+        (True, False)
+    """
+    return is_address(source) or (isinstance(source, str) and source in pretrained() and not Path(source).exists())
+
+
+def fetched(source: str) -> AbstractContextManager[Path]:
+    """Get a model that is elsewhere, for the duration of the block.
+
+    Yields:
+        A folder with `encoder/`, `README.md`, and `classifier/` if there is one.
+
+    Raises:
+        ConvaeError: there is no such model, it can't be downloaded, or a package is missing that this takes.
+
+    Example:
+        >>> with fetched("fashion_mnist") as folder:
+        ...     sorted(path.name for path in folder.iterdir())
+        ['README.md', 'classifier', 'encoder']
+    """
+    if not is_address(source):
+        return nullcontext(PRETRAINED / source)
     try:
-        from convae.tracking.fetch import downloaded
+        if source.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
+            from convae.tracking.fetch import downloaded
+
+            return downloaded(source)
+        from convae.remote import cached
+
+        return nullcontext(cached(source))
     except ImportError as error:
-        raise ConvaeError(f"{address}: {error}; install convae[pipeline]") from None
-    return downloaded(address)
+        extra = "hub" if source.startswith("hf:") else "pipeline"
+        raise ConvaeError(f"{source}: {error}; install convae[{extra}]") from None

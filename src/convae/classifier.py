@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from convae.addresses import fetched, is_address
+from convae.addresses import fetched, is_elsewhere
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import check_finite, class_scores, has_probabilities
@@ -77,8 +77,7 @@ def load_image_classifier(source: str | Path, device: str = "cpu") -> ImageClass
     """Load the encoder and the classifier from a folder such as `models/`.
 
     Args:
-        source: a folder with `encoder/` and `classifier/`, or the address of a model in MLflow such as
-            `models:/convae-classifier@champion`.
+        source: a folder with `encoder/` and `classifier/`; or a name or address, as in `load_encoder`.
         device: where the encoder computes, as in `load_encoder`.
 
     Raises:
@@ -88,7 +87,7 @@ def load_image_classifier(source: str | Path, device: str = "cpu") -> ImageClass
         >>> load_image_classifier("models").predict("picture.png")
         ['b']
     """
-    if is_address(source):
+    if is_elsewhere(source):
         with fetched(str(source)) as published:
             return load_image_classifier(published, device)
     folder = Path(source)

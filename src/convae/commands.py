@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from convae.addresses import fetched, is_address
+from convae.addresses import fetched, is_elsewhere
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
@@ -206,7 +206,7 @@ def print_info(source: str) -> None:
     Raises:
         ConvaeError: there is no such encoder.
     """
-    with fetched(source) if is_address(source) else nullcontext() as published:
+    with fetched(source) if is_elsewhere(source) else nullcontext() as published:
         folder = published / "encoder" if published else Path(source)
         encoder = load_encoder(folder)
         try:

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convae.addresses import fetched, is_address
+from convae.addresses import fetched, is_address, is_elsewhere, pretrained
 from convae.datasets.reading import Reading, Scale
 from convae.devices import batch_room, exact_arithmetic, explained_memory, find_device
 from convae.errors import ConvaeError
@@ -263,9 +263,8 @@ class Encoder:
         batches, device = image_batches(images, self.reading(resize), self.batch_size), self.device
         for batch in itertools.chain([next(batches, none)], batches):
             with torch.inference_mode(), exact_arithmetic(), explained_memory(MEMORY_REMEDY):
-                if (
-                    device.type == "cuda" and batch.device.type == "cpu"
-                ):  # uploaded while the GPU computes the batch before
+                # Uploaded while the GPU computes the batch before.
+                if device.type == "cuda" and batch.device.type == "cpu":
                     batch = batch.pin_memory().to(device, non_blocking=True)
                 result = function(batch.to(device))
             yield result  # outside inference mode, because the caller may need gradients
@@ -416,7 +415,9 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Enco
     """Load a saved encoder, ready to use.
 
     Args:
-        source: a folder, or the address of a model in MLflow such as `models:/convae-encoder@champion`.
+        source: a folder; the name of an encoder that the package carries, such as `fashion_mnist`; or an address:
+            `models:/convae-encoder@champion` in MLflow, `hf://owner/name` on the Hugging Face Hub, or the URL of an
+            archive, see `convae.remote.cached`.
         device: where it computes, see `find_device`; `auto` takes a GPU if there is one.
 
     Raises:
@@ -430,7 +431,7 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Enco
         Traceback (most recent call last):
         convae.errors.ConvaeError: models: not an encoder: there is no file config.json; train one with `make run`, ...
     """
-    if is_address(source):
+    if is_elsewhere(source):
         with fetched(str(source)) as published:
             return load_encoder(published / "encoder", device)
     folder = Path(source)
@@ -454,7 +455,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes, str]:
         config = json.loads(read_file(folder / CONFIG, MOST_CONFIG_BYTES).decode("utf-8"))
         weights = read_file(folder / WEIGHTS)
     except FileNotFoundError as error:
-        advice = "train one with `make run`, or name another folder"
+        advice = f"train one with `make run`, or name one of the package: {', '.join(pretrained())}"
         raise ConvaeError(f"{folder}: not an encoder: {error}; {advice}") from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ConvaeError(f"{folder}: not an encoder: {error}") from None

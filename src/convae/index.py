@@ -18,6 +18,7 @@ from convae.evaluation.neighbors import directions, nearest
 from convae.files import new_file
 from convae.images import Images
 from convae.named_pictures import Pictures, pictures_below
+from convae.remote import cache_folder
 
 FORMAT = "1"
 Key = tuple[str, int, int]  # a picture's name, size in bytes and modification time in nanoseconds
@@ -58,7 +59,7 @@ class Index:
         Raises:
             ConvaeError: there are no pictures.
         """
-        path = (cache or _cache()) / f"{_name(Path(folder), encoder)}.parquet"
+        path = (cache or cache_folder()) / f"{_name(Path(folder), encoder)}.parquet"
         keys = list(map(_key, pictures_below(str(folder))))
         columns = _columns(keys)
         table = _read(path, encoder)
@@ -104,10 +105,6 @@ class Index:
 def _key(file: str) -> Key:
     status = os.stat(file)  # noqa: PTH116 - much faster
     return file, status.st_size, status.st_mtime_ns
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convae"
 
 
 def _name(folder: Path, encoder: Encoder) -> str:

@@ -1,5 +1,6 @@
 """Names of parts and parameters, and their printable form."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,3 +35,13 @@ def printable(text: str) -> str:
         one\ntwo
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def code(text: str) -> str:
+    """Return Markdown that shows the text literally, as code.
+
+    Example:
+        >>> code("a|b")
+        '`a_b`'
+    """
+    return "`" + re.sub(r"[`|]", "_", text) + "`"

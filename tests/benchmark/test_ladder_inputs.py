@@ -13,8 +13,8 @@ from convae.params import parse_sections
 
 # Modules that a cell imports but that decide no number of its row.
 NO_NUMBER = {
-    "__init__", "addresses", "environment", "errors", "experiment", "history", "names", "params", "stages", "terminal",
-    "tracking",
+    "__init__", "addresses", "environment", "errors", "experiment", "history", "names", "params", "remote", "stages",
+    "terminal", "tracking",
 }  # fmt: skip
 
 

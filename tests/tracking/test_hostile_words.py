@@ -9,10 +9,10 @@ from helpers import chromium, mlflow_server, needs_chromium, wait_for
 from mlflow import MlflowClient
 
 from convae.datasets.reading import Reading
-from convae.history.git import Place
+from convae.model_card import model_card
+from convae.names import code
 from convae.tracking.records import NOTE
-from convae.tracking.registry import _card
-from convae.tracking.wording import code, link, way_back
+from convae.tracking.wording import link, way_back
 
 PWNED = "document.title='pwned'"
 HOSTILE = [
@@ -46,9 +46,8 @@ def card() -> str:
         "trained_on": {"dataset": "image_folder", "images": 9, "sha256": "0" * 64},
         "versions": {"torch": "2"},
     }
-    encoder = SimpleNamespace(config=config, image_type="uint8", reading=lambda: Reading(1, (8, 8)))
-    classifier: Any = SimpleNamespace(description=description, encoder=encoder)
-    return _card(classifier, Place("here", {}, 0, f"git checkout {HOSTILE[2]}"))
+    encoder: Any = SimpleNamespace(config=config, image_type="uint8", reading=lambda: Reading(1, (8, 8)))
+    return model_card(encoder, description, f"Restore the experiment with {code(HOSTILE[2])}.")
 
 
 @needs_chromium

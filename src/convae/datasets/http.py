@@ -37,7 +37,7 @@ def fetch(url: str, path: Path, md5: str, most_bytes: int) -> Path:
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     resumed = part.exists()
-    _complete(url, part, most_bytes)
+    complete(url, part, most_bytes)
     try:
         check_md5(part, md5)
     except ConvaeError:
@@ -50,7 +50,12 @@ def fetch(url: str, path: Path, md5: str, most_bytes: int) -> Path:
     return path
 
 
-def _complete(url: str, part: Path, most_bytes: int) -> None:
+def complete(url: str, part: Path, most_bytes: int) -> None:
+    """Download `url` to `part`, continuing with what is there, while attempts still make progress.
+
+    Raises:
+        ConvaeError: the server does not answer, lacks the file, or sends more than `most_bytes`.
+    """
     for attempt in range(ATTEMPTS):
         before = _size(part)
         try:

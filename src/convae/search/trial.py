@@ -76,13 +76,18 @@ def base_of_workspace(params: Params, search: Path) -> Base:
 
 
 class Trial:
-    """The experiment `name`: `base` with `changes`, which are values by key of params.yaml."""
+    """The experiment `name`: `base` with `changes`, which are values by key of params.yaml.
+
+    Attributes:
+        folder: the clone in which it runs.
+        log: the file with the output of its stages.
+    """
 
     def __init__(self, name: str, base: Base, changes: Mapping[str, Any]) -> None:
         self.name = name
         self._base = base
         self._changes = changes
-        self._folder = FOLDER / name
+        self.folder = FOLDER / name
         self.log = FOLDER / f"{name}.log"
 
     def run(self, watch: Callable[[], None]) -> str:
@@ -110,33 +115,33 @@ class Trial:
 
     def discard(self) -> None:
         """Remove everything but the log of an experiment that will not be resumed."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _prepare(self) -> None:
         """Make a clone with the parameters of this trial, or reuse what a killed worker left.
 
         A clone made before this repository was moved or copied is replaced: it would push its result to the old folder.
         """
-        known = (self._folder / ".git").is_dir()
-        inside = ("-C", str(self._folder))
+        known = (self.folder / ".git").is_dir()
+        inside = ("-C", str(self.folder))
         origin = git(*inside, "remote", "get-url", "origin")
         if not known or git(*inside, "rev-parse", "HEAD") != self._base.commit or Path(origin).resolve() != Path.cwd():
-            with new_folder(self._folder) as scratch:
+            with new_folder(self.folder) as scratch:
                 _clone(scratch, self._base)
-        (self._folder / PARAMS_FILE).write_bytes(self._base.params)
-        change(self._folder / PARAMS_FILE, self._changes)
+        (self.folder / PARAMS_FILE).write_bytes(self._base.params)
+        change(self.folder / PARAMS_FILE, self._changes)
 
     def _is_saved(self, reference: str) -> bool:
         if not git("for-each-ref", reference):
             return False
-        if git("show", f"{reference}:./{PARAMS_FILE}") != (self._folder / PARAMS_FILE).read_text("utf-8").strip():
+        if git("show", f"{reference}:./{PARAMS_FILE}") != (self.folder / PARAMS_FILE).read_text("utf-8").strip():
             raise FailedError(f"a different experiment {self.name} exists; choose another study name, or remove it")
         return True
 
     def _execute(self, log: BinaryIO, *command: str, watch: Callable[[], None] = lambda: None) -> None:
         process = subprocess.Popen(
             command,
-            cwd=self._folder,
+            cwd=self.folder,
             env=self._environment(),
             stdout=log,
             stderr=log,

@@ -11,12 +11,12 @@ import psutil
 
 from convae.history.git import Place
 from convae.history.lock import CODE, REPORTS, Execution, chain, written
-from convae.names import PARTS
+from convae.names import PARTS, code
 from convae.tracking.context import process_tags, this_host
 from convae.tracking.facts import Fact, facts_in, files_in
 from convae.tracking.moving import REPOSITORY
 from convae.tracking.store import ending, every_run, open_store, store_root
-from convae.tracking.wording import GONE, all_params, code, hash_tags, link, row_name, tag_name, way_back
+from convae.tracking.wording import GONE, all_params, hash_tags, link, row_name, tag_name, way_back
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

@@ -1,6 +1,5 @@
 """Publishing encoder and classifier in MLflow's model registry."""
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -11,19 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convae.classifier import ImageClassifier, load_image_classifier
 from convae.datasets.image_set import ImageSet
-from convae.datasets.reading import Reading
 from convae.errors import ConvaeError
-from convae.evaluation.concerns import beside_accuracy
-from convae.history.git import Place
 from convae.history.lineage import find_producer
 from convae.history.lock import content_hash
-from convae.models.geometry import show
+from convae.model_card import model_card
+from convae.names import code
 from convae.params import load_params
 from convae.tracking.fetch import MODEL
 from convae.tracking.records import Records
 from convae.tracking.store import known_store, one_at_a_time, store_errors
 from convae.tracking.sync import sync
-from convae.tracking.wording import code
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,7 +60,10 @@ def publish(folder: Path) -> None:
             sync(records)  # before the lock below, which sync takes too
         run = records.find(records.stages, execution.key)
         assert run is not None, "sync adds every execution"
-        card = _card(classifier, place)
+        back = (
+            f"Restore the experiment with {code(place.command)}." if place.command else "Not committed when published."
+        )
+        card = model_card(classifier.encoder, classifier.description, back)
         versions = {}
         with one_at_a_time():
             for name, parts in ((ENCODER, ("encoder",)), (CLASSIFIER, ("encoder", "classifier"))):
@@ -164,35 +163,3 @@ def _move_champion(client: "MlflowClient", versions: Mapping[str, Published], ta
     for name, published in versions.items():
         client.set_registered_model_alias(name, CHAMPION, published.version)
     return f"{CHAMPION} is version {versions[CLASSIFIER].version}: models:/{CLASSIFIER}@{CHAMPION}"
-
-
-def _reading(reading: Reading) -> str:
-    white = f", {reading.white_level} white where there are more than 8 bits" if reading.white_level else ""
-    return f"fit by {reading.fit}{white}"
-
-
-def _card(classifier: ImageClassifier, place: Place) -> str:
-    """A model card in Markdown."""
-    about, config = classifier.description, classifier.encoder.config
-    data, test, kind = config["trained_on"], about["test"], classifier.encoder.image_type
-    layers = ", ".join(f"{layer['filters']} filters of {show(layer['kernel'])} pixels" for layer in config["layers"])
-    size = " × ".join(map(str, (config["channels"], *config["image_size"])))
-    back = f"Restore the experiment with {code(place.command)}." if place.command else "Not committed when published."
-    return f"""# Convolutional autoencoder of {data["dataset"]}
-
-| | |
-| --- | --- |
-| encoder | {layers or "no layers"}; {about["dimension"]} features |
-| trained on | {data["images"]} images of {size}, hash `{data["sha256"][:12]}` |
-| classifier | {about["kind"].replace("_", " ")}, {len(about["classes"])} classes |
-| accuracy | test {100 * test["accuracy"]:.2f} % (95 % interval {100 * test["accuracy_low"]:.2f} to \
-{100 * test["accuracy_high"]:.2f}), validation {100 * about["validation"]["accuracy"]:.2f} % |
-| other metrics | {code(beside_accuracy(test)) if "balanced_accuracy" in test else "not measured"} |
-| versions | {", ".join(f"{name} {number}" for name, number in config["versions"].items())} |
-
-{back} Images are `{kind} [N, C, H, W]`. Classes: {code(json.dumps(about["classes"], ensure_ascii=False))}.
-
-The models were trained on images of this kind, of {show(tuple(config["image_size"]))} pixels. Features of images of
-other sizes are not comparable: resize images first ({_reading(classifier.encoder.reading())}). Accuracy on other kinds
-of images has not been measured, and there is no class for images that belong to none of the classes.
-"""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from convae.history.git import Place, lock_at
 from convae.history.lock import Execution, Executions, chain, reports_in, written
+from convae.names import code
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as Recorded
@@ -77,16 +78,6 @@ def link(text: str, run: "Recorded | None", page: str = "") -> str:
     if run is None:
         return text
     return f"[{text}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{page})"
-
-
-def code(text: str) -> str:
-    """Return Markdown that shows the text literally, as code.
-
-    Example:
-        >>> code("a|b")
-        '`a_b`'
-    """
-    return "`" + re.sub(r"[`|]", "_", text) + "`"
 
 
 def way_back(command: str) -> str:
