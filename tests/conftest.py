@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from helpers import REPOSITORY
 from saved_models import ending, save_models
 from sklearn.datasets import load_digits
+from web_server import Server, serving
 
 from convae.datasets.image_set import ImageSet, write_image_set
 from convae.params import Params, load_params
@@ -135,3 +136,10 @@ def convae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
     monkeypatch.chdir(tmp_path)
     save_models()
     return lambda *arguments: ending(monkeypatch, *arguments)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as running:
+        yield running

@@ -20,7 +20,7 @@ from convae.models.readout import Readout
 
 COMMANDS = {
     "features": ["features", "picture.png", "-o", "features.npy", "--force"],
-    "info": ["info"],
+    "info": ["info", "models/encoder"],
     "reconstruct": ["reconstruct", "picture.png", "-o", "made", "--force"],
     "export": ["export", "--onnx", "encoder.onnx"],
     "classify": ["classify", "picture.png"],

@@ -221,6 +221,7 @@ def test_every_command_exists_and_has_help(repository):
             "export",
             "info",
             "publish",
+            "push",
             "ui",
             "sync",
             "lineage",

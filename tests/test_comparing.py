@@ -165,6 +165,8 @@ def test_unreadable_pictures_are_left_out(pictures, monkeypatch, capsys):
         (["similar", "query.png", "pictures", "--sheet", "sheet.jpg"], "the suffix must be .png"),
         (["similar", "missing.png", "pictures"], "skipped"),
         (["anomalies", "pictures"], "models/reference: not a reference for anomalies"),
+        (["anomalies", "pictures", "--threshold", "nan"], "--threshold: a number"),
+        (["anomalies", "pictures", "--sheet", "query.png/odd.png"], "query.png: a file; name a folder"),
         (["anomalies", "pictures", "--model", "nowhere"], "nowhere/encoder: not an encoder"),
     ],
 )
@@ -237,3 +239,76 @@ def test_an_index_that_can_not_be_kept_is_used_all_the_same(pictures, monkeypatc
     (tmp_path / "cache").write_text("a file, not a folder")
     assert len(Index.of_folder(load_encoder("models/encoder"), pictures).files) == 40
     assert "the index is not kept" in capsys.readouterr().err
+
+
+def test_an_encoder_that_was_never_saved_has_an_index_of_its_own(pictures, tmp_path):
+    saved, other = load_encoder("models/encoder"), load_encoder("models/encoder")
+    saved.sha256 = other.sha256 = ""
+    other.autoencoder.layers[0].convolution.weight *= -1
+    first, second = (Index.of_folder(encoder, pictures, tmp_path / "cache") for encoder in (saved, other))
+    assert not np.allclose(first.features, second.features)
+    np.testing.assert_array_equal(Index.of_folder(saved, pictures, tmp_path / "cache").features, first.features)
+
+
+def test_pictures_that_swapped_their_names_are_computed_again(pictures):
+    one, other = (pictures / name for name in ("even/00.png", "even/02.png"))
+    size = max(path.stat().st_size for path in (one, other))
+    for path in (one, other):
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, ns=(0, 0))
+    encoder = load_encoder("models/encoder")
+    before = Index.of_folder(encoder, pictures).features[[0, 1]]
+    one.rename("moved")
+    other.rename(one)
+    Path("moved").rename(other)
+    np.testing.assert_array_equal(Index.of_folder(encoder, pictures).features[[1, 0]], before)
+
+
+def test_broken_links_and_pipes_are_reported_and_left_out(pictures, monkeypatch, capsys):
+    (pictures / "even/broken.png").symlink_to("nothing.png")
+    os.mkfifo(pictures / "even/pipe.png")
+    index = Index.of_folder(load_encoder("models/encoder"), pictures)
+    assert len(index.files) == 40
+    told = capsys.readouterr().err
+    assert "broken.png: No such file" in told
+    assert "pipe.png: not a regular file" in told
+
+
+def test_an_index_of_another_shape_is_made_anew(pictures):
+    from pyarrow import parquet
+
+    encoder = load_encoder("models/encoder")
+    expected = Index.of_folder(encoder, pictures).features
+    (file,) = Path("cache/convae").iterdir()
+    table = parquet.read_table(file)
+    parquet.write_table(table.rename_columns([*table.column_names[:-1], "Features"]), file)
+    np.testing.assert_array_equal(Index.of_folder(encoder, pictures).features, expected)
+
+
+def test_fractions_and_files_are_alike_on_a_sheet(reference, monkeypatch, capsys):
+    np.save("fractions.npy", DIGITS[:2, None].astype(np.float32) / 255)
+    np.save("bytes.npy", DIGITS[:2, None])
+    Image.fromarray(DIGITS[2]).save("digit.png")
+    sheets = []
+    for name in ("fractions", "bytes"):
+        command = ["anomalies", f"{name}.npy", "digit.png", "--sheet", "sheet.png", "--force"]
+        assert run(monkeypatch, capsys, *command)[1] == ""
+        sheets.append(np.asarray(Image.open("sheet.png").convert("L"))[:120])
+    assert (sheets[0].mean(axis=0) == sheets[1].mean(axis=0)).mean() > 0.9  # all but the names
+
+
+def test_a_sheet_of_many_neighbors_shows_the_first(pictures, monkeypatch, capsys):
+    Image.fromarray(DIGITS[100]).save("query.png")
+    out, error = run(monkeypatch, capsys, "similar", "query.png", pictures, "-k", 40, "--sheet", "sheet.png")
+    assert error == ""
+    assert len(out.splitlines()) == 40
+    width, height = Image.open("sheet.png").size
+    assert width / height == pytest.approx(10 * 1.25 / 1.8, rel=0.15)
+
+
+def test_json_has_names_as_they_are(reference, monkeypatch, capsys):
+    name = os.fsdecode(b"new\nline\xff.png")
+    Image.fromarray(DIGITS[0]).save(name)
+    out, error = run(monkeypatch, capsys, "anomalies", name, "--json", "--sheet", "sheet.png")
+    assert error == ""
+    assert json.loads(out)[0]["file"] == name

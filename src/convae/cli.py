@@ -16,6 +16,8 @@ from convae.terminal import finished_bars, survive_any_encoding
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+ELSEWHERE = "fashion_mnist, cifar10, or an address: models:/name@alias, hf://owner/name, https://host/model.tar"
+
 EXAMPLES = """examples:
   convae check pictures/                       can the pipeline use them, and with which parameters?
   convae classify photo.jpg pictures/          labels and probabilities
@@ -23,8 +25,10 @@ EXAMPLES = """examples:
   convae similar photo.jpg pictures/           the pictures most like it
   convae anomalies pictures/ --sheet odd.png   the most unusual pictures first
   convae info models/encoder                   layers, training data, accuracy
+  convae info                                  the encoders of the package, too
   convae export --onnx encoder.onnx            for runtimes without Python
   convae publish                               register encoder and classifier in MLflow
+  convae push hf://owner/name                  upload them to the Hugging Face Hub
   convae ui                                    compare experiments in a browser
   convae search search.yaml                    vary parameters; start it again for more workers
   convae sync                                  after `git pull`, `dvc exp pull` or runs without MLflow
@@ -59,6 +63,7 @@ examples:
     "classify": f"""{IMAGES}
 examples:
   convae classify photo.jpg
+  convae classify shoe.png --model fashion_mnist
   convae classify pictures/ --json --model models:/convae-classifier@champion
 """,
     "reconstruct": f"""{IMAGES}
@@ -100,8 +105,17 @@ Two validation images are stored with each model as its input example.
 example:
   convae publish && mlflow models serve -m models:/convae-classifier@champion --env-manager local
 """,
-    "info": """examples:
+    "push": """Uploads encoder, classifier and a model card; the repository is made if it does not exist. Sign in first
+with `hf auth login`, or set HF_TOKEN. This needs convae[hub].
+
+example:
+  convae push hf://owner/name
+""",
+    "info": """Without an argument, describes models/encoder if it exists, and lists the encoders of the package.
+
+examples:
   convae info
+  convae info fashion_mnist
   convae info models:/convae-classifier@champion
 """,
     "ui": """example:
@@ -202,7 +216,7 @@ def _add_picture_commands(commands: Commands) -> None:
 
     classify = _add(commands, "classify", "commands:classify", "predict the class of each picture")
     _add_images(classify)
-    text = "a folder with encoder/ and classifier/, or a models:/ address (default: %(default)s)"
+    text = f"a folder with encoder/ and classifier/, or {ELSEWHERE} (default: %(default)s)"
     classify.add_argument("--model", default="models", metavar="FOLDER", help=text)
     classify.add_argument("--json", action="store_true", dest="as_json", help="print a list of objects, not lines")
 
@@ -221,7 +235,7 @@ def _add_comparing_commands(commands: Commands) -> None:
     _add_encoder(similar)
     anomalies = _add(commands, "anomalies", "comparing:anomalies", "print how unusual pictures are, worst first")
     _add_images(anomalies)
-    text = "a folder with encoder/ and reference/ (default: %(default)s)"
+    text = "a folder with encoder/ and reference/, or an address (default: %(default)s)"
     anomalies.add_argument("--model", default="models", metavar="FOLDER", help=text)
     anomalies.add_argument(
         "--threshold", type=float, metavar="SCORE", help="print only pictures with this score or more"
@@ -243,7 +257,7 @@ def _add_encoder_commands(commands: Commands) -> None:
     _add_force(export)
 
     info = _add(commands, "info", "commands:print_info", "describe an encoder: layers, training data, accuracy")
-    info.add_argument("source", nargs="?", default="models/encoder", metavar="ENCODER", help="(default: %(default)s)")
+    info.add_argument("source", nargs="?", metavar="ENCODER", help=f"a folder, or {ELSEWHERE}")
 
 
 def _add_mlflow_commands(commands: Commands) -> None:
@@ -251,6 +265,10 @@ def _add_mlflow_commands(commands: Commands) -> None:
     publish = _add(commands, "publish", "tracking.registry:publish", text)
     text = "a folder with encoder/ and classifier/ (default: %(default)s)"
     publish.add_argument("--model", type=Path, default=Path("models"), metavar="FOLDER", dest="folder", help=text)
+
+    push = _add(commands, "push", "hub:push", "upload encoder and classifier to the Hugging Face Hub")
+    push.add_argument("address", metavar="ADDRESS", help="hf://owner/name")
+    push.add_argument("--model", type=Path, default=Path("models"), metavar="FOLDER", dest="folder", help=text)
 
     ui = _add(commands, "ui", "tracking.ui:open_ui", "sync, then serve MLflow's user interface on this machine only")
     ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: %(default)s)")
@@ -305,7 +323,7 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
         "--encoder",
         default="models/encoder",
         metavar="FOLDER",
-        help="a folder, or an address such as models:/convae-encoder@champion (default: %(default)s)",
+        help=f"a folder, or {ELSEWHERE} (default: %(default)s)",
     )
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from convae.addresses import fetched, is_elsewhere
+from convae.addresses import PRETRAINED, fetched, is_elsewhere, pretrained
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
 from convae.evaluation.saving import load_classifier
-from convae.files import check_folder, check_free, new_file
+from convae.files import check_folder, check_free, new_file, read_file, read_json
 from convae.models.geometry import show
 from convae.named_pictures import Pictures
 from convae.names import printable
@@ -24,6 +24,7 @@ from convae.names import printable
 # Rows written to a Parquet file at a time. Each group describes every column again, and there are often thousands of
 # columns: smaller groups would waste space.
 ROW_GROUP = 1024
+MOST_CARD_BYTES = 1 << 20
 Append = Callable[[np.ndarray, list[str]], None]
 
 
@@ -119,13 +120,13 @@ def classify(images: list[str], model: str, as_json: bool, device: str = "cpu") 
     found: list[dict[str, Any]] = []
     for batch in classifier.score_batches(pictures):
         for scores in batch:
-            file, best = pictures.used[len(found)], int(scores.argmax())
+            file, best = pictures.read[len(found)], int(scores.argmax())
             probability = float(scores[best]) if classifier.has_probabilities else None
             numbers = dict(zip(classes, map(float, scores), strict=True))
             found.append({"file": file, "label": classes[best], "probability": probability, number: numbers})
             if not as_json:
                 shown = "" if probability is None else f"{probability:7.2%}  "
-                tqdm.write(f"{printable(classes[best]):{width}}  {shown}{file}")
+                tqdm.write(f"{printable(classes[best]):{width}}  {shown}{printable(file)}")
     if as_json:
         print(json.dumps(found, indent=2))
     pictures.finish()
@@ -200,12 +201,27 @@ def _side_by_side(seen: np.ndarray, made: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-def print_info(source: str) -> None:
+def print_info(source: str | None) -> None:
     """`convae info`: describe an encoder, its training data and, if its classifier is next to it, its accuracy.
+
+    Args:
+        source: as in `load_encoder`; None for `models/encoder`, if there is one, and a list of the package's encoders.
 
     Raises:
         ConvaeError: there is no such encoder.
     """
+    if source:
+        return _describe(source)
+    if Path("models/encoder").exists():
+        _describe("models/encoder")
+        print()
+    print("encoders of the package:")
+    for name in pretrained():
+        accuracy = read_json(PRETRAINED / name / "classifier/classifier.json")["test"]["accuracy"]
+        print(f"  {name:15} test accuracy {accuracy:.2%}, {load_encoder(PRETRAINED / name / 'encoder')}")
+
+
+def _describe(source: str) -> None:
     with fetched(source) if is_elsewhere(source) else nullcontext() as published:
         folder = published / "encoder" if published else Path(source)
         encoder = load_encoder(folder)
@@ -216,9 +232,9 @@ def print_info(source: str) -> None:
         print(source)
         for name, text in about:
             print(f"  {name:16}{text}")
-        if published:
-            card = (published / "README.md").read_text("utf-8")  # from anybody, so escape control characters
-            print("", *map(printable, card.splitlines()), sep="\n")
+        if published and (published / "README.md").is_file():
+            card = read_file(published / "README.md", MOST_CARD_BYTES).decode("utf-8", "replace")
+            print("", *map(printable, card.splitlines()), sep="\n")  # from anybody, so escape control characters
 
 
 def _words(name: str) -> str:

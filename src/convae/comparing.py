@@ -1,18 +1,21 @@
 """The commands `convae similar` and `anomalies`."""
 
 import json
+import math
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from convae.addresses import fetched, is_elsewhere
 from convae.datasets.image_set import ImageSet
 from convae.datasets.pictures import UnusableError
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.anomalies import load_reference
-from convae.files import check_free, new_file
+from convae.files import check_folder, check_free, new_file
 from convae.named_pictures import Pictures
 from convae.names import printable
 
@@ -38,14 +41,12 @@ def similar(
     check_sheet(sheet, force)
     loaded = load_encoder(encoder, device)
     index = Index.of_folder(loaded, folder)
-    if not index.files:
-        raise ConvaeError(f"{folder}: no usable picture in it")
     pictures = Pictures(images, loaded, resize=True)
     found = index.similar(pictures, k)
     if as_json:
         table = [
             {"file": name, "similar": [{"file": file, "distance": distance} for file, distance in row]}
-            for name, row in zip(pictures.used, found, strict=True)
+            for name, row in zip(pictures.read, found, strict=True)
         ]
         print(json.dumps(table, indent=2))
     for name, row in zip(pictures.used, found, strict=True) if not as_json else ():
@@ -56,7 +57,7 @@ def similar(
     if sheet:
         queries = [(name, "") for name in pictures.read]
         rows = [
-            [query, *((file, f"{distance:.2f}") for file, distance in row)]
+            [query, *((file, f"{distance:.2f}") for file, distance in row[: COLUMNS - 1])]
             for query, row in zip(queries, found, strict=True)
         ]
         _draw([entry for row in rows for entry in row], pictures, loaded, sheet, columns=len(rows[0]) if rows else 1)
@@ -73,8 +74,11 @@ def anomalies(
             and `force` is off.
     """
     check_sheet(sheet, force)
-    encoder = load_encoder(Path(model) / "encoder", device)
-    reference = load_reference(Path(model) / "reference", encoder)
+    if threshold is not None and math.isnan(threshold):
+        raise ConvaeError("--threshold: a number is needed")
+    with fetched(model) if is_elsewhere(model) else nullcontext(Path(model)) as folder:
+        encoder = load_encoder(folder / "encoder", device)
+        reference = load_reference(folder / "reference", encoder)
     pictures = Pictures(images, encoder, resize=True)
     scores: list[float] = []
     for features in encoder.feature_batches(pictures, code=reference.code):
@@ -82,7 +86,7 @@ def anomalies(
     order = np.argsort(-np.asarray(scores), kind="stable").tolist()
     worst = [row for row in order if threshold is None or scores[row] >= threshold]
     if as_json:
-        print(json.dumps([{"file": pictures.used[row], "score": scores[row]} for row in worst], indent=2))
+        print(json.dumps([{"file": pictures.read[row], "score": scores[row]} for row in worst], indent=2))
     for row in worst if not as_json else ():
         print(f"{scores[row]:8.2f}  {pictures.used[row]}")
     if sheet:
@@ -97,6 +101,7 @@ def check_sheet(sheet: Path | None, force: bool) -> None:
         return
     if sheet.suffix.lower() != ".png":
         raise ConvaeError(f"{sheet}: the suffix must be .png")
+    check_folder(sheet.parent)
     check_free(sheet, force)
 
 
@@ -107,7 +112,7 @@ def _draw(
     from convae.reporting.drawing import Paint, gallery, save_figure, style
     from convae.reporting.space import beside_error_maps
 
-    most = max(columns, MOST_ON_SHEET // columns * columns)
+    most = MOST_ON_SHEET // columns * columns
     if len(entries) > most or not entries:
         told = f"the first {most} of {len(entries)} pictures" if entries else "no picture, so it is not written"
         print(f"convae: {sheet}: {told}", file=sys.stderr)
@@ -125,5 +130,5 @@ def _draw(
     paint = Paint.of(ImageSet(pixels, None, (), sha256=""), encoder.scale, None)
     shown = beside_error_maps(encoder, pixels, paint) if heat else list(paint(pixels))
     with style(), new_file(sheet) as scratch:
-        names = [Path(file).name for file, _ in entries]
+        names = [printable(Path(file).name) for file, _ in entries]
         save_figure(gallery(shown, [text for _, text in entries], names, columns), scratch, palette=False)

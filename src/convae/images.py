@@ -56,7 +56,7 @@ def image_batches(images: Images, reading: Reading, batch_size: Callable[[Size],
         array = channels_first(images, reading.channels)
         size = batch_size((array.shape[2], array.shape[3]))
         for start in range(0, max(1, len(array)), size):
-            yield _checked(array[start : start + size], reading.own_units)
+            yield checked_values(array[start : start + size], reading.own_units)
         return
     one = isinstance(images, (str, os.PathLike)) or _is_pillow(images) or not isinstance(images, Iterable)
     pixels = (_single(image, reading) for image in (cast("Iterable[Single]", [images] if one else images)))
@@ -69,7 +69,7 @@ def _single(image: Single, reading: Reading) -> Tensor:
     """Read one image as `[C, H, W]`."""
     if isinstance(image, (np.ndarray, Tensor)):
         some = image[None, None] if image.ndim == 2 and reading.channels == 1 else image[None]
-        return _checked(channels_first(some, reading.channels), reading.own_units)[0]
+        return checked_values(channels_first(some, reading.channels), reading.own_units)[0]
     from convae.datasets.pictures import UnusableError, from_pillow, read_picture
 
     try:
@@ -126,7 +126,7 @@ def channel_axis(shape: Sequence[int]) -> int:
     return 3 if last < first else 1
 
 
-def _checked(images: Array, own_units: bool) -> Tensor:
+def checked_values(images: Array, own_units: bool) -> Tensor:
     """Check values and return a contiguous tensor of `uint8`, or of `float32` from 0 to 1 or in the encoder's units."""
     if isinstance(images, np.ma.MaskedArray):
         raise ConvaeError("images are a masked array, but encoders ignore masks; fill it with images.filled(0)")

@@ -14,14 +14,19 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from convae.encoder import Encoder
+from convae.errors import ConvaeError
 from convae.evaluation.neighbors import directions, nearest
 from convae.files import new_file
 from convae.images import Images
 from convae.named_pictures import Pictures, pictures_below
+from convae.names import printable
 from convae.remote import cache_folder
 
-FORMAT = "1"
-Key = tuple[str, int, int]  # a picture's name, size in bytes and modification time in nanoseconds
+FORMAT = "2"
+# A picture's name, size in bytes, and times of its last modification and last change of status (by which a file under
+# another name is noticed) in nanoseconds.
+Key = tuple[str, int, int, int]
+COLUMNS = ("file", "size", "modified", "changed")
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Index:
         """Index every picture in a folder, at any depth.
 
         The index is kept in `cache` under the folder's and the encoder's name. Pictures of the same size in bytes and
-        modification time as before are not computed again; one that can't be read is reported and left out.
+        with the same times as before are not computed again; one that can't be read is reported and left out.
 
         Args:
             encoder: computes the features.
@@ -57,10 +62,12 @@ class Index:
             cache: where indexes are kept; by default `$XDG_CACHE_HOME/convae` or `~/.cache/convae`.
 
         Raises:
-            ConvaeError: there are no pictures.
+            ConvaeError: there is no picture that can be read.
         """
         path = (cache or cache_folder()) / f"{_name(Path(folder), encoder)}.parquet"
-        keys = list(map(_key, pictures_below(str(folder))))
+        keys = list(filter(None, map(_key, pictures_below(str(folder)))))
+        if not keys:
+            raise ConvaeError(f"{folder}: no usable picture in it")
         columns = _columns(keys)
         table = _read(path, encoder)
         if table is not None and table.select(list(columns)).equals(pa.table(columns)):  # nothing has changed
@@ -84,6 +91,8 @@ class Index:
                 rows = [places[key] for key in kept]
                 _write(path, encoder, kept, features[rows])
         usable = [key for key in keys if key in places]
+        if not usable:
+            raise ConvaeError(f"{folder}: no usable picture in it")
         rows = [places[key] for key in usable]
         return cls(encoder, [key[0] for key in usable], features[rows])
 
@@ -92,8 +101,13 @@ class Index:
 
         Args:
             images: as in `Encoder.features`.
-            k: number of pictures, or all if there are fewer.
+            k: number of pictures, 1 or more, or all if there are fewer.
+
+        Raises:
+            ConvaeError: k is less than 1; or see `Encoder.features`.
         """
+        if k < 1:
+            raise ConvaeError(f"k = {k}: 1 or more is needed")
         features = directions(self.encoder.features(images, code=self.encoder.code is not None))
         distances, rows = nearest(features, self.features, min(k, len(self.files)))
         return [
@@ -102,29 +116,29 @@ class Index:
         ]
 
 
-def _key(file: str) -> Key:
-    status = os.stat(file)  # noqa: PTH116 - much faster
-    return file, status.st_size, status.st_mtime_ns
+def _key(file: str) -> Key | None:
+    try:
+        status = os.stat(file)  # noqa: PTH116 - much faster
+    except OSError as error:  # a link that leads nowhere, or a picture that was just removed
+        print(f"convae: {printable(file)}: {error.strerror}", file=sys.stderr)
+        return None
+    return file, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _name(folder: Path, encoder: Encoder) -> str:
-    about = os.fsencode(folder.resolve()) + b"\n" + os.fsencode(folder) + b"\n" + encoder.sha256.encode()
+    about = os.fsencode(folder.resolve()) + b"\n" + os.fsencode(folder) + b"\n" + _about(encoder).encode()
     return hashlib.sha256(about).hexdigest()[:32]
 
 
 def _columns(keys: list[Key]) -> dict[str, pa.Array]:
     """What an index keeps of each picture beside its features."""
-    files, sizes, changed = zip(*keys, strict=True)
-    return {
-        "file": pa.array(map(os.fsencode, files), pa.binary()),
-        "size": pa.array(sizes),
-        "changed": pa.array(changed),
-    }
+    files, *numbers = zip(*keys, strict=True)
+    return dict(zip(COLUMNS, (pa.array(map(os.fsencode, files), pa.binary()), *map(pa.array, numbers)), strict=True))
 
 
 def _keys(table: pa.Table) -> list[Key]:
-    names = map(os.fsdecode, table["file"].to_pylist())
-    return list(zip(names, table["size"].to_pylist(), table["changed"].to_pylist(), strict=True))
+    files, *numbers = (table[name].to_pylist() for name in COLUMNS)
+    return list(zip(map(os.fsdecode, files), *numbers, strict=True))
 
 
 def _features(table: pa.Table | None, encoder: Encoder) -> np.ndarray:
@@ -142,8 +156,9 @@ def _read(path: Path, encoder: Encoder) -> pa.Table | None:
         table = parquet.read_table(path, page_checksum_verification=True)
     except (OSError, ValueError, pa.ArrowException):
         return None
-    metadata = table.schema.metadata or {}
-    return table.replace_schema_metadata() if metadata.get(b"convae") == _about(encoder).encode() else None
+    metadata, names = table.schema.metadata or {}, table.column_names
+    known = metadata.get(b"convae") == _about(encoder).encode() and names == [*COLUMNS, "features"]
+    return table.replace_schema_metadata() if known else None
 
 
 def _write(path: Path, encoder: Encoder, keys: list[Key], features: np.ndarray) -> None:
@@ -162,4 +177,5 @@ def _write(path: Path, encoder: Encoder, keys: list[Key], features: np.ndarray) 
 
 
 def _about(encoder: Encoder) -> str:
-    return f"index {FORMAT} of {encoder.sha256}"
+    # An encoder that was never saved has no hash yet.
+    return f"index {FORMAT} of {encoder.sha256 or encoder.serialize()[0]['sha256']}"

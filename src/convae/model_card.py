@@ -43,8 +43,7 @@ def _rows(encoder: Encoder, classifier: Mapping[str, Any] | None, size: str) -> 
     config = encoder.config
     data = config["trained_on"]
     layers = ", ".join(f"{layer['filters']} filters of {show(layer['kernel'])} pixels" for layer in config["layers"])
-    dimension = classifier["dimension"] if classifier else encoder.features([]).shape[1]
-    yield "encoder", f"{layers or 'no layers'}; {dimension} features"
+    yield "encoder", f"{layers or 'no layers'}; {encoder.features([]).shape[1]} features"
     yield "trained on", f"{data['images']} images of {size}, hash `{data['sha256'][:12]}`"
     if classifier:
         test, validation = classifier["test"], classifier["validation"]

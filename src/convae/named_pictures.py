@@ -20,11 +20,12 @@ from convae.datasets.pictures import UnusableError, read_picture
 from convae.datasets.reading import Reading
 from convae.encoder import Encoder
 from convae.errors import ConvaeError
-from convae.images import channels_first
+from convae.images import channels_first, checked_values
 from convae.models.geometry import show
 from convae.names import printable
 from convae.terminal import warn_beside_bars
 
+STACKS = (".npy", ".npz")
 AHEAD = 16  # pictures decoded in advance; bounds the memory they take
 
 
@@ -52,9 +53,10 @@ class Pictures:
         self.place = 0
         self._reading = encoder.reading(resize)
         self.arrays: dict[str, np.ndarray] = {}
-        self.files = [file for argument in arguments for file in self._stack(argument) or _named(argument)]
+        named = [name for argument in arguments for name in _named(argument)]
+        self.files = [file for name in named for file in (self._stack(name) if name.endswith(STACKS) else [name])]
         if not self.files:
-            raise ConvaeError("no pictures: standard input is empty")
+            raise ConvaeError("no pictures: " + ("the arrays are empty" if named else "standard input is empty"))
         self._check_size = encoder.batch_size
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -76,12 +78,18 @@ class Pictures:
                             yield pixels
 
     def pixels(self, file: str, reading: Reading) -> np.ndarray:
-        """The pixels of a picture that `arrays` has, or that is read again.
+        """The pixels of a picture that `arrays` has, or that is read again: `uint8` unless they are in other units.
 
         Raises:
             UnusableError: it can't be read.
         """
-        return self.arrays[file] if file in self.arrays else read_picture(file, reading)
+        if file not in self.arrays:
+            return read_picture(file, reading)
+        pixels = self.arrays[file]
+        if reading.own_units or pixels.dtype == np.uint8:
+            return pixels
+        shown: np.ndarray = np.rint(255 * pixels).astype(np.uint8)
+        return shown
 
     def finish(self) -> None:
         """Check that no picture was skipped.
@@ -94,18 +102,19 @@ class Pictures:
             raise ConvaeError(f"{missing} of {len(self.files)} pictures were skipped")
 
     def _stack(self, argument: str) -> list[str]:
-        """Names for the images of an array, such as `stack.npy[0]`; empty for other arguments."""
-        if Path(argument).suffix not in (".npy", ".npz"):
-            return []
+        """Names for the images of an array, such as `stack.npy[0]`."""
         try:
             opened = np.load(argument, mmap_mode="r", allow_pickle=False)
             if not isinstance(opened, np.ndarray):
-                opened = opened["images" if "images" in opened.files else "arr_0"]
+                names = [name for name in ("images", "arr_0") if name in opened.files]
+                if not names:
+                    raise ConvaeError(f"it holds {', '.join(opened.files)}; one named images is needed")
+                opened = opened[names[0]]
             if opened.ndim not in (3, 4) or opened.dtype.kind not in "uif":
                 raise ConvaeError(f"an array of {opened.dtype} {list(opened.shape)}; images [N, C, H, W] are needed")
             images = channels_first(opened, self._reading.channels)
         except Exception as error:  # a damaged archive can make its readers raise nearly anything
-            raise ConvaeError(f"{argument}: not a readable array of images ({error})") from None
+            raise ConvaeError(f"{printable(argument)}: not a readable array of images ({error})") from None
         names = [f"{argument}[{row}]" for row in range(len(images))]
         self.arrays |= zip(names, images, strict=True)
         return names
@@ -118,14 +127,15 @@ class Pictures:
                 pixels = self.arrays[file]
                 if not np.isfinite(pixels).all():
                     return UnusableError("NaN or infinity")
+                checked_values(pixels, self._reading.own_units)
                 if self._reading.size not in (None, pixels.shape[1:]):
                     size, wanted = (show((one[0], one[1])) for one in (pixels.shape[1:], self._reading.size or (0, 0)))
-                    return UnusableError(f"{size} pixels, not {wanted}; arrays are not resized (see --original-size)")
+                    return UnusableError(f"{size} pixels, not {wanted}; arrays are not resized")
             self._check_size((pixels.shape[1], pixels.shape[2]))
         except UnusableError as error:
             return error
         except ConvaeError as error:
-            return UnusableError(f"{error} (omit --original-size)")
+            return UnusableError(f"{error}" + ("" if self._reading.size else " (omit --original-size)"))
         return pixels
 
 
@@ -169,13 +179,21 @@ def _files_below(folder: str) -> Iterator[str]:
     Raises:
         OSError: a folder is unreadable.
     """
-    with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if not (entry.name.startswith(".") or is_litter(entry.name))]
-    for entry in sorted(kept, key=lambda one: one.name):
-        if not entry.is_dir():
+    waiting = [_entries(folder)]
+    while waiting:  # not recursive: folders may be nested deeper than Python's calls
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+        elif not entry.is_dir():
             yield entry.path
         elif entry.is_symlink():
             advice = "name the linked folder, or remove the link"
             raise ConvaeError(f"{entry.path}: links to folders are not followed; {advice}")
         else:
-            yield from _files_below(entry.path)
+            waiting.append(_entries(entry.path))
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        kept = [entry for entry in entries if not (entry.name.startswith(".") or is_litter(entry.name))]
+    return iter(sorted(kept, key=lambda one: one.name))

@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -39,8 +39,15 @@ _PIECE = 1 << 20
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/convae`, or `~/.cache/convae`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convae"
+    """`$XDG_CACHE_HOME/convae`, or `~/.cache/convae`.
+
+    Raises:
+        ConvaeError: this user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convae"
+    except RuntimeError:
+        raise ConvaeError("this user has no home folder for a cache; set XDG_CACHE_HOME") from None
 
 
 def cached(address: str) -> Path:
@@ -142,7 +149,7 @@ def _unpack(archive: Path, target: Path) -> None:
                 with members[name]() as stream, (target / place).open("wb") as output:
                     left -= _copy(stream, output, left, place)
     except (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConvaeError(f"not a readable archive: {error}") from None
+        raise ConvaeError(f"not a readable archive: {' '.join(str(error).split())}") from None
 
 
 @contextmanager
@@ -198,14 +205,15 @@ def _places(names: list[str]) -> dict[str, str]:
 def _from_hub(address: str) -> Path:
     """Download a repository of the Hub into the cache of its own client, which resumes and checks hashes."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import DryRunError
 
     repository, _, revision = address.removeprefix("hf://").partition("@")
     revision, files = revision or "main", list(FILES)
     try:
-        for file in snapshot_download(repository, revision=revision, allow_patterns=files, dry_run=True):
-            if (file.file_size or 0) > MOST_BYTES:
-                raise ConvaeError(f"{address}: {file.filename} has more than {MOST_BYTES} bytes")
+        with suppress(DryRunError):  # without the Hub, the cache may still have the model
+            for file in snapshot_download(repository, revision=revision, allow_patterns=files, dry_run=True):
+                if (file.file_size or 0) > MOST_BYTES:
+                    raise ConvaeError(f"{address}: {file.filename} has more than {MOST_BYTES} bytes")
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except (OSError, ValueError) as error:  # among others, HTTP errors of the Hub, and names that it does not allow
         raise ConvaeError(f"{address}: {' '.join(str(error).split())}") from None

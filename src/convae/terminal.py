@@ -1,16 +1,24 @@
 """Print messages in any encoding, and never onto the line of a progress bar."""
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 
 def survive_any_encoding() -> None:
-    """Make stdout and stderr escape characters that the terminal can't encode, instead of raising an error."""
+    """Make stdout and stderr escape characters that the terminal can't encode, instead of raising an error.
+
+    Streams that the parent process has closed become empty.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115 - until the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

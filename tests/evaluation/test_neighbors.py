@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from convae.evaluation import neighbors
-from convae.evaluation.neighbors import SPARE, near_copies, nearest, vote
+from convae.evaluation.neighbors import near_copies, nearest, vote
 
 
 @pytest.mark.parametrize("offset", [0, 1000])  # far from zero, a matrix product alone would round the order away
@@ -22,11 +22,22 @@ def test_the_neighbors_of_digits_are_exact(offset):
 def test_many_queries_are_searched_in_batches(monkeypatch):
     features = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
     whole = nearest(features[:50], features, 3)
-    monkeypatch.setattr(neighbors, "BATCH_VALUES", 7 * (300 + (3 + SPARE) * 16))
+    monkeypatch.setattr(neighbors, "BATCH_VALUES", 7 * 300)
     for one, other in zip(nearest(features[:50], features, 3), whole, strict=True):
         np.testing.assert_array_equal(one, other)
     expected = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(features).kneighbors(features[:50])[1]
     np.testing.assert_array_equal(whole[1], expected)
+
+
+@pytest.mark.parametrize("radius", [0, 1e-6, 1e-5, 1e-4, 1e-3])
+def test_near_copies_are_in_their_exact_order(radius):
+    random = np.random.default_rng(0)
+    cluster = (random.normal(size=256) + radius * random.normal(size=(2000, 256))).astype(np.float32)
+    cluster /= np.linalg.norm(cluster, axis=1, keepdims=True)
+    expected = np.linalg.norm(cluster[:20, None].astype(np.float64) - cluster, axis=2)
+    distances, rows = nearest(cluster[:20], cluster, 5)
+    np.testing.assert_array_equal(rows, np.argsort(expected, axis=1, kind="stable")[:, :5])
+    assert not distances[:, 0].any()
 
 
 def test_votes_are_those_of_a_classifier():

@@ -83,7 +83,7 @@ ORDER = [
     {"addresses"},
     {"features", "encoder", "training", "evaluation", "history"},
     {"classifier", "estimators", "export", "model_card", "named_pictures"},
-    {"checking", "commands", "index", "serving"},
+    {"checking", "commands", "hub", "index", "serving"},
     {"tracking", "reporting", "comparing"},
     {"stages"},
     {"search"},

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import chromium, mlflow_server, needs_chromium, wait_for
 from mlflow import MlflowClient
@@ -35,7 +36,6 @@ def card() -> str:
     description = {
         "kind": "ridge",
         "classes": HOSTILE,
-        "dimension": 3,
         "test": {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6},
         "validation": {"accuracy": 0.5},
     }
@@ -46,7 +46,9 @@ def card() -> str:
         "trained_on": {"dataset": "image_folder", "images": 9, "sha256": "0" * 64},
         "versions": {"torch": "2"},
     }
-    encoder: Any = SimpleNamespace(config=config, image_type="uint8", reading=lambda: Reading(1, (8, 8)))
+    encoder: Any = SimpleNamespace(
+        config=config, image_type="uint8", reading=lambda: Reading(1, (8, 8)), features=lambda images: np.zeros((0, 3))
+    )
     return model_card(encoder, description, f"Restore the experiment with {code(HOSTILE[2])}.")
 
 

@@ -81,6 +81,8 @@ def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
     """
     _check_reading(reading)
     try:
+        if not Path(path).is_file() and Path(path).exists():  # reading a pipe might never end
+            raise UnusableError("not a regular file")
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         raise UnusableError(getattr(error, "strerror", None) or str(error)) from None

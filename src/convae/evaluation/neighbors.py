@@ -12,7 +12,6 @@ AMONG_VALUES = 1 << 25  # 128 MiB of features, which takes seconds
 # Of the usual distance between two images. In Fashion-MNIST, 0.15 % of the validation images have a training image that
 # near, and of copies shifted by up to a pixel and up to 10 % brighter, 14 % (`python -m benchmark.neighbors`).
 NEAR = 0.25
-SPARE = 16  # further candidates: fast distances are rounded, so the order of near ties is not certain
 BATCH_VALUES = 1 << 24  # 64 MiB
 
 
@@ -31,12 +30,13 @@ def directions(features: np.ndarray) -> np.ndarray:
 def nearest(features: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the k nearest of the others to each row, by Euclidean distance.
 
-    Candidates are found by one matrix product, and then compared exactly. Without scikit-learn, whose import would take
-    longer than a search among 100 000 images.
+    One matrix product gives rounded distances. Rows that may be among the nearest, given the bound on their rounding
+    error (Higham 2002, section 3.1), are then compared exactly. Without scikit-learn, whose import would take longer
+    than a search among 100 000 images.
 
     Args:
         features, others: `float32 [N, d]` and `[M, d]`.
-        k: at most M.
+        k: from 1 to M.
 
     Returns:
         Distances `float64 [N, k]`, ascending, and rows of `others`, `int64 [N, k]`. Of equal distances, the lower row
@@ -48,19 +48,27 @@ def nearest(features: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarra
         ([[1.0, 5.0]], [[1, 0]])
     """
     others = np.asarray(others)
-    candidates = min(k + SPARE, len(others))
     halves = np.square(others).sum(axis=1) / 2
+    longest = np.sqrt(2 * halves.max(initial=0))
     distances, rows = np.empty((len(features), k)), np.empty((len(features), k), np.int64)
-    step = max(1, BATCH_VALUES // (len(others) + candidates * others.shape[1]))
+    step = max(1, BATCH_VALUES // len(others))
     for start in range(0, len(features), step):
         batch = np.asarray(features[start : start + step])
-        found = np.argpartition(halves - batch @ others.T, candidates - 1, axis=1)[:, :candidates]
-        found.sort(axis=1)
-        exact = np.linalg.norm(others[found] - batch[:, None].astype(np.float64), axis=2)
-        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
-        distances[start : start + step] = np.take_along_axis(exact, order, axis=1)
-        rows[start : start + step] = np.take_along_axis(found, order, axis=1)
+        # Of half the squared distance, without the part that is the same for all others.
+        error = others.shape[1] * np.finfo(np.float32).eps * longest * (longest + np.linalg.norm(batch, axis=1))
+        for row, (one, rounded) in enumerate(zip(batch, halves - batch @ others.T, strict=True), start):
+            limit = np.partition(rounded, k - 1)[k - 1] + 2 * error[row - start]
+            found = np.flatnonzero(rounded <= limit)
+            parts = np.array_split(found, -(-found.size * others.shape[1] // BATCH_VALUES))  # bounds memory
+            exact = np.concatenate([_distances(one, others[part]) for part in parts])
+            order = np.argsort(exact, kind="stable")[:k]
+            distances[row], rows[row] = exact[order], found[order]
     return distances, rows
+
+
+def _distances(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    distances: np.ndarray = np.linalg.norm(others - one.astype(np.float64), axis=1)
+    return distances
 
 
 def vote(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -54,7 +54,7 @@ from convae.training.probe import Probe
 from convae.training.state import quiet_lightning
 
 CHECKPOINTS = Path(".convae/checkpoints")
-POINTS = 50  # rows of the history, at least about so many
+POINTS = 50  # rows of the history: about so many, or one per epoch if there are more epochs
 BEST, LAST = "best.ckpt", "last.ckpt"
 LIGHTNING = (2, 6)  # the first version that reads its checkpoints without unpickling
 KEPT_SECONDS = 30 * 24 * 3600  # how long an interrupted training run can be resumed
