@@ -1,0 +1,131 @@
+"""The encoders that the package carries, and their format as docs/encoder-format.md describes it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import REPOSITORY
+from saved_models import ending
+from sklearn.datasets import load_sample_images
+from torch.nn import functional as F
+
+from convae import load_encoder, load_image_classifier
+from convae.addresses import PRETRAINED, pretrained
+from convae.datasets.download import download
+from convae.datasets.image_set import ImageSet
+from convae.datasets.prepare import prepare
+from convae.errors import ConvaeError
+from convae.files import read_json
+from convae.history.deviation import largest_deviation
+from convae.history.verify import RELATIVE
+from convae.params import load_params
+from convae.training.train import load_training_set, train_encoder
+from pipeline.encoders import SYSTEMS
+
+MOST_BYTES = 3_000_000  # of each, with its classifier
+SHOE = REPOSITORY / "examples/shoe.png"
+
+
+@pytest.fixture(params=list(SYSTEMS))
+def name(request):
+    return request.param
+
+
+def photos(encoder):
+    """Parts of photos, as the encoder's images: `uint8 [N, C, H, W]`."""
+    photo = torch.tensor(load_sample_images().images[0].transpose(2, 0, 1).copy()).float()
+    tiles = F.unfold(photo[None], 64, stride=64)[0].T.reshape(-1, 3, 64, 64)[:20]
+    tiles = F.interpolate(tiles, tuple(encoder.config["image_size"]), mode="area")
+    if encoder.config["channels"] == 1:
+        tiles = tiles.mean(1, keepdim=True)
+    return tiles.round().byte().numpy()
+
+
+def test_they_load_by_name_and_are_small(name):
+    assert pretrained() == sorted(SYSTEMS)
+    classifier = load_image_classifier(name)
+    images = photos(classifier.encoder)
+    scores = classifier.scores(images)
+    np.testing.assert_array_equal(
+        load_encoder(name).features(images), load_encoder(PRETRAINED / name / "encoder").features(images)
+    )
+    assert scores.shape == (20, 10)
+    assert np.isfinite(scores).all()
+    assert sum(path.stat().st_size for path in (PRETRAINED / name).rglob("*")) < MOST_BYTES
+
+
+def test_the_card_has_the_classifier_s_figures_and_a_commit_of_this_repository(name):
+    card = (PRETRAINED / name / "README.md").read_text()
+    accuracy = read_json(PRETRAINED / name / "classifier/classifier.json")["test"]["accuracy"]
+    assert f"test {100 * accuracy:.2f} %" in card
+    (commit,) = re.findall(r"from commit ([0-9a-f]{7})", card)
+    assert str(SYSTEMS[name]) in card
+    shallow = ["git", "-C", REPOSITORY, "rev-parse", "--is-shallow-repository"]
+    if subprocess.run(shallow, capture_output=True, text=True, check=False).stdout.strip() == "false":
+        subprocess.run(["git", "-C", REPOSITORY, "cat-file", "-e", f"{commit}^{{commit}}"], check=True)
+
+
+def test_a_shoe_is_classified_as_one(monkeypatch, capsys):
+    assert not ending(monkeypatch, "classify", str(SHOE), "--model", "fashion_mnist")
+    assert capsys.readouterr().out.startswith("Ankle boot")
+
+
+def test_info_lists_them(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert not ending(monkeypatch, "info")
+    listed = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in listed] == pretrained()
+    assert not ending(monkeypatch, "info", "cifar10")
+    assert "from commit" in capsys.readouterr().out
+
+
+def test_a_folder_of_the_same_name_wins(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("fashion_mnist").mkdir()
+    with pytest.raises(ConvaeError, match="fashion_mnist: not an encoder"):
+        load_encoder("fashion_mnist")
+
+
+@pytest.mark.slow
+def test_today_s_code_trains_the_same_filters(name, tmp_path, monkeypatch):
+    """The same bits on the machine that made them; elsewhere, the tolerance of `convae verify`."""
+    monkeypatch.chdir(REPOSITORY)
+    params = load_params(SYSTEMS[name])
+    try:
+        download(params.data, tmp_path / "raw", Path("data/downloads"))
+    except ConvaeError:
+        pytest.skip(f"the images of {name} are not on this machine")
+    prepare(params.data, params.seed, tmp_path / "raw", tmp_path / "prepared")
+    sets = load_training_set(params, tmp_path / "prepared"), ImageSet.load(tmp_path / "prepared/validation")
+    trained, _, _ = train_encoder(params, *sets, lambda row: None, tmp_path / "checkpoints")
+    shipped = load_encoder(name)
+    shipped.readout = None
+    for folder, encoder in (("shipped", shipped), ("today", trained)):
+        encoder.save(tmp_path / folder)
+    assert largest_deviation(tmp_path / "shipped/model.safetensors", tmp_path / "today/model.safetensors") <= RELATIVE
+
+
+READ = """
+import sys
+import numpy as np
+exec(sys.stdin.read())
+np.save("features.npy", features(sys.argv[1], np.load("images.npy")))
+assert not {"torch", "convae"} & set(sys.modules)
+"""
+
+
+def test_the_reader_of_the_documentation_needs_neither_torch_nor_this_package(name, tmp_path):
+    (reader,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/encoder-format.md").read_text(), re.DOTALL)
+    encoder = load_encoder(name)
+    images = photos(encoder)
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-c", READ, PRETRAINED / name / "encoder"]
+    subprocess.run(command, input=reader, text=True, cwd=tmp_path, check=True)
+    expected = encoder.features(images)
+    distances = np.linalg.norm(np.load(tmp_path / "features.npy") - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert np.median(distances) < 1e-4
+    assert distances.max() < 1e-3
