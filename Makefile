@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Stages call `python`, which must be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-slow test-gpu lowest check ui ladder search chaos benchmark encoders
+.PHONY: help run test test-slow test-gpu lowest check build ui ladder search chaos benchmark encoders
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -38,6 +38,14 @@ check: $(BIN)/.installed  ## check lint, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --num-workers 2
+
+# The tools have an environment of their own: no test needs them, so they stay out of the extras and the lock.
+build:           ## build the sdist and the wheel in dist/ and check them
+	$(PYTHON) -m venv --clear .venv-build
+	.venv-build/bin/pip install -r requirements-build.txt
+	.venv-build/bin/python -m build
+	.venv-build/bin/twine check --strict dist/convae-*
+	.venv-build/bin/check-wheel-contents dist/convae-*.whl
 
 ui: $(BIN)/.installed  ## compare experiments in MLflow, on this machine only
 	$(BIN)/convae ui
