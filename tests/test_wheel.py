@@ -26,6 +26,32 @@ class Guard:
 sys.meta_path.insert(0, Guard())
 """
 
+# The last `ignore` is needed only if mypy sees the types of the wheel: otherwise, `strict` calls it unused.
+USER = """\
+import numpy as np
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
+
+from convae import CAEFeatures, ConvaeError, load_encoder, load_image_classifier
+
+images: np.ndarray = np.load("images.npy")
+try:
+    features: np.ndarray = load_encoder("models/encoder").features(images, code=True)
+    names: list[str] = load_image_classifier("models").predict(["photo.png"])
+except ConvaeError as error:
+    raise SystemExit(str(error)) from None
+make_pipeline(CAEFeatures("models/encoder", code=True), LogisticRegression()).fit(images, names)
+load_encoder("models/encoder").features(images, code="yes")  # type: ignore[arg-type]
+"""
+# Types of other packages than NumPy are not looked at, which saves a minute.
+MYPY = """\
+[mypy]
+strict = true
+follow_imports = skip
+[mypy-convae.*]
+follow_imports = silent
+"""
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
@@ -103,3 +129,19 @@ def test_the_wheel_encodes_and_classifies(wheel, models):  # noqa: F811
         [sys.executable, "-c", "import mlflow"], env=environment, capture_output=True, text=True, check=False
     )
     assert "is no requirement of the wheel" in refused.stderr  # the guard works
+
+
+def test_a_users_code_passes_strict_type_checks(wheel, tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(USER)
+    (tmp_path / "mypy.ini").write_text(MYPY)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", os.devnull, "user.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (wheel / "convae/py.typed").is_file()  # mypy might have found that of the repository
