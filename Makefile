@@ -67,9 +67,10 @@ chaos: $(BIN)/.installed  ## stop the pipeline in many ways at random moments, o
 benchmark: $(BIN)/.installed  ## compare the speed with common practice: reports/benchmark.md, an hour on an idle machine
 	$(BIN)/python -m benchmark.speed
 
-$(BIN)/.installed: requirements.lock pyproject.toml
+# Other environments, such as a container's, are not for this rule to change.
+.venv/bin/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --require-hashes -r requirements.lock
-	$(BIN)/pip install --no-deps --no-build-isolation -e .
+	.venv/bin/pip install --require-hashes -r requirements.lock
+	.venv/bin/pip install --no-deps --no-build-isolation -e .
 	@touch $@

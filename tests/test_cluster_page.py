@@ -12,7 +12,7 @@ def blocks(repository, language):
 
 def test_shell_lines_parse(repository):
     scripts = blocks(repository, "bash")
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     for script in scripts:
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
