@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs/: links resolve, commands and keys exist, and figures match the measurements."""
+"""README, docs/ and the other pages: links resolve, commands and keys exist, and figures match the measurements."""
 
 import re
 from collections import defaultdict
@@ -15,7 +15,14 @@ from convae.files import read_json
 from convae.names import flatten
 from convae.params import load_params
 
-NAMES = ("README.md", "CONTRIBUTING.md", "data/local/README.md", "models/initial/README.md")
+NAMES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "data/local/README.md",
+    "models/initial/README.md",
+)
 PAGES = [REPOSITORY / name for name in NAMES] + sorted((REPOSITORY / "docs").glob("*.md"))
 README = (REPOSITORY / "README.md").read_text("utf-8")
 WORDS = " ".join(README.split())
