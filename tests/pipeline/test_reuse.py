@@ -220,9 +220,8 @@ def test_a_published_model_describes_itself_and_contains_no_pickle(published, cl
     assert client.get_run(version.run_id).data.tags["dvc.stage"] == "evaluate"
     folder = Path(mlflow.artifacts.download_artifacts("models:/convae-classifier@champion", dst_path=str(tmp_path)))
     model = mlflow.models.Model.load(str(folder))
-    assert model.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
     loaded = mlflow.pyfunc.load_model("models:/convae-classifier@champion")
-    with pytest.raises(MlflowException, match="Shape of input"):  # features of other sizes are not comparable
+    with pytest.raises(MlflowException, match="images have the shape"):  # features of other sizes are not comparable
         loaded.predict(np.zeros((1, 1, 16, 16), np.uint8))
     assert model.signature.outputs.input_names()[:2] == ["label", "probability 0"]
     assert model.load_input_example(str(folder)).shape == (2, 1, 8, 8)

@@ -63,6 +63,7 @@ def publish(folder: Path) -> None:
         back = (
             f"Restore the experiment with {code(place.command)}." if place.command else "Not committed when published."
         )
+        back += " MLflow also passes it the content of PNG or JPEG files, as bytes or in base64."
         card = model_card(classifier.encoder, classifier.description, back)
         versions = {}
         with one_at_a_time():
@@ -106,9 +107,9 @@ def _signature(classifier: ImageClassifier, name: str) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    config = classifier.encoder.config
-    # MLflow then refuses images of another size, whose features would not be comparable.
-    images = Schema([TensorSpec(classifier.encoder.image_type, (-1, config["channels"], *config["image_size"]))])
+    # The one signature with which MLflow passes on both arrays of images and encoded pictures, in JSON, data frames and
+    # Python; `convae.serving` checks them.
+    images = Schema([TensorSpec(np.dtype(object), (-1,))])
     if name == ENCODER:
         dimension = classifier.description["dimension"]
         features = Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))])
