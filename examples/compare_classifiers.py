@@ -1,11 +1,11 @@
 """Compare scikit-learn classifiers on a folder of pictures, with the features of a trained encoder.
 
-    python examples/compare_classifiers.py pictures/ models/encoder
+    python examples/compare_classifiers.py pictures/ --encoder models/encoder
 
 `pictures/` has one folder per class. Features are computed once; accuracies come from five-fold cross-validation.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from sklearn.dummy import DummyClassifier
@@ -37,4 +37,7 @@ def main(pictures: Path, encoder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description="Compare classifiers of the features of a trained encoder.")
+    parser.add_argument("pictures", type=Path, help="a folder with one folder of pictures per class")
+    parser.add_argument("--encoder", default="fashion_mnist", help="a folder or a name (default: %(default)s)")
+    main(**vars(parser.parse_args()))
