@@ -64,6 +64,8 @@ def fetched(source: str) -> AbstractContextManager[Path]:
         from convae.remote import cached
 
         return nullcontext(cached(source))
-    except ImportError as error:
-        extra = "hub" if source.startswith("hf:") else "pipeline"
-        raise ConvaeError(f"{source}: {error}; install convae[{extra}]") from None
+    except ImportError as error:  # that of another scheme names the package that fsspec needs
+        extras = {"models": "pipeline", "runs": "pipeline", "mlflow-artifacts": "pipeline", "hf": "hub"}
+        extra = extras.get(source.partition(":")[0])
+        remedy = f"; install convae[{extra}]" if extra else ""
+        raise ConvaeError(f"{source}: {error}{remedy}") from None
