@@ -27,7 +27,7 @@ def pretrained() -> list[str]:
         >>> pretrained()
         ['cifar10', 'fashion_mnist']
     """
-    return sorted(folder.name for folder in PRETRAINED.iterdir() if (folder / "encoder").is_dir())
+    return sorted(folder.parent.name for folder in PRETRAINED.glob("*/encoder"))
 
 
 def is_elsewhere(source: object) -> bool:
