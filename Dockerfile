@@ -32,7 +32,8 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . && to
 # Files in the clone should belong to its owner, who has this number on most computers with one user.
 ARG UID=1000
 # git refuses to read the repository of another user.
-RUN useradd --create-home --uid "$UID" convae && git config --system --add safe.directory '*'
+RUN if [ "$UID" != 0 ]; then useradd --create-home --uid "$UID" convae; fi \
+    && git config --system --add safe.directory '*'
 USER $UID
 
 CMD ["make", "run"]

@@ -58,7 +58,7 @@ ladder: $(BIN)/.installed  ## compare every system on DATASET=digits, fashion_mn
 search: $(BIN)/.installed  ## search for the best parameters as search.yaml says; each call is one worker
 	$(BIN)/convae search search.yaml
 
-encoders: $(BIN)/.installed  ## make the encoders that the package carries anew, on NAME=fashion_mnist or cifar10 (default: both)
+encoders: $(BIN)/.installed  ## retrain the package's encoders, or only NAME=fashion_mnist or cifar10
 	$(BIN)/python -m pipeline.encoders $(NAME)
 
 chaos: $(BIN)/.installed  ## stop the pipeline in many ways at random moments, on DATASET=digits (default) or fashion_mnist

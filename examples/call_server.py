@@ -12,7 +12,7 @@ import json
 import sys
 from base64 import b64encode
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 PICTURES = 32  # of a request
@@ -34,6 +34,8 @@ def main(files: list[Path], url: str) -> None:
             rows = classify(batch, url)
         except HTTPError as error:  # status 400: a line says which picture is bad, and why
             sys.exit(f"{batch[0]} and {len(batch) - 1} more: {json.load(error)['message']}")
+        except URLError as error:
+            sys.exit(f"{url}: {error.reason}")
         for file, row in zip(batch, rows, strict=True):
             label = row.pop("label")
             print(f"{file}  {label}  {max(row.values()):.3f}")
@@ -41,6 +43,6 @@ def main(files: list[Path], url: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Send pictures to a served classifier.")
-    parser.add_argument("files", type=Path, nargs="+", help="PNG or JPEG files")
+    parser.add_argument("files", type=Path, nargs="+", help="PNG, JPEG, WebP, BMP or TIFF files")
     parser.add_argument("--url", default="http://127.0.0.1:5001", help="of the server (default: %(default)s)")
     main(**vars(parser.parse_args()))

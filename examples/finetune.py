@@ -22,7 +22,7 @@ class Classifier(nn.Module):
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
-        self.encoder = encoder  # no module itself, but its parts are
+        self.encoder = encoder  # not an nn.Module, but its parts are
         self.network, self.readout = encoder.autoencoder.requires_grad_(True), encoder.readout
         self.head = nn.Linear(encoder.features([]).shape[1], classes)
 
@@ -44,14 +44,16 @@ def main(pictures: Path, encoder: str, epochs: int) -> None:
     groups = [{"params": model.network.parameters(), "lr": 1e-4}, {"params": model.head.parameters(), "lr": 1e-3}]
     optimizer = torch.optim.Adam(groups)
     for epoch in range(1, epochs + 1):
+        total = 0.0
         for batch in training[torch.randperm(len(training))].split(32):
             loss = F.cross_entropy(model.train()(images[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            total += float(loss.detach()) * len(batch)
         with torch.inference_mode():
             found = torch.cat([model.eval()(images[batch]).argmax(1) for batch in test.split(256)])
-        print(f"epoch {epoch}: loss {loss:.3f}, accuracy {(found == labels[test]).float().mean():.3f}")
+        print(f"epoch {epoch}: loss {total / len(training):.3f}, accuracy {(found == labels[test]).float().mean():.3f}")
 
 
 if __name__ == "__main__":

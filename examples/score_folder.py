@@ -17,6 +17,7 @@ from pyarrow.parquet import ParquetWriter
 from convae import load_image_classifier
 from convae.datasets.pictures import UnusableError, read_picture
 from convae.datasets.reading import Reading
+from convae.names import printable
 from convae.serving import score_columns
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -30,7 +31,7 @@ def readable(files: Iterator[Path], reading: Reading, names: list[str]) -> Itera
         except UnusableError as error:
             print(f"{file}: {error}", file=sys.stderr)
         else:
-            names.append(str(file))
+            names.append(printable(str(file)))
             yield pixels
 
 
@@ -39,7 +40,7 @@ def main(pictures: Path, output: Path, model: str) -> None:
     classifier, names = load_image_classifier(model, device="auto"), []
     columns = score_columns(classifier)
     schema = pa.schema([("path", pa.string()), ("label", pa.string()), *((name, pa.float32()) for name in columns)])
-    files = (file for file in pictures.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = (file for file in sorted(pictures.rglob("*")) if file.suffix.lower() in SUFFIXES)
     with ParquetWriter(output, schema) as writer:
         for scores in classifier.score_batches(readable(files, classifier.encoder.reading(), names)):
             labels = [classifier.classes[index] for index in scores.argmax(1)]

@@ -41,7 +41,9 @@ def make(name: str) -> str:
     with new_folder(target) as scratch:
         for part in ("encoder", "classifier"):
             shutil.copytree(models / part, scratch / part)
-        (scratch / "README.md").write_text(model_card(classifier.encoder, classifier.description, origin), "utf-8")
+        (scratch / "README.md").write_text(
+            model_card(name, classifier.encoder, classifier.description, origin), "utf-8"
+        )
     trial.discard()
     if deviation is None:
         return "new"

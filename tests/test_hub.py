@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,8 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"files": files})
         else:  # a commit
             for part in map(json.loads, body.splitlines()):
+                if part["key"] == "deletedFile":
+                    del self.files[part["value"]["path"]]
                 if part["key"] == "file":
                     self.files[part["value"]["path"]] = base64.b64decode(part["value"]["content"])
             self.answer({"success": True, "commitOid": COMMIT, "commitUrl": f"{page}/commit/{COMMIT}"})
@@ -160,6 +163,25 @@ def test_what_the_hub_refuses_is_told_in_one_line(hub, code, address, words):
     said = run("-c", code, address).stderr.strip().splitlines()[-1]
     assert address in said
     assert words in said
+
+
+def test_parts_of_an_earlier_model_are_removed(hub):
+    assert run("-c", PUSH, "hf://owner/name").returncode == 0
+    hub.files["notes.txt"] = b"mine"
+    Path("models/reference").mkdir()
+    Path("models/reference/features.safetensors").write_bytes(b"of training images")
+    shutil.rmtree("models/classifier")
+    pushed = run("-c", PUSH, "hf://owner/name")
+    assert pushed.returncode == 0, pushed.stderr
+    assert sorted(hub.files) == ["README.md", "encoder/config.json", "encoder/model.safetensors", "notes.txt"]
+
+
+def test_without_the_hub_the_reason_is_told(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for code in (PUSH, LOAD):
+        np.save("images.npy", np.zeros((1, 8, 8), np.uint8))
+        said = run("-c", code, "hf://owner/name").stderr.strip().splitlines()[-1]
+        assert "hf://owner/name: " in said
 
 
 def test_without_a_token_the_remedy_is_told(hub, monkeypatch):

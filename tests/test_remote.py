@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from saved_models import ending, save_models
@@ -76,16 +77,18 @@ def test_an_archive_of_the_encoder_alone(server):
     assert load_encoder(server.url + "encoder.tar").sha256 == load_encoder("models/encoder").sha256
 
 
-def test_any_scheme_of_fsspec(models):
-    Path("models.tar").write_bytes(tar(files()))
-    address = f"file://{models}/models.tar"
-    assert load_encoder(address).sha256 == load_encoder("models/encoder").sha256
-    Path("models.tar").unlink()
-    assert load_encoder(address).sha256 == load_encoder("models/encoder").sha256
+def test_any_scheme_of_fsspec():
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/models.tar", tar(files()))
+    for _ in range(2):
+        assert load_encoder("memory://bucket/models.tar").sha256 == load_encoder("models/encoder").sha256
+        memory.rm("/bucket", recursive=True) if memory.exists("/bucket") else None
     with pytest.raises(ConvaeError, match=re.escape("nothing.tar")):
-        load_encoder(f"file://{models}/nothing.tar")
+        load_encoder("memory://bucket/nothing.tar")
     with pytest.raises(ConvaeError, match="Protocol not known: carrier"):
         load_encoder("carrier://pigeon/models.tar")
+    with pytest.raises(ConvaeError, match="unpack it, and name the folder"):
+        load_encoder("file:///models.tar")
 
 
 def test_a_pinned_hash_is_checked_even_if_the_cache_has_the_url(server):
@@ -115,6 +118,11 @@ OUTSIDE = "../../../../escaped"
         ("a.zip", lambda: b"PK", "not a readable archive"),
         ("missing.tar", lambda: None, "HTTP status 404"),
         ("a.txt", lambda: b"x", "no address of a model"),
+        ("a.tar", lambda: tar({"encoder/config.json": b"{}"}), "there is no encoder/model.safetensors"),
+        ("a.tar", lambda: tar({name: content[:-1] for name, content in files().items()}), "damaged"),
+        ("a.tar", lambda: b"\xfd7zXZ\x00" + bytes(100), "not a readable archive"),
+        ("a.tar", lambda: tar({f"{number}": b"" for number in range(10_001)}), "more than 10000 files"),
+        ("a.zip", lambda: packed_zip({f"{number}": b"" for number in range(10_001)}), "more than 10000 files"),
     ],
 )
 def test_what_is_no_model_is_refused_in_one_line_and_not_kept(server, monkeypatch, name, content, words):
@@ -164,12 +172,36 @@ def test_a_bomb_is_refused_before_it_is_unpacked(server, monkeypatch, name):
         cached(server.url + "large.tar")
 
 
+def test_a_name_that_fills_the_memory_is_refused(server):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo("x")
+        entry.pax_headers = {"comment": "x" * 100_000}
+        archive.addfile(entry)
+    server.files["a.tar"] = packed.getvalue()
+    with pytest.raises(ConvaeError, match="a name of more than 65536 bytes"):
+        cached(server.url + "a.tar")
+
+
+@pytest.mark.parametrize("address", ["https://[bad/x.tar", "http://127.0.0.1:9/x.tar", "http://127.0.0.1:9/\u00e9.tar"])
+def test_unusable_urls_are_told_in_one_line(monkeypatch, address):
+    assert address in ending(monkeypatch, "info", address)
+
+
+def test_a_card_that_is_too_long_is_left_out(server, monkeypatch, capsys):
+    server.files["a.tar"] = tar(files() | {"models/README.md": b"x" * (1 << 21)})
+    assert not ending(monkeypatch, "info", server.url + "a.tar")
+    assert "README.md is larger than" in capsys.readouterr().out
+
+
 def test_a_damaged_encoder_is_told_by_its_hash(server):
     members = files()
     members["models/encoder/model.safetensors"] = members["models/encoder/model.safetensors"][:-1] + b"\1"
     server.files["a.tar"] = tar(members)
     with pytest.raises(ConvaeError, match="damaged"):
         load_encoder(server.url + "a.tar")
+    server.files["a.tar"] = tar(files())
+    load_encoder(server.url + "a.tar")  # the damaged one was not kept
 
 
 def test_a_broken_transfer_is_resumed(server):

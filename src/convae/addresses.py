@@ -30,11 +30,11 @@ def pretrained() -> list[str]:
     return sorted(folder.parent.name for folder in PRETRAINED.glob("*/encoder"))
 
 
-def is_elsewhere(source: object) -> bool:
+def needs_fetching(source: object) -> bool:
     """Whether `source` is an address, or the name of a model that the package carries. A folder of that name wins.
 
     Example:
-        >>> is_elsewhere("fashion_mnist"), is_elsewhere("models")
+        >>> needs_fetching("fashion_mnist"), needs_fetching("models")
         (True, False)
     """
     return is_address(source) or (isinstance(source, str) and source in pretrained() and not Path(source).exists())
@@ -64,8 +64,8 @@ def fetched(source: str) -> AbstractContextManager[Path]:
         from convae.remote import cached
 
         return nullcontext(cached(source))
-    except ImportError as error:  # that of another scheme names the package that fsspec needs
+    except ImportError as error:
         extras = {"models": "pipeline", "runs": "pipeline", "mlflow-artifacts": "pipeline", "hf": "hub"}
         extra = extras.get(source.partition(":")[0])
-        remedy = f"; install convae[{extra}]" if extra else ""
+        remedy = f"; install convae[{extra}]" if extra else "; install fsspec, and its package for this scheme"
         raise ConvaeError(f"{source}: {error}{remedy}") from None

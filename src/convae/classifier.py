@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from convae.addresses import fetched, is_elsewhere
+from convae.addresses import fetched, needs_fetching
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import check_finite, class_scores, has_probabilities
@@ -87,7 +87,7 @@ def load_image_classifier(source: str | Path, device: str = "cpu") -> ImageClass
         >>> load_image_classifier("models").predict("picture.png")
         ['b']
     """
-    if is_elsewhere(source):
+    if needs_fetching(source):
         with fetched(str(source)) as published:
             return load_image_classifier(published, device)
     folder = Path(source)

@@ -106,7 +106,8 @@ example:
   convae publish && mlflow models serve -m models:/convae-classifier@champion --env-manager local
 """,
     "push": """Uploads encoder, classifier and a model card; the repository is made if it does not exist. Sign in first
-with `hf auth login`, or set HF_TOKEN. This needs convae[hub].
+with `hf auth login`, or set HF_TOKEN. This needs convae[pipeline,hub], and runs in the repository whose pipeline made
+the models.
 
 example:
   convae push hf://owner/name
@@ -235,7 +236,7 @@ def _add_comparing_commands(commands: Commands) -> None:
     _add_encoder(similar)
     anomalies = _add(commands, "anomalies", "comparing:anomalies", "print how unusual pictures are, worst first")
     _add_images(anomalies)
-    text = "a folder with encoder/ and reference/, or an address (default: %(default)s)"
+    text = "a folder or archive with encoder/ and reference/ as the stage evaluate writes it (default: %(default)s)"
     anomalies.add_argument("--model", default="models", metavar="FOLDER", help=text)
     anomalies.add_argument(
         "--threshold", type=float, metavar="SCORE", help="print only pictures with this score or more"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from convae.addresses import PRETRAINED, fetched, is_elsewhere, pretrained
+from convae.addresses import PRETRAINED, fetched, needs_fetching, pretrained
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
@@ -47,7 +47,7 @@ def write_features(
     with new_file(output) as scratch, writers[output.suffix](scratch, dimension) as append:
         done = 0
         for features in loaded.feature_batches(pictures, resize, code):
-            append(features, pictures.used[done : done + len(features)])
+            append(features, list(map(printable, pictures.read[done : done + len(features)])))
             done += len(features)
         if not done:  # raises, so that no empty table is left behind
             pictures.finish()
@@ -155,7 +155,7 @@ def reconstruct(images: list[str], encoder: str, resize: bool, output: Path, for
         path = paths[pictures.place]
         with new_file(path) as scratch:
             Image.fromarray(_side_by_side(seen, made)).save(scratch, "PNG")
-        tqdm.write(f"{float(np.mean((seen - made) ** 2)):.6f}  {printable(str(path))}  {pictures.used[-1]}")
+        tqdm.write(f"{float(np.mean((seen - made) ** 2)):.6f}  {printable(str(path))}  {printable(pictures.read[-1])}")
     pictures.finish()
 
 
@@ -222,7 +222,7 @@ def print_info(source: str | None) -> None:
 
 
 def _describe(source: str) -> None:
-    with fetched(source) if is_elsewhere(source) else nullcontext() as published:
+    with fetched(source) if needs_fetching(source) else nullcontext() as published:
         folder = published / "encoder" if published else Path(source)
         encoder = load_encoder(folder)
         try:
@@ -232,8 +232,11 @@ def _describe(source: str) -> None:
         print(source)
         for name, text in about:
             print(f"  {name:16}{text}")
-        if published and (published / "README.md").is_file():
-            card = read_file(published / "README.md", MOST_CARD_BYTES).decode("utf-8", "replace")
+        if published:
+            try:
+                card = read_file(published / "README.md", MOST_CARD_BYTES).decode("utf-8", "replace")
+            except (OSError, ValueError) as error:
+                card = f"README.md: {error}"
             print("", *map(printable, card.splitlines()), sep="\n")  # from anybody, so escape control characters
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convae.addresses import fetched, is_elsewhere
+from convae.addresses import fetched, needs_fetching
 from convae.datasets.image_set import ImageSet
 from convae.datasets.pictures import UnusableError
 from convae.encoder import Encoder, load_encoder
@@ -49,9 +49,9 @@ def similar(
             for name, row in zip(pictures.read, found, strict=True)
         ]
         print(json.dumps(table, indent=2))
-    for name, row in zip(pictures.used, found, strict=True) if not as_json else ():
+    for name, row in zip(pictures.read, found, strict=True) if not as_json else ():
         if len(pictures.files) > 1:
-            print(name)
+            print(printable(name))
         for file, distance in row:
             print(f"{distance:10.4f}  {printable(file)}")
     if sheet:
@@ -76,7 +76,7 @@ def anomalies(
     check_sheet(sheet, force)
     if threshold is not None and math.isnan(threshold):
         raise ConvaeError("--threshold: a number is needed")
-    with fetched(model) if is_elsewhere(model) else nullcontext(Path(model)) as folder:
+    with fetched(model) if needs_fetching(model) else nullcontext(Path(model)) as folder:
         encoder = load_encoder(folder / "encoder", device)
         reference = load_reference(folder / "reference", encoder)
     pictures = Pictures(images, encoder, resize=True)
@@ -88,7 +88,7 @@ def anomalies(
     if as_json:
         print(json.dumps([{"file": pictures.read[row], "score": scores[row]} for row in worst], indent=2))
     for row in worst if not as_json else ():
-        print(f"{scores[row]:8.2f}  {pictures.used[row]}")
+        print(f"{scores[row]:8.2f}  {printable(pictures.read[row])}")
     if sheet:
         entries = [(pictures.read[row], f"{scores[row]:.1f}") for row in worst]
         _draw(entries, pictures, encoder, sheet, COLUMNS, heat=encoder.has_decoder)

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convae.addresses import fetched, is_address, is_elsewhere, pretrained
+from convae.addresses import fetched, is_address, needs_fetching, pretrained
 from convae.datasets.reading import Reading, Scale
 from convae.devices import batch_room, exact_arithmetic, explained_memory, find_device
 from convae.errors import ConvaeError
@@ -431,7 +431,7 @@ def load_encoder(source: str | Path, device: str | torch.device = "cpu") -> Enco
         Traceback (most recent call last):
         convae.errors.ConvaeError: models: not an encoder: there is no file config.json; train one with `make run`, ...
     """
-    if is_elsewhere(source):
+    if needs_fetching(source):
         with fetched(str(source)) as published:
             return load_encoder(published / "encoder", device)
     folder = Path(source)

@@ -10,5 +10,5 @@ class ConvaeError(Exception):
         ...     load_encoder("models")
         ... except ConvaeError as error:
         ...     print(error)
-        models: not an encoder: there is no file config.json; train one with `make run`, or name another folder
+        models: not an encoder: there is no file config.json; train one with `make run`, ...
     """

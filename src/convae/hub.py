@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from convae.classifier import load_image_classifier
-from convae.encoder import Encoder, load_encoder
+from convae.encoder import load_encoder
 from convae.errors import ConvaeError
 from convae.history.lineage import find_producer
 from convae.model_card import model_card
@@ -21,7 +21,7 @@ TAGS = ["convae", "convolutional-autoencoder", "feature-extraction"]
 def push(address: str, folder: Path) -> None:
     """Upload encoder, classifier and a model card, and print the page's address.
 
-    The repository is made if it does not exist. Other files in it stay.
+    The repository is made if it does not exist. Files in it that are not part of a model stay.
 
     Args:
         address: `hf://owner/name`.
@@ -47,32 +47,39 @@ def push(address: str, folder: Path) -> None:
     place, _ = find_producer(folder / ("classifier" if has_classifier else "encoder"))
     origin = f"Made from commit {code(place.commit[:7])}." if place.commit else "Made from code that is not committed."
     with TemporaryDirectory() as scratch:
-        for name in FILES:
-            if (folder / name).exists():
-                (Path(scratch) / name).parent.mkdir(exist_ok=True)
-                shutil.copy(folder / name, Path(scratch) / name)
-        card = _metadata(match[1], encoder, about) + model_card(encoder, about, origin) + _usage(address, about)
+        # Without the reference: features of training images could tell what these were.
+        for part in ("encoder", "classifier") if has_classifier else ("encoder",):
+            shutil.copytree(folder / part, Path(scratch) / part)
+        dataset = encoder.config["trained_on"]["dataset"]
+        card = (
+            _metadata(match[1], dataset, about) + model_card(dataset, encoder, about, origin) + _usage(address, about)
+        )
         (Path(scratch) / "README.md").write_text(card, "utf-8")
         api = HfApi(library_name="convae")
         try:
             api.create_repo(match[1], exist_ok=True)
-            api.upload_folder(repo_id=match[1], folder_path=scratch, commit_message=f"Encoder {encoder.sha256[:12]}")
-        except (OSError, ValueError) as error:  # HTTP errors of the Hub, no token, a name that it does not allow
+            told = f"Encoder {encoder.sha256[:12]}"
+            # Parts of an earlier model would not belong to this one.
+            api.upload_folder(repo_id=match[1], folder_path=scratch, commit_message=told, delete_patterns=list(FILES))
+        except Exception as error:  # the Hub's client lets errors of its HTTP library through
             advice = "; sign in with `hf auth login`, or set HF_TOKEN" if "401" in str(error) else ""
             raise ConvaeError(f"{address}: {' '.join(str(error).split())}{advice}") from None
     print(f"{api.endpoint}/{match[1]}")
 
 
-def _metadata(repository: str, encoder: Encoder, about: Mapping[str, Any] | None) -> str:
+def _metadata(repository: str, dataset: str, about: Mapping[str, Any] | None) -> str:
     """The card's head, which the Hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    dataset = encoder.config["trained_on"]["dataset"]
     known: dict[str, Any] = {} if dataset in ("image_folder", "arrays") else {"datasets": [dataset]}
     if about:
-        kind = {"task_type": "image-classification", "dataset_type": dataset, "dataset_name": dataset}
         accuracy = EvalResult(
-            **kind, dataset_split="test", metric_type="accuracy", metric_value=about["test"]["accuracy"]
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=about["test"]["accuracy"],
         )
         known |= {"metrics": ["accuracy"], "model_name": repository.partition("/")[2], "eval_results": [accuracy]}
     task = "image-classification" if about else "image-feature-extraction"

@@ -86,10 +86,10 @@ class Index:
                 features = np.concatenate(batches) if batches else features
                 stamps = {key[0]: key for key in missing}
                 known += [stamps[file] for file in pictures.read[: len(features) - len(known)]]
-                places = {key: row for row, key in enumerate(known)}
-                kept = [key for key in keys if key in places]
-                rows = [places[key] for key in kept]
-                _write(path, encoder, kept, features[rows])
+                before, places = len(places), {key: row for row, key in enumerate(known)}
+                if len(places) > before:  # not all that is missing can be read
+                    kept = [key for key in keys if key in places]
+                    _write(path, encoder, kept, features[[places[key] for key in kept]])
         usable = [key for key in keys if key in places]
         if not usable:
             raise ConvaeError(f"{folder}: no usable picture in it")

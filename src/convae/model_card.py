@@ -11,10 +11,11 @@ from convae.models.geometry import show
 from convae.names import code
 
 
-def model_card(encoder: Encoder, classifier: Mapping[str, Any] | None, origin: str) -> str:
+def model_card(name: str, encoder: Encoder, classifier: Mapping[str, Any] | None, origin: str) -> str:
     """Return a model card in Markdown.
 
     Args:
+        name: of the data set.
         encoder: the encoder.
         classifier: the content of `classifier.json`, or None without a classifier.
         origin: a sentence that says where the model came from.
@@ -25,7 +26,7 @@ def model_card(encoder: Encoder, classifier: Mapping[str, Any] | None, origin: s
     classes = json.dumps(classifier["classes"], ensure_ascii=False) if classifier else ""
     told = f" Classes: {code(classes)}." if classes else ""
     beyond = ", and there is no class for images that belong to none of the classes" if classes else ""
-    return f"""# Convolutional autoencoder of {config["trained_on"]["dataset"]}
+    return f"""# Convolutional autoencoder of {name}
 
 | | |
 | --- | --- |

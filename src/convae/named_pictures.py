@@ -39,7 +39,7 @@ class Pictures:
 
     Attributes:
         files: names of all pictures.
-        used, read: names of the pictures yielded so far, printable and as they are.
+        read: names of the pictures yielded so far.
         place: index in `files` of the picture yielded last.
         arrays: images of arrays, by name.
 
@@ -48,7 +48,6 @@ class Pictures:
     """
 
     def __init__(self, arguments: list[str], encoder: Encoder, resize: bool) -> None:
-        self.used: list[str] = []
         self.read: list[str] = []
         self.place = 0
         self._reading = encoder.reading(resize)
@@ -72,7 +71,6 @@ class Pictures:
                         if isinstance(pixels, UnusableError):
                             progress.write(f"convae: {printable(file)}: {pixels}", file=sys.stderr)
                         else:
-                            self.used.append(printable(file))
                             self.read.append(file)
                             self.place = place
                             yield pixels
@@ -97,7 +95,7 @@ class Pictures:
         Raises:
             ConvaeError: some were.
         """
-        missing = len(self.files) - len(self.used)
+        missing = len(self.files) - len(self.read)
         if missing:
             raise ConvaeError(f"{missing} of {len(self.files)} pictures were skipped")
 

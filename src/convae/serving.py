@@ -112,8 +112,10 @@ def _numbers(images: np.ndarray, encoder: Encoder) -> np.ndarray:
         numbers = images
     if encoder.image_type != np.uint8:
         return numbers
+    if not numbers.size:
+        return numbers.reshape(images.shape).astype(np.uint8)
     if numbers.dtype.kind not in "iu":  # with fractions, 1 could be white, or almost black
-        raise ConvaeError("images hold fractions or other things than numbers; integers from 0 to 255 are needed")
+        raise ConvaeError("images hold values that are not integers; integers from 0 to 255 are needed")
     if numbers.min() < 0 or numbers.max() > 255:
         raise ConvaeError(f"images have values from {numbers.min()} to {numbers.max()}; 0 to 255 are allowed")
     return numbers.astype(np.uint8)
@@ -136,14 +138,15 @@ def _content(picture: object) -> bytes:
     """
     if not isinstance(picture, (bytes, str)):
         raise UnusableError(f"of type {type(picture).__name__}; the content of a picture's file is needed, in base64")
-    if len(picture) > (MOST_BYTES if isinstance(picture, bytes) else MOST_BYTES * 3 // 2):  # base64 and line breaks
+    content = b""
+    if len(picture) <= MOST_BYTES * 3 // 2:  # base64 with line breaks
+        try:
+            content = picture if isinstance(picture, bytes) else b64decode("".join(picture.split()), validate=True)
+        except ValueError:
+            raise UnusableError("not base64; the content of a picture's file is needed, in base64") from None
+    if len(picture) > MOST_BYTES * 3 // 2 or len(content) > MOST_BYTES:
         raise UnusableError(f"more than {MOST_BYTES >> 20} MiB; make the picture smaller")
-    if isinstance(picture, bytes):
-        return picture
-    try:
-        return b64decode("".join(picture.split()), validate=True)
-    except ValueError:
-        raise UnusableError("not base64; the content of a picture's file is needed, in base64") from None
+    return content
 
 
 def score_columns(classifier: ImageClassifier) -> list[str]:

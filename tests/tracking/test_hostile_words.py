@@ -49,7 +49,7 @@ def card() -> str:
     encoder: Any = SimpleNamespace(
         config=config, image_type="uint8", reading=lambda: Reading(1, (8, 8)), features=lambda images: np.zeros((0, 3))
     )
-    return model_card(encoder, description, f"Restore the experiment with {code(HOSTILE[2])}.")
+    return model_card(HOSTILE[1], encoder, description, f"Restore the experiment with {code(HOSTILE[2])}.")
 
 
 @needs_chromium

@@ -137,13 +137,13 @@ REFUSED = {
     "a row without a picture": ([None], "images[0]: of type NoneType"),
     "numbers without rows": ([1, 2, 3], "images[0]: of type int"),
     "ragged": ([[[[0, 0], [0]]]], "images have the shape [1, 1, 2]"),
-    "a list for a number": ([[[[[0, 0], *[0] * 7], *[[0] * 8] * 7]]], "images hold fractions or other things"),
+    "a list for a number": ([[[[[0, 0], *[0] * 7], *[[0] * 8] * 7]]], "images hold values that are not integers"),
     "another size": (
         np.zeros((1, 1, 9, 9), int).tolist(),
         "images have the shape [1, 1, 9, 9]; expected: [N, 1, 8, 8]",
     ),
-    "fractions": ((np.zeros((1, 1, 8, 8)) + 0.5).tolist(), "images hold fractions"),
-    "truths": (np.zeros((1, 1, 8, 8), bool).tolist(), "images hold fractions or other things"),
+    "fractions": ((np.zeros((1, 1, 8, 8)) + 0.5).tolist(), "images hold values that are not integers"),
+    "truths": (np.zeros((1, 1, 8, 8), bool).tolist(), "images hold values that are not integers"),
     "too bright": ((np.zeros((1, 1, 8, 8), int) + 256).tolist(), "images have values from 256 to 256"),
     "negative": ((np.zeros((1, 1, 8, 8), int) - 1).tolist(), "images have values from -1 to -1"),
 }

@@ -82,7 +82,7 @@ def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
     _check_reading(reading)
     try:
         if not Path(path).is_file() and Path(path).exists():  # reading a pipe might never end
-            raise UnusableError("not a regular file")
+            raise UnusableError("a pipe or a device; save it as a file first")
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         raise UnusableError(getattr(error, "strerror", None) or str(error)) from None

@@ -63,8 +63,9 @@ def publish(folder: Path) -> None:
         back = (
             f"Restore the experiment with {code(place.command)}." if place.command else "Not committed when published."
         )
-        back += " MLflow also passes it the content of PNG or JPEG files, as bytes or in base64."
-        card = model_card(classifier.encoder, classifier.description, back)
+        back += " In MLflow, the model also accepts PNG, JPEG, WebP, BMP and TIFF files, as bytes or in base64."
+        name = classifier.encoder.config["trained_on"]["dataset"]
+        card = model_card(name, classifier.encoder, classifier.description, back)
         versions = {}
         with one_at_a_time():
             for name, parts in ((ENCODER, ("encoder",)), (CLASSIFIER, ("encoder", "classifier"))):
