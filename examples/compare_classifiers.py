@@ -6,6 +6,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from sklearn.dummy import DummyClassifier
@@ -28,6 +29,8 @@ CLASSIFIERS = {
 def main(pictures: Path, encoder: str) -> None:
     """Print a line per classifier: mean and standard deviation of its accuracy over the folds, balanced accuracy."""
     files = sorted(file for file in pictures.glob("*/*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        sys.exit(f"{pictures}: no pictures in folders of classes")
     features = load_encoder(encoder).features(files)
     labels = [file.parent.name for file in files]
     for name, classifier in CLASSIFIERS.items():

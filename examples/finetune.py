@@ -6,6 +6,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ def main(pictures: Path, encoder: str, epochs: int) -> None:
     """Print the loss on the training pictures and the accuracy on the others, epoch by epoch."""
     torch.manual_seed(0)
     loaded, files = load_encoder(encoder), sorted(pictures.glob("*/*.png"))
+    if not files:
+        sys.exit(f"{pictures}: no PNG files in folders of classes")
     classes = sorted({file.parent.name for file in files})
     labels = torch.tensor([classes.index(file.parent.name) for file in files])
     images = torch.from_numpy(np.stack([read_picture(file, loaded.reading()) for file in files]))

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from sklearn.linear_model import LogisticRegression
@@ -27,6 +28,8 @@ GRID = [
 def main(pictures: Path, encoder: str) -> None:
     """Print the best classifier, its accuracy in cross-validation, and the accuracy of its pipeline on new pictures."""
     files = sorted(file for file in pictures.glob("*/*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        sys.exit(f"{pictures}: no pictures in folders of classes")
     labels = [file.parent.name for file in files]
     training, test, training_labels, test_labels = train_test_split(files, labels, stratify=labels, random_state=0)
     # A frozen encoder learns nothing from these pictures, so features computed once, outside the cross-validation, are

@@ -232,7 +232,7 @@ def _describe(source: str) -> None:
         print(source)
         for name, text in about:
             print(f"  {name:16}{text}")
-        if published:
+        if published and (published / "README.md").exists():
             try:
                 card = read_file(published / "README.md", MOST_CARD_BYTES).decode("utf-8", "replace")
             except (OSError, ValueError) as error:
