@@ -103,11 +103,12 @@ def test_without_an_encoder_the_message_says_how_to_get_one(convae: Convae, comm
         "features": ["picture.png", "-o", "f.npy"],
         "classify": ["picture.png"],
         "reconstruct": ["picture.png", "-o", "made"],
+        "info": ["models/encoder"],
         "export": ["--onnx", "e.onnx"],
     }
-    said = convae(command, *arguments.get(command, []))
-    lack = "not an encoder: there is no file config.json; train one with `make run`, or name another folder"
-    assert said == f"convae: models/encoder: {lack}"
+    said = convae(command, *arguments[command])
+    lack = "not an encoder: there is no file config.json; train one with `make run`, or name one of the package"
+    assert said == f"convae: models/encoder: {lack}: cifar10, fashion_mnist"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
