@@ -138,7 +138,7 @@ def test_a_served_classifier_is_called(run: Example, pictures: list[str]) -> Non
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_every_script_is_short_and_has_help(run: Example, name: str) -> None:
-    assert len((EXAMPLES / f"{name}.py").read_text("utf-8").splitlines()) <= 65
+    assert len((EXAMPLES / f"{name}.py").read_text("utf-8").splitlines()) <= 70
     assert run(name, "--help").out.startswith(f"usage: {name}.py")
 
 
