@@ -21,7 +21,7 @@ from convae.params import load_params
 from convae.search.trial import Trial, base_of_workspace
 
 SYSTEMS = {"fashion_mnist": Path("systems/default.yaml"), "cifar10": Path("systems/cifar10.yaml")}
-# The map from features to the compact code would be larger than all the rest by a factor of six.
+# The map from features to the compact code would be five times as large as all the rest.
 CHANGES = {"features.code": None}
 
 
