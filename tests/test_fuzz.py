@@ -25,6 +25,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from saved_models import CONFIG, save_models
 
+from convae.addresses import PRETRAINED
 from convae.datasets.catalogue import CATALOGUE
 from convae.datasets.image_folder import list_images
 from convae.datasets.image_set import ImageSet, write_image_set
@@ -34,7 +35,7 @@ from convae.datasets.readers import read, read_idx
 from convae.datasets.reading import Reading
 from convae.encoder import load_encoder
 from convae.errors import ConvaeError
-from convae.evaluation.saving import load_classifier
+from convae.evaluation.saving import load_scores
 from convae.experiment import load_experiment
 from convae.files import content_sha256
 
@@ -203,15 +204,16 @@ def test_fuzzed_encoder_weights(models: Path, edits: list[Edit]) -> None:
         load_encoder(Path())
 
 
-@given(EDITS)
+@given(EDITS, st.sampled_from(["ridge", "logistic_regression"]))
 @fuzz(150)
-def test_fuzzed_classifiers(models: Path, edits: list[Edit]) -> None:
-    content = damaged((models / "classifier/classifier.skops").read_bytes(), edits)
-    about = {"format": 2, "kind": "ridge"}
+def test_fuzzed_classifiers(models: Path, edits: list[Edit], kind: str) -> None:
+    saved = {"ridge": models, "logistic_regression": PRETRAINED / "fashion_mnist"}[kind]
+    content = damaged((saved / "classifier/classifier.skops").read_bytes(), edits)
+    about = {"format": 2, "kind": kind}
     Path("classifier.skops").write_bytes(content)
     Path("classifier.json").write_text(json.dumps(about | {"sha256": content_sha256(about, content)}))
     with one_line():
-        load_classifier(Path())
+        load_scores(Path())
 
 
 @given(st.sampled_from(["images.npy", "labels.npy", "description.json"]), EDITS)

@@ -12,9 +12,10 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 from convae.datasets.image_set import ImageSet, write_image_set
-from convae.evaluation.classifiers import class_scores, fit_best
+from convae.evaluation.classifiers import fit_best
 from convae.evaluation.evaluate import load_part
 from convae.evaluation.metrics import DIGITS
+from convae.evaluation.scores import class_scores
 from convae.features.extract import extract_features
 from convae.names import PARTS
 from convae.params import Params

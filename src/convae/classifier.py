@@ -1,6 +1,7 @@
 """The image classifier: an encoder, and a scikit-learn classifier that reads its features.
 
-Needs torch, NumPy, safetensors, scikit-learn and skops; Pillow to read pictures.
+Needs torch, NumPy and safetensors; Pillow to read pictures; scikit-learn and skops unless the classifier is logistic
+regression, the default.
 """
 
 from collections.abc import Iterator
@@ -8,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
 
 from convae.addresses import fetched, needs_fetching
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
-from convae.evaluation.classifiers import check_finite, class_scores, has_probabilities
-from convae.evaluation.saving import load_classifier
+from convae.evaluation.saving import load_scores
+from convae.evaluation.scores import check_finite, class_scores, has_probabilities
 from convae.images import Images
 
 
@@ -23,7 +23,7 @@ class ImageClassifier:
 
     Args:
         encoder: an encoder with a readout.
-        estimator: a scikit-learn classifier fitted on its features.
+        estimator: a scikit-learn classifier fitted on its features, or what `load_scores` loads of it.
         description: the content of `classifier.json`.
 
     Example:
@@ -34,7 +34,7 @@ class ImageClassifier:
         (5, 3)
     """
 
-    def __init__(self, encoder: Encoder, estimator: BaseEstimator, description: dict[str, Any]) -> None:
+    def __init__(self, encoder: Encoder, estimator: Any, description: dict[str, Any]) -> None:
         self.encoder = encoder
         self.estimator = estimator
         self.description = description
@@ -92,7 +92,7 @@ def load_image_classifier(source: str | Path, device: str = "cpu") -> ImageClass
             return load_image_classifier(published, device)
     folder = Path(source)
     encoder = load_encoder(folder / "encoder", device)
-    estimator, description = load_classifier(folder / "classifier")
+    estimator, description = load_scores(folder / "classifier")
     if description.get("encoder") != encoder.sha256:
         raise ConvaeError(f"{folder}: classifier/ was fitted on the features of another encoder than that in encoder/")
     classifier = ImageClassifier(encoder, estimator, description)

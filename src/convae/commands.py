@@ -15,7 +15,7 @@ from convae.addresses import PRETRAINED, fetched, needs_fetching, pretrained
 from convae.encoder import Encoder, load_encoder
 from convae.errors import ConvaeError
 from convae.evaluation.concerns import beside_accuracy
-from convae.evaluation.saving import load_classifier
+from convae.evaluation.saving import load_scores
 from convae.files import check_folder, check_free, new_file, read_file, read_json
 from convae.models.geometry import show
 from convae.named_pictures import Pictures
@@ -286,7 +286,7 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
     yield "made with", ", ".join(f"{name} {version}" for name, version in config["versions"].items())
     yield "content", f"SHA-256 {encoder.sha256}"
     try:
-        _, about = load_classifier(classifier)
+        _, about = load_scores(classifier)
     except ConvaeError:  # missing, or not to be trusted
         about = {}
     if about.get("encoder") == encoder.sha256:

@@ -1,7 +1,7 @@
 """Download models from the Hugging Face Hub, or as an archive from a URL, into a cache; and upload them to the Hub.
 
 Nothing but a model's own files is ever written, at places that do not depend on what the archive says. The files are
-not trusted: `load_encoder` and `load_classifier` check their hashes and sizes, and unpickle nothing.
+not trusted: `load_encoder` and `load_scores` check their hashes and sizes, and unpickle nothing.
 """
 
 import errno
@@ -130,7 +130,8 @@ def _download(url: str, target: Path) -> None:
 def _copy(source: IO[bytes], target: IO[bytes], most: int, name: str) -> int:
     """Copy to the end, `most` bytes at most; return the number of bytes."""
     copied = 0
-    with tqdm(unit="B", unit_scale=True, desc=name, leave=False) as progress:
+    # Shown only after a second: a model has small files, too.
+    with tqdm(unit="B", unit_scale=True, desc=name, leave=False, delay=1) as progress:
         while piece := source.read(_PIECE):
             copied += len(piece)
             if copied > most:

@@ -10,7 +10,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from convae.errors import ConvaeError
 from convae.evaluation import logistic_regression
-from convae.evaluation.classifiers import CLASSIFIERS, class_scores, fit_best, has_probabilities
+from convae.evaluation.classifiers import CLASSIFIERS, fit_best
+from convae.evaluation.scores import class_scores, has_probabilities
 from convae.params import ClassifierParams
 
 SETTINGS = {

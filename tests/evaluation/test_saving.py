@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from convae.errors import ConvaeError
 from convae.evaluation.classifiers import CLASSIFIERS, make_classifier
-from convae.evaluation.saving import load_classifier, save_classifier
+from convae.evaluation.saving import load_classifier, load_scores, save_classifier
+from convae.evaluation.scores import LogisticScores
 from convae.files import content_sha256, read_json, write_json
 
 SCRIPT = """
@@ -311,6 +312,55 @@ def test_a_classifier_from_another_scikit_learn_works_or_is_refused(tmp_path):
     replace_content(tmp_path / "gone", content.replace(b"sklearn.linear_model._ridge", b"sklearn.linear_model.__gone"))
     with pytest.raises(ConvaeError, match=ANOTHER):
         load_classifier(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logistic_regression_without_scikit_learn_gives_its_bits(tmp_path, classes, dtype):
+    x, y = digits()
+    x, y = x[y < classes].astype(dtype), 2 * y[y < classes]
+    fitted = make_classifier("logistic_regression", 0).fit(x, y)
+    save_classifier(tmp_path / "c", fitted, {"kind": "logistic_regression"})
+    scores, about = load_scores(tmp_path / "c")
+    assert type(scores) is LogisticScores
+    assert about == load_classifier(tmp_path / "c")[1]
+    np.testing.assert_array_equal(scores.classes_, fitted.classes_)
+    np.testing.assert_array_equal(scores.predict_proba(x), fitted.predict_proba(x), strict=True)
+
+
+def test_other_kinds_are_loaded_by_scikit_learn(saved):
+    assert type(load_scores(saved[0] / "ridge")[0]).__name__ == "RidgeClassifier"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes_": [0, 1, 1]}, "classes_ are not ascending labels"),
+        ({"classes_": [-1, 0, 1]}, "classes_ are not ascending labels"),
+        ({"classes_": [0.0, 1.0, 2.0]}, "classes_ are not ascending labels"),
+        ({"classes_": [1]}, "classes_ are not ascending labels"),
+        ({"classes_": [[0, 1, 2]]}, "classes_ are not ascending labels"),
+        ({"classes_": [0, 1]}, r"coef_ \(3, 64\) and intercept_ \(3,\) of 2 classes"),
+        ({"coef_": [1.0, 2.0, 3.0]}, r"coef_ \(3,\)"),
+        ({"intercept_": [[1.0, 2.0, 3.0]]}, r"intercept_ \(1, 3\)"),
+        ({"coef_": [[1], [2], [3]]}, "not floating-point numbers"),
+    ],
+)
+def test_a_forged_logistic_regression_is_refused(tmp_path, changes, message):
+    x, y = digits()
+    fitted = make_classifier("logistic_regression", 0).fit(x[y < 3], y[y < 3])
+    for name, value in changes.items():
+        setattr(fitted, name, np.array(value))
+    save_classifier(tmp_path / "c", fitted, {"kind": "logistic_regression"})
+    with pytest.raises(ConvaeError, match=f"classifier.skops: not readable: .*{message}"):
+        load_scores(tmp_path / "c")
+
+
+def test_another_kind_described_as_logistic_regression_is_refused(tmp_path):
+    x, y = digits()
+    save_classifier(tmp_path / "c", make_classifier("ridge", 0).fit(x, y), {"kind": "logistic_regression"})
+    with pytest.raises(ConvaeError, match="a RidgeClassifier, described as logistic_regression"):
+        load_scores(tmp_path / "c")
 
 
 def test_without_labels_the_folder_says_so(tmp_path):

@@ -20,7 +20,9 @@ OUTPUTS = {
 }
 
 
-def write(folder: Path, shift: float = 0.0, accuracy: float = 0.9, numpy: str = "2.4") -> dict[str, Execution]:
+def write(
+    folder: Path, shift: float = 0.0, accuracy: float = 0.9, error: float = 0.02, numpy: str = "2.4"
+) -> dict[str, Execution]:
     """Write slightly shifted outputs of three stages and return their entries in dvc.lock."""
     for name in ("data/prepared", "data/features", "models/encoder", "models/classifier", "reports"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -28,7 +30,9 @@ def write(folder: Path, shift: float = 0.0, accuracy: float = 0.9, numpy: str = 
     np.save(folder / "data/features/train.npy", np.linspace(-1, 1, 6) + shift)
     np.save(folder / "models/encoder/weights.npy", np.ones(3) + shift)
     (folder / "models/classifier/classifier.skops").write_text(f"{shift}")
-    (folder / "reports/metrics.json").write_text(json.dumps({"test": {"accuracy": accuracy, "log_loss": shift}}))
+    (folder / "reports/metrics.json").write_text(
+        json.dumps({"test": {"accuracy": accuracy, "log_loss": shift, "linear_reconstruction_mse": error}})
+    )
     (folder / "reports/environment.json").write_text(json.dumps({"packages": {"numpy": numpy}}))
     return {
         stage: Execution(
@@ -60,13 +64,27 @@ def test_small_deviations_are_reported_and_tolerated(capsys: pytest.CaptureFixtu
     assert verify.report(before, threads, Path("again")) == "equal within tolerance"
     text = capsys.readouterr().out
     assert "data/features                    differs by at most 0.001 of the largest magnitude\n" in text
-    assert "reports/metrics.json             differs by at most 0.002 (test.accuracy), accuracies by 0.002\n" in text
+    assert (
+        "metrics.json             differs by at most 0.002 (test.accuracy), accuracies by 0.002, errors by 0.0%\n"
+        in text
+    )
     assert "models/classifier                differs\n" in text
     assert "parameters: train.threads: 2 before, 1 now\n" in text
 
 
+def test_other_filters_that_are_as_good_are_tolerated(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = write(Path()), write(Path("again"), shift=1.5, accuracy=0.904, error=0.0205)
+    assert verify.report(before, after, Path("again")) == "equal within tolerance"
+    text = capsys.readouterr().out
+    assert "models/encoder                   differs by at most 1.5 of the largest magnitude\n" in text
+    assert "accuracies by 0.004, errors by 2.5%\n" in text
+    assert text.endswith("equal within tolerance (accuracies within 0.005, reconstruction errors within 5%)\n")
+
+
 @pytest.mark.parametrize(
-    "changes", [{"shift": 0.2}, {"accuracy": 0.89}, {"shift": np.nan}], ids=["weights", "accuracy", "not a number"]
+    "changes",
+    [{"accuracy": 0.89}, {"error": 0.022}, {"error": 0.0}, {"shift": np.nan}],
+    ids=["accuracy", "error", "no error", "not a number"],
 )
 def test_large_deviations_are_different(changes: dict[str, float]) -> None:
     assert verify.report(write(Path()), write(Path("again"), **changes), Path("again")) == "different"

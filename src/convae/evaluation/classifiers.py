@@ -17,6 +17,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from convae.errors import ConvaeError
 from convae.evaluation.logistic_regression import fit_path
+from convae.evaluation.scores import check_finite, class_scores
 from convae.files import row_chunks
 
 if TYPE_CHECKING:
@@ -111,60 +112,6 @@ def make_classifier(kind: str, seed: int) -> BaseEstimator:
     if "random_state" in estimator.get_params():
         estimator.set_params(random_state=seed)
     return estimator
-
-
-def class_scores(estimator: BaseEstimator, features: np.ndarray, classes: int) -> np.ndarray:
-    """Scores of each class, `[N, classes]`, for features `float32 [N, D]`; the highest is the prediction.
-
-    Scores are probabilities if `has_probabilities`, otherwise decision values. For two classes scikit-learn returns
-    a decision value of the second only; the first gets zero. A class without training images has probability zero, or
-    a decision value of minus infinity.
-
-    Example:
-        >>> features = np.array([[0.0], [1.0]], np.float32)
-        >>> estimator = KNeighborsClassifier(n_neighbors=1).fit(features, [0, 2])
-        >>> class_scores(estimator, features, classes=3).tolist()
-        [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
-    """
-    if has_probabilities(estimator):
-        found, missing = estimator.predict_proba(features), 0.0
-    else:
-        found, missing = estimator.decision_function(features), -np.inf
-        if found.ndim == 1:
-            found = np.column_stack([np.zeros_like(found), found])
-    scores = np.full((len(features), classes), missing, found.dtype)
-    scores[:, estimator.classes_] = found
-    return scores
-
-
-def has_probabilities(estimator: BaseEstimator) -> bool:
-    """Whether `class_scores` returns probabilities.
-
-    Example:
-        >>> has_probabilities(LogisticRegression()), has_probabilities(RidgeClassifier())
-        (True, False)
-    """
-    return hasattr(estimator, "predict_proba")
-
-
-def check_finite(features: np.ndarray, part: str) -> None:
-    """Reject features `[N, D]` that hold NaN or infinity, reading them in pieces.
-
-    Raises:
-        ConvaeError: with the name of the part and the index of the first such image.
-
-    Example:
-        >>> check_finite(np.array([[0.0], [np.nan]]), "test")
-        Traceback (most recent call last):
-        convae.errors.ConvaeError: the features of test image 1 hold NaN or infinity; ...
-    """
-    for rows in row_chunks(features):
-        bad = ~np.isfinite(features[rows]).all(axis=1)
-        if bad.any():
-            raise ConvaeError(
-                f"the features of {part} image {rows.start + int(bad.argmax())} hold NaN or infinity; "
-                "training may have diverged, try a smaller train.learning_rate"
-            )
 
 
 def _check(train: np.ndarray, y: np.ndarray, validation: np.ndarray) -> None:

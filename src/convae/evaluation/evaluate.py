@@ -14,7 +14,7 @@ from convae.datasets.reading import Scale
 from convae.encoder import Encoder
 from convae.errors import ConvaeError
 from convae.evaluation.anomalies import Reference
-from convae.evaluation.classifiers import check_finite, class_scores, fit_best, has_probabilities
+from convae.evaluation.classifiers import fit_best
 from convae.evaluation.health import encoder_health
 from convae.evaluation.linear_decoder import (
     as_images,
@@ -43,6 +43,7 @@ from convae.evaluation.neighbors import (
 )
 from convae.evaluation.principal_components import principal_components
 from convae.evaluation.saving import save_classifier
+from convae.evaluation.scores import check_finite, class_scores, has_probabilities
 from convae.files import new_file, read_json, row_chunks, save_array, write_json
 from convae.names import PARTS
 from convae.params import Params

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from convae.datasets.shards import spread
 from convae.encoder import Encoder, build_autoencoder
-from convae.evaluation.classifiers import check_finite
 from convae.evaluation.metrics import DIGITS, reconstruction_mse
+from convae.evaluation.scores import check_finite
 from convae.models.autoencoder import Autoencoder
 
 VALIDATION_IMAGES, TRAINING_IMAGES = 1000, 5000

@@ -5,20 +5,21 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
-import sklearn
-import skops.io
 from numpy.lib import format as npy
-from sklearn.base import BaseEstimator
-from sklearn.svm import SVC
 
 from convae.errors import ConvaeError
-from convae.evaluation.classifiers import CLASSIFIERS, class_scores
+from convae.evaluation.scores import LogisticScores, class_scores
 from convae.files import content_sha256, new_folder, read_file, write_json
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+    from sklearn.svm import SVC
 
 FORMAT = 2
 MOST_DESCRIPTION_BYTES = 1 << 24
@@ -32,7 +33,7 @@ TRUSTED = [
 ]
 
 
-def save_classifier(folder: Path, estimator: BaseEstimator | None, description: dict[str, Any]) -> None:
+def save_classifier(folder: Path, estimator: "BaseEstimator | None", description: dict[str, Any]) -> None:
     """Write a fitted classifier, or only its description if there is none; equal classifiers give equal bytes.
 
     Args:
@@ -46,15 +47,17 @@ def save_classifier(folder: Path, estimator: BaseEstimator | None, description: 
         >>> Path("copy/classifier.skops").read_bytes() == Path("models/classifier/classifier.skops").read_bytes()
         True
     """
+    import skops.io
+
     content = b"" if estimator is None else _canonical(skops.io.dumps(estimator))
     with new_folder(folder) as scratch:
         if estimator is not None:
             (scratch / "classifier.skops").write_bytes(content)
-        about = {"format": FORMAT, "scikit_learn": sklearn.__version__, **description}
+        about = {"format": FORMAT, "scikit_learn": version("scikit-learn"), **description}
         write_json(scratch / "classifier.json", about | {"sha256": content_sha256(about, content)})
 
 
-def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
+def load_classifier(folder: Path) -> "tuple[BaseEstimator, dict[str, Any]]":
     """Load what `save_classifier` wrote: the fitted classifier and its description.
 
     Raises:
@@ -66,21 +69,12 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         >>> type(estimator).__name__, description["classes"], description["test"]["accuracy"]
         ('RidgeClassifier', ['a', 'b', 'c'], 0.5)
     """
-    try:
-        description = json.loads(read_file(folder / "classifier.json", MOST_DESCRIPTION_BYTES))
-        kind, format_ = description["kind"], description["format"]
-        content = b"" if kind is None else read_file(folder / "classifier.skops")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        raise ConvaeError(f"{folder}: not a classifier: {error}") from None
-    if format_ != FORMAT:
-        raise ConvaeError(f"{folder}/classifier.json: format {format_!r}; this version of convae reads format {FORMAT}")
-    if isinstance(description.get("classes"), list) and len(description["classes"]) > MOST_CLASSES:
-        raise ConvaeError(f"{folder}/classifier.json: more than {MOST_CLASSES} classes")
-    if kind is None:
-        raise ConvaeError(f"{folder}: holds no classifier, as the images had no labels")
-    about = {name: value for name, value in description.items() if name != "sha256"}
-    if content_sha256(about, content) != description.get("sha256"):
-        raise ConvaeError(f"{folder}: damaged, classifier.json and classifier.skops are not as they were saved")
+    import skops.io
+    from sklearn.svm import SVC
+
+    from convae.evaluation.classifiers import CLASSIFIERS
+
+    description, content = _read(folder)
     another = _another_version(description)
     try:
         _check_archive(content)
@@ -98,16 +92,75 @@ def load_classifier(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     except ConvaeError:
         raise
     except Exception as error:  # a forged archive, or one of another version, can make skops raise nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConvaeError(f"{folder}/classifier.skops: not readable: {reason}{another}") from None
-    if type(estimator) is not CLASSIFIERS.get(str(kind)):
-        raise ConvaeError(f"{folder}/classifier.skops: a {type(estimator).__name__}, described as {kind}")
+        raise _unreadable(folder, error, another) from None
+    if type(estimator) is not CLASSIFIERS.get(str(description["kind"])):
+        raise _misnamed(folder, type(estimator).__name__, description)
     return estimator, description
+
+
+def load_scores(folder: Path) -> "tuple[LogisticScores | BaseEstimator, dict[str, Any]]":
+    """Load what `class_scores` needs of a saved classifier, and its description.
+
+    Logistic regression, the default, becomes `LogisticScores`, which needs neither scikit-learn, in whatever version,
+    nor skops; other kinds are loaded by `load_classifier`.
+
+    Raises:
+        ConvaeError: as `load_classifier`.
+
+    Example:
+        >>> type(load_scores(Path("models/classifier"))[0]).__name__
+        'RidgeClassifier'
+    """
+    description, content = _read(folder)
+    if description["kind"] != "logistic_regression":
+        return load_classifier(folder)
+    try:
+        _check_archive(content)
+        with ZipFile(io.BytesIO(content)) as archive:
+            schema = json.loads(archive.read("schema.json"))
+            if schema["__class__"] != "LogisticRegression":
+                raise _misnamed(folder, schema["__class__"], description)
+            files = [schema["content"]["content"][name]["file"] for name in ("classes_", "coef_", "intercept_")]
+            arrays = [np.load(io.BytesIO(archive.read(file)), allow_pickle=False) for file in files]
+        return LogisticScores(*arrays), description
+    except ConvaeError:
+        raise
+    except Exception as error:  # a forged archive
+        raise _unreadable(folder, error) from None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The description of a saved classifier and the content of its archive, which are as they were saved."""
+    try:
+        description = json.loads(read_file(folder / "classifier.json", MOST_DESCRIPTION_BYTES))
+        kind, format_ = description["kind"], description["format"]
+        content = b"" if kind is None else read_file(folder / "classifier.skops")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise ConvaeError(f"{folder}: not a classifier: {error}") from None
+    if format_ != FORMAT:
+        raise ConvaeError(f"{folder}/classifier.json: format {format_!r}; this version of convae reads format {FORMAT}")
+    if isinstance(description.get("classes"), list) and len(description["classes"]) > MOST_CLASSES:
+        raise ConvaeError(f"{folder}/classifier.json: more than {MOST_CLASSES} classes")
+    if kind is None:
+        raise ConvaeError(f"{folder}: holds no classifier, as the images had no labels")
+    about = {name: value for name, value in description.items() if name != "sha256"}
+    if content_sha256(about, content) != description.get("sha256"):
+        raise ConvaeError(f"{folder}: damaged, classifier.json and classifier.skops are not as they were saved")
+    return description, content
+
+
+def _misnamed(folder: Path, found: str, description: dict[str, Any]) -> ConvaeError:
+    return ConvaeError(f"{folder}/classifier.skops: a {found}, described as {description['kind']}")
+
+
+def _unreadable(folder: Path, error: Exception, remedy: str = "") -> ConvaeError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ConvaeError(f"{folder}/classifier.skops: not readable: {reason}{remedy}")
 
 
 def _another_version(description: dict[str, Any]) -> str:
     """End of a message that names the scikit-learn version of a saved classifier; empty if it is the installed one."""
-    saved, installed = str(description.get("scikit_learn", "of an unknown version")), sklearn.__version__
+    saved, installed = str(description.get("scikit_learn", "of an unknown version")), version("scikit-learn")
     if saved == installed:
         return ""
     return (
@@ -184,7 +237,7 @@ def _without_identities(node: Any, names: dict[str, str]) -> Any:
     }
 
 
-def _check_support(estimator: SVC) -> None:
+def _check_support(estimator: "SVC") -> None:
     """Reject inconsistent support vectors: libsvm would read past the end of their memory."""
     classes, vectors = len(estimator.classes_), len(estimator.support_vectors_)
     shapes = {
@@ -203,7 +256,7 @@ def _check_support(estimator: SVC) -> None:
         raise ValueError("the numbers of support vectors do not add up")
 
 
-def _check_trees(estimator: BaseEstimator) -> None:
+def _check_trees(estimator: "BaseEstimator") -> None:
     """Reject trees that point outside themselves: scikit-learn would read past the end of their memory."""
     for trees in getattr(estimator, "_predictors", []):
         for tree in trees:
