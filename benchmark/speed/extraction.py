@@ -27,9 +27,11 @@ def rows() -> Iterator[Row]:
     fashion_mnist()
     for system in (WHOLE_MAPS, "default"):
         in_new_process(check, system)
-        rate = rates(IMAGES, (ours, usual, limit), 3, system)
+        contestants = (ours, limit) if system == "default" else (ours, limit, usual)
+        rate = rates(IMAGES, contestants, 3, system)
         name = f"extraction {system}, to disk, images/s, to the forward passes"
-        yield at_least(name, 0.9, rate["ours"] / rate["limit"], **rate)
+        own, forward = rate["ours"], rate["limit"]
+        yield at_least(name, 0.9, own / forward, own, rate.get("usual"), forward)
 
 
 def check(system: str) -> None:
