@@ -61,9 +61,9 @@ ABOUT: dict[str, Any] = {
 }
 
 
-def fitted(dimension: int = FEATURES) -> BaseEstimator:
+def fitted(dimension: int = FEATURES, kind: str = "ridge") -> BaseEstimator:
     random = np.random.default_rng(0)
-    return make_classifier("ridge", 0).fit(random.normal(size=(30, dimension)).astype(np.float32), np.arange(30) % 3)
+    return make_classifier(kind, 0).fit(random.normal(size=(30, dimension)).astype(np.float32), np.arange(30) % 3)
 
 
 def save_models() -> None:

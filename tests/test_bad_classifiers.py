@@ -25,13 +25,14 @@ def saved(estimator: BaseEstimator | None = None, **about: Any) -> Callable[[], 
     return save
 
 
-def altered(**attributes: Any) -> BaseEstimator:
-    estimator = fitted()
+def altered(kind: str = "ridge", **attributes: Any) -> BaseEstimator:
+    estimator = fitted(kind=kind)
     for name, value in attributes.items():
         setattr(estimator, name, value)
     return estimator
 
 
+LOGISTIC = "logistic_regression"
 TOGETHER = "encoder/ and classifier/ do not belong together"
 SKOPS, JSON = "classifier/classifier.skops", "classifier/classifier.json"
 CLASSIFIERS: dict[str, tuple[Callable[[], object], str]] = {
@@ -54,6 +55,18 @@ CLASSIFIERS: dict[str, tuple[Callable[[], object], str]] = {
     "words for weights": (saved(altered(coef_="weights")), TOGETHER),
     "classes beyond": (saved(altered(classes_=np.array([0, 1, 77]))), TOGETHER),
     "classes in words": (saved(altered(classes_=np.array(["a", "b", "c"]))), TOGETHER),
+    "logistic of other features": (saved(fitted(5, LOGISTIC), kind=LOGISTIC), TOGETHER),
+    "logistic with NaN": (
+        saved(altered(LOGISTIC, coef_=np.full((3, FEATURES), np.nan)), kind=LOGISTIC),
+        f"{TOGETHER}: a score is not a number",
+    ),
+    "logistic with classes beyond": (saved(altered(LOGISTIC, classes_=np.array([0, 1, 77])), kind=LOGISTIC), TOGETHER),
+    "logistic with too few names": (saved(fitted(kind=LOGISTIC), kind=LOGISTIC, classes=["a"]), TOGETHER),
+    "logistic of another encoder": (
+        saved(fitted(kind=LOGISTIC), kind=LOGISTIC, encoder="0" * 64),
+        "was fitted on the features of another encoder",
+    ),
+    "ridge as logistic": (saved(kind=LOGISTIC), "a RidgeClassifier, described as logistic_regression"),
     "too few names": (saved(classes=["a"]), TOGETHER),
     "a number of names": (saved(classes=3), TOGETHER),
     "names that are numbers": (saved(classes=[1, 2, 3]), f"{TOGETHER}: class names must be text"),

@@ -23,7 +23,7 @@ CELLS, COMMITS, SECONDS = HOME / "cells", HOME / "commits.json", HOME / "seconds
 SYSTEMS = Path("systems")
 GROUPS = ("main", "colour", "controls", "deterministic", "others", "quick")
 
-# The seed is in the cell's name; the other keys change how a cell runs, and at most the last bits of its numbers.
+# The seed is in the cell's name; the other keys change how a cell runs, and at most the rounding of its numbers.
 NOT_COMPARED: Any = {
     "seed": True,
     "report": True,

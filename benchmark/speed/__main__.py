@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
@@ -69,14 +70,29 @@ def main() -> None:
 def _keep(group: str, rows: Sequence[Row]) -> None:
     """Replace a group's rows in the table; groups are in the order of `GROUPS`."""
     others = [row for row in read_json(TABLE) if row["group"] != group] if TABLE.exists() else []
-    table = others + [{"group": group} | {name: _rounded(value) for name, value in asdict(row).items()} for row in rows]
+    about = {"group": group, "machine": _machine()}
+    table = others + [about | {name: _rounded(value) for name, value in asdict(row).items()} for row in rows]
     table.sort(key=lambda row: GROUPS.index(row["group"]))
     write_json(TABLE, table)
-    found = environment()
-    machine = f"{os.cpu_count()} cores of {found['processor']} ({found['instructions']}), Python {found['python']}"
-    packages = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "pytorch-lightning", "scikit-learn"))
     with new_file(PAGE) as scratch:
-        scratch.write_text(f"{HEAD}{_markdown(table)}\nMeasured on {machine}; {packages}.\n\n{TAIL}", "utf-8")
+        scratch.write_text(f"{HEAD}{_markdown(table)}\n{_machines(table)}{TAIL}", "utf-8")
+
+
+def _machine() -> str:
+    found = environment()
+    packages = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "pytorch-lightning", "scikit-learn"))
+    processor = f"{os.cpu_count()} cores of {found['processor']} ({found['instructions']})"
+    return f"{processor}, Python {found['python']}; {packages}"
+
+
+def _machines(table: Sequence[Mapping[str, Any]]) -> str:
+    """Where rows were measured; they are kept until their group is measured again."""
+    (machine, _), *others = Counter(row["machine"] for row in table).most_common()
+    text = f"Measured on {machine}.\n\n"
+    for other, _ in others:
+        names = "; ".join(row["name"].partition(",")[0] for row in table if row["machine"] == other)
+        text += f"Rows measured on {other}: {names}.\n\n"
+    return text
 
 
 def _markdown(table: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Features: the whole stage against the usual way, and against the forward passes alone."""
+"""Features: the whole stage against the forward passes alone, and for whole maps against the usual way."""
 
 from collections.abc import Iterator
 from pathlib import Path

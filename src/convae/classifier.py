@@ -23,7 +23,7 @@ class ImageClassifier:
 
     Args:
         encoder: an encoder with a readout.
-        estimator: a scikit-learn classifier fitted on its features, or what `load_scores` loads of it.
+        estimator: a scikit-learn classifier fitted on its features; for logistic regression a `LogisticScores`.
         description: the content of `classifier.json`.
 
     Example:

@@ -136,7 +136,7 @@ example:
 """,
     "verify": """The pipeline runs in .convae/verify, on the files in git and in data/; nothing else changes. Files that
 differ are compared number by number, and changed parameters, code, processor and package versions are listed. The
-exit code is 1 if the results differ by more than the tolerance for rounding.
+exit code is 1 if the metrics differ by more than the tolerance.
 
 example:
   convae verify

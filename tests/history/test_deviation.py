@@ -19,8 +19,8 @@ def test_deviations_are_relative_to_the_largest_magnitude(tmp_path):
         assert largest_deviation(tmp_path / f"old.{suffix}", tmp_path / f"old.{suffix}") == 0
 
 
-@pytest.mark.parametrize("other", [np.zeros((2, 3)), np.zeros(2), np.array([[1, 2], [3, np.nan]])])
-def test_other_shapes_and_nan_deviate_infinitely(tmp_path, other):
+@pytest.mark.parametrize("other", [np.zeros((2, 3)), np.zeros(2), np.full((2, 2), np.nan), np.full((2, 2), -np.inf)])
+def test_other_shapes_nan_and_infinity_deviate_infinitely(tmp_path, other):
     np.save(tmp_path / "old.npy", np.ones((2, 2)))
     np.save(tmp_path / "new.npy", other)
     assert largest_deviation(tmp_path / "old.npy", tmp_path / "new.npy") == np.inf

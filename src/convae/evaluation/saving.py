@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from convae.errors import ConvaeError
 from convae.evaluation.scores import LogisticScores, class_scores
 from convae.files import content_sha256, new_folder, read_file, write_json
+from convae.names import printable
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -69,40 +70,15 @@ def load_classifier(folder: Path) -> "tuple[BaseEstimator, dict[str, Any]]":
         >>> type(estimator).__name__, description["classes"], description["test"]["accuracy"]
         ('RidgeClassifier', ['a', 'b', 'c'], 0.5)
     """
-    import skops.io
-    from sklearn.svm import SVC
-
-    from convae.evaluation.classifiers import CLASSIFIERS
-
     description, content = _read(folder)
-    another = _another_version(description)
-    try:
-        _check_archive(content)
-        untrusted = set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)
-        if untrusted:
-            raise ConvaeError(f"{folder}/classifier.skops: refused, it holds {', '.join(sorted(untrusted))}{another}")
-        estimator = skops.io.loads(content, trusted=TRUSTED)
-        _check_trees(estimator)
-        if isinstance(estimator, SVC):
-            _check_support(estimator)
-        # Another version of scikit-learn may load it and then fail to predict; better here than in the middle of a job.
-        if another:
-            features = np.zeros((1, estimator.n_features_in_), np.float32)
-            class_scores(estimator, features, int(estimator.classes_.max()) + 1)
-    except ConvaeError:
-        raise
-    except Exception as error:  # a forged archive, or one of another version, can make skops raise nearly anything
-        raise _unreadable(folder, error, another) from None
-    if type(estimator) is not CLASSIFIERS.get(str(description["kind"])):
-        raise _misnamed(folder, type(estimator).__name__, description)
-    return estimator, description
+    return _estimator(folder, description, content), description
 
 
 def load_scores(folder: Path) -> "tuple[LogisticScores | BaseEstimator, dict[str, Any]]":
     """Load what `class_scores` needs of a saved classifier, and its description.
 
-    Logistic regression, the default, becomes `LogisticScores`, which needs neither scikit-learn, in whatever version,
-    nor skops; other kinds are loaded by `load_classifier`.
+    Logistic regression, the default, becomes `LogisticScores`, which needs neither skops nor any version of
+    scikit-learn; other kinds are loaded as by `load_classifier`.
 
     Raises:
         ConvaeError: as `load_classifier`.
@@ -113,7 +89,7 @@ def load_scores(folder: Path) -> "tuple[LogisticScores | BaseEstimator, dict[str
     """
     description, content = _read(folder)
     if description["kind"] != "logistic_regression":
-        return load_classifier(folder)
+        return _estimator(folder, description, content), description
     try:
         _check_archive(content)
         with ZipFile(io.BytesIO(content)) as archive:
@@ -129,8 +105,38 @@ def load_scores(folder: Path) -> "tuple[LogisticScores | BaseEstimator, dict[str
         raise _unreadable(folder, error) from None
 
 
+def _estimator(folder: Path, description: dict[str, Any], content: bytes) -> "BaseEstimator":
+    import skops.io
+    from sklearn.svm import SVC
+
+    from convae.evaluation.classifiers import CLASSIFIERS
+
+    another = _another_version(description)
+    try:
+        _check_archive(content)
+        untrusted = set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED)
+        if untrusted:
+            names = printable(", ".join(sorted(untrusted))[:200])
+            raise ConvaeError(f"{folder}/classifier.skops: refused, it holds {names}{another}")
+        estimator = skops.io.loads(content, trusted=TRUSTED)
+        _check_trees(estimator)
+        if isinstance(estimator, SVC):
+            _check_support(estimator)
+        # Another version of scikit-learn may load it and then fail to predict; better here than in the middle of a job.
+        if another:
+            features = np.zeros((1, estimator.n_features_in_), np.float32)
+            class_scores(estimator, features, int(estimator.classes_.max()) + 1)
+    except ConvaeError:
+        raise
+    except Exception as error:  # a forged archive, or one of another version, can make skops raise nearly anything
+        raise _unreadable(folder, error, another) from None
+    if type(estimator) is not CLASSIFIERS.get(str(description["kind"])):
+        raise _misnamed(folder, type(estimator).__name__, description)
+    return estimator
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """The description of a saved classifier and the content of its archive, which are as they were saved."""
+    """The description of a saved classifier and the content of its archive, checked against their hash."""
     try:
         description = json.loads(read_file(folder / "classifier.json", MOST_DESCRIPTION_BYTES))
         kind, format_ = description["kind"], description["format"]
@@ -149,12 +155,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     return description, content
 
 
-def _misnamed(folder: Path, found: str, description: dict[str, Any]) -> ConvaeError:
-    return ConvaeError(f"{folder}/classifier.skops: a {found}, described as {description['kind']}")
+def _misnamed(folder: Path, found: object, description: dict[str, Any]) -> ConvaeError:
+    found, kind = (printable(str(name)[:100]) for name in (found, description["kind"]))
+    return ConvaeError(f"{folder}/classifier.skops: a {found}, described as {kind}")
 
 
 def _unreadable(folder: Path, error: Exception, remedy: str = "") -> ConvaeError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = printable(" ".join(str(error).split())[:200]) or type(error).__name__
     return ConvaeError(f"{folder}/classifier.skops: not readable: {reason}{remedy}")
 
 

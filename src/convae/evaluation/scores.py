@@ -11,7 +11,7 @@ from convae.files import row_chunks
 
 @dataclass(frozen=True)
 class LogisticScores:
-    """What a fitted `sklearn.linear_model.LogisticRegression` predicts with; its probabilities are the same bits.
+    """What a fitted `sklearn.linear_model.LogisticRegression` predicts with; the probabilities are the same bits.
 
     Args:
         classes_: labels of the classes it knows, `int64 [K]`, ascending.
@@ -32,9 +32,12 @@ class LogisticScores:
     intercept_: np.ndarray
 
     def __post_init__(self) -> None:
-        classes, rows = self.classes_, len(self.classes_) if len(self.classes_) > 2 else 1
-        if len(classes) < 2 or classes.dtype != np.int64 or classes[0] < 0 or (np.diff(classes) <= 0).any():
+        classes = self.classes_
+        if classes.ndim != 1 or len(classes) < 2 or classes.dtype != np.int64:
+            raise ValueError("classes_ are not labels")
+        if classes[0] < 0 or (classes[1:] <= classes[:-1]).any():
             raise ValueError("classes_ are not ascending labels")
+        rows = len(classes) if len(classes) > 2 else 1
         if self.coef_.ndim != 2 or len(self.coef_) != rows or self.intercept_.shape != (rows,):
             raise ValueError(
                 f"coef_ {self.coef_.shape} and intercept_ {self.intercept_.shape} of {len(classes)} classes"

@@ -76,6 +76,8 @@ def _relative(old: np.ndarray, new: np.ndarray) -> float:
     # In chunks of rows: the files are memory-mapped and may not fit into memory.
     for rows in row_chunks(old):
         one, other = old[rows].astype(np.float64), new[rows].astype(np.float64)
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
+            return np.inf
         largest = max(largest, float(np.abs(one).max()))
-        difference = max(difference, float(np.nan_to_num(np.abs(one - other), nan=np.inf).max()))
+        difference = max(difference, float(np.abs(one - other).max()))
     return difference / largest if difference and largest else difference
