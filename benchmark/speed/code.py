@@ -25,7 +25,7 @@ def rows() -> Iterator[Row]:
     """Seconds per fit."""
     fashion_mnist()
     in_new_process(make_features)
-    seconds = alternate({"ours": code_fit, "limit": products}, 1)
+    seconds = alternate({"ours": code_fit, "limit": products}, 3)
     ratio = seconds["ours"] / seconds["limit"]
     yield at_most("fit of the code, s, to its two matrix products", 1.5, ratio, seconds["ours"], limit=seconds["limit"])
     seconds = alternate({"ours": partial(classifier_fit, True), "usual": partial(classifier_fit, False)}, 1)

@@ -27,6 +27,7 @@ def rows() -> Iterator[Row]:
     fashion_mnist()
     for system in (WHOLE_MAPS, "default"):
         in_new_process(check, system)
+        # The usual way of the default takes minutes and has no target.
         contestants = (ours, limit) if system == "default" else (ours, limit, usual)
         rate = rates(IMAGES, contestants, 3, system)
         name = f"extraction {system}, to disk, images/s, to the forward passes"

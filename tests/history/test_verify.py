@@ -122,6 +122,18 @@ def test_without_the_earlier_metrics_nothing_is_equal() -> None:
     assert verify.report(before, after, Path("again")) == "different"
 
 
+def test_metrics_may_differ_in_words_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = write(Path()), write(Path("again"))
+    metrics = json.loads(Path("reports/metrics.json").read_text())
+    for folder, word, execution in ((Path(), "Shirt", before), (Path("again"), "Coat", after)):
+        metrics["test"]["worst_class"] = word
+        path = folder / "reports/metrics.json"
+        path.write_text(json.dumps(metrics))
+        execution["evaluate"].outputs["reports/metrics.json"] = path_md5(path)
+    assert verify.report(before, after, Path("again")) == "equal within tolerance"
+    assert "reports/metrics.json             differs in words only\n" in capsys.readouterr().out
+
+
 def test_without_labels_the_errors_decide() -> None:
     before, after = write(Path()), write(Path("again"), shift=1.5)
     for folder, error in ((Path(), 0.0), (Path("again"), 1e-6)):

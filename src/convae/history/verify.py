@@ -152,7 +152,9 @@ def _compare(path: str, old: str, scratch: Path) -> tuple[str, str]:
         return words, DIFFERENT if path == METRICS else CLOSE
     if path == METRICS:
         found = metric_deviations(Path(path), scratch / path)
-        name = max(found, key=lambda name: found[name], default="")
+        if not found:
+            return "differs in words only", CLOSE
+        name = max(found, key=lambda name: found[name])
         before, now = (flatten(read_json(file)) for file in (Path(path), scratch / path))
         return f"differs by at most {found[name]:.4g} ({name})", CLOSE if _as_good(before, now) else DIFFERENT
     deviation = largest_deviation(Path(path), scratch / path)
