@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convae.errors import ConvaeError
-from convae.models.eigen import leading_eigenvectors
+from convae.models.eigen import generalized_eigenvectors, leading_eigenvectors
 from convae.models.geometry import LayerGeometry
 
 LEAST_VARIANCE = 1e-12
@@ -267,14 +267,11 @@ def denoising_directions(covariance: Tensor, between: Tensor, count: int, ridge:
     unit = covariance.diagonal().mean().clamp(min=LEAST_VARIANCE)
     regularized = covariance / unit
     regularized.diagonal().add_(ridge)
-    triangle, failed = torch.linalg.cholesky_ex(regularized)
-    if failed:
+    try:
+        kept, vectors = generalized_eigenvectors(between / unit, regularized, count)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise ConvaeError(
             f"denoising: the covariance of {len(covariance)} values is singular in single precision; increase "
             "model.layers[].input.whitening.epsilon or features.code.ridge"
-        )
-    halved = torch.linalg.solve_triangular(triangle, between / unit, upper=False)
-    symmetric = torch.linalg.solve_triangular(triangle, halved.T, upper=False)
-    kept, vectors = leading_eigenvectors((symmetric + symmetric.T) / 2, count)
-    directions = torch.linalg.solve_triangular(triangle.T, vectors, upper=True).T
-    return directions, kept
+        ) from None
+    return vectors.T, kept
