@@ -10,9 +10,9 @@ from convae.models.eigen import EXACT, generalized_eigenvectors, leading_eigenve
 DIMENSION = EXACT + 200
 
 
-def with_spectrum(values, shift):
+def with_spectrum(values, shift, seed=0):
     """A matrix whose eigenvalues are these plus a shift, the others the shift alone."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(DIMENSION, len(values), generator=generator)).Q
     matrix = basis * values @ basis.T
     matrix.diagonal().add_(shift)
@@ -42,33 +42,49 @@ def test_small_matrices_are_exact():
     np.testing.assert_allclose(vectors * found @ vectors.T, matrix, atol=1e-2)
 
 
+def test_all_directions_of_the_identity_are_alike():
+    found, vectors = leading_eigenvectors(torch.eye(DIMENSION), 64)
+    np.testing.assert_allclose(found, 1, atol=1e-5)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(64), atol=1e-5)
+
+
 def test_a_matrix_of_zeros_has_no_direction():
     found, vectors = leading_eigenvectors(torch.zeros(DIMENSION, DIMENSION), 40)
     assert not found.any()
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(40), atol=1e-3)
 
 
-@pytest.mark.parametrize("rank", [1000, 100, 3])
-def test_generalized_eigenvectors_are_those_of_scipy(rank):
+@pytest.mark.parametrize(("rank", "ridge"), [(1000, 0.3), (100, 0.3), (10, 1e-3)], ids=str)
+def test_generalized_eigenvectors_are_those_of_scipy(rank, ridge):
     signal = with_spectrum(torch.linspace(3, 0.5, rank) ** 4, 0.0)
-    noise = with_spectrum(torch.linspace(0.01, 2, rank), 0.3)
-    count = min(64, rank)  # the rest is a null space, in which SciPy's choice is as arbitrary as ours
-    found, vectors = generalized_eigenvectors(signal, signal + noise, count)
+    noise = with_spectrum(torch.linspace(0.01, 2, max(rank, 100)), ridge, seed=1)
+    found, vectors = generalized_eigenvectors(signal, signal + noise, 64)
     left, right = signal.double().numpy(), (signal + noise).double().numpy()
-    expected = scipy.linalg.eigh(left, right, eigvals_only=True)[::-1][:count]
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    expected = scipy.linalg.eigh(left, right, eigvals_only=True)[::-1][:64]
+    real = slice(min(64, rank))  # the others are a null space
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=0.01)
     vectors = vectors.double().numpy()
-    np.testing.assert_allclose(vectors.T @ right @ vectors, np.eye(count), atol=1e-3)
-    np.testing.assert_allclose(left @ vectors, right @ vectors * found.double().numpy(), atol=5e-3)
+    np.testing.assert_allclose(vectors.T @ right @ vectors, np.eye(64), atol=0.02)
+    residuals = left @ vectors - right @ vectors * found.double().numpy()
+    assert np.linalg.norm(residuals, axis=0).max() <= 2e-3
 
 
-def test_directions_without_any_noise_are_found():
-    signal = with_spectrum(torch.linspace(1, 0.5, 200), 0.0)
+@pytest.mark.parametrize("ridge", [0.3, 1e-8])  # with the latter, T - B is nothing but rounding errors
+def test_directions_that_the_corruption_does_not_change_are_found(ridge):
+    signal = with_spectrum(torch.linspace(1, 0.5, DIMENSION), 0.0)
     metric = signal.clone()
-    metric.diagonal().add_(0.3)  # T - B is the ridge alone
-    found, _ = generalized_eigenvectors(signal, metric, 64)
-    values = torch.linspace(1, 0.5, 200)[:64]
-    np.testing.assert_allclose(found, values / (values + 0.3), atol=1e-4)
+    metric.diagonal().add_(ridge)
+    found, vectors = generalized_eigenvectors(signal, metric, 64)
+    values = torch.linspace(1, 0.5, DIMENSION)[:64]
+    np.testing.assert_allclose(found, values / (values + ridge), atol=2e-3)
+    np.testing.assert_allclose(vectors.T @ metric @ vectors, np.eye(64), atol=0.01)
+
+
+def test_without_signal_nothing_survives():
+    found, vectors = generalized_eigenvectors(torch.zeros(DIMENSION, DIMENSION), torch.eye(DIMENSION), 2)
+    assert not found.any()
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(2), atol=1e-5)
 
 
 @pytest.mark.parametrize("dimension", [6, DIMENSION])

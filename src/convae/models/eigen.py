@@ -7,6 +7,7 @@ from torch import Tensor
 
 EXACT = 2048  # up to this dimension, all eigenvectors take seconds
 TOLERANCE = 1e-3  # largest residual, relative to the largest eigenvalue
+ROUNDING = 1e-6  # residuals that single precision can't undercut, likewise
 NOISE, LEAST = 1e-7, 1e-12  # relative to a block, and absolute
 BLOCKS = 8  # between two looks at the residuals
 
@@ -26,23 +27,23 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if _is_small(matrix, count):
         values, vectors = torch.linalg.eigh(matrix)
         return values[-count:].flip(0), vectors[:, -count:].flip(1)
-    return _lanczos(matrix.__matmul__, matrix, count, lambda values: TOLERANCE * values[0].abs())
+    return _lanczos(matrix.matmul, matrix, count, _relative)
 
 
 def generalized_eigenvectors(matrix: Tensor, metric: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest w for which B v = w T v, descending, and their v `[D, count]` with vᵀ T v = 1.
 
-    For large matrices, block Lanczos iterates on T v = m (T - B) v, which has the same vectors and m = 1 / (1 - w): the
-    w that crowd below 1 move apart, so that it needs a third of the steps (Ericsson & Ruhe 1980, "The spectral
-    transformation Lanczos method"). No product of D×D matrices is formed.
+    For large matrices, block Lanczos iterates on B v = m (T - B) v, which has the same vectors and m = w / (1 - w): the
+    w that crowd below 1 move apart, which took a third of the steps for the default's features (Ericsson & Ruhe 1980,
+    "The spectral transformation Lanczos method"). No product of D×D matrices is formed.
 
     Args:
-        matrix: B, symmetric `float32 [D, D]`.
-        metric: T; T and T - B are symmetric and positive definite.
+        matrix: B, symmetric `float32 [D, D]`, with all w between -1 and 1.
+        metric: T, symmetric and positive definite.
         count: number of eigenvectors, at most D.
 
     Raises:
-        torch.linalg.LinAlgError: T or, if it is large, T - B is singular in single precision.
+        torch.linalg.LinAlgError: T is not positive definite in single precision.
 
     Example:
         >>> values, vectors = generalized_eigenvectors(torch.diag(torch.tensor([1.0, 3.0])), 4 * torch.eye(2), 1)
@@ -55,16 +56,30 @@ def generalized_eigenvectors(matrix: Tensor, metric: Tensor, count: int) -> tupl
         symmetric = torch.linalg.solve_triangular(triangle, halved.T, upper=False)
         values, vectors = leading_eigenvectors((symmetric + symmetric.T) / 2, count)
         return values, torch.linalg.solve_triangular(triangle.T, vectors, upper=True)
-    triangle = torch.linalg.cholesky(metric - matrix)
+    triangle, failed = torch.linalg.cholesky_ex(metric - matrix)
+    if failed:  # some w are 1 but for rounding errors: iterate on B v = w T v itself
+        triangle = torch.linalg.cholesky(metric)
 
     def product(block: Tensor) -> Tensor:
-        whole: Tensor = torch.linalg.solve_triangular(triangle.T, block, upper=True)
-        whole = torch.linalg.solve_triangular(triangle, metric @ whole, upper=False)
-        return whole
+        inner = matrix @ torch.linalg.solve_triangular(triangle.T, block, upper=True)
+        outer: Tensor = torch.linalg.solve_triangular(triangle, inner, upper=False)
+        return outer
 
-    # A residual of r leaves B v - w T v with less than r / m^(3/2).
-    values, vectors = _lanczos(product, matrix, count, lambda values: TOLERANCE * values**1.5)
-    return 1 - 1 / values, torch.linalg.solve_triangular(triangle.T, vectors, upper=True) / values.sqrt()
+    values, vectors = _lanczos(product, matrix, count, _relative if failed else _transformed)
+    vectors = torch.linalg.solve_triangular(triangle.T, vectors, upper=True)
+    if failed:
+        return values, vectors
+    ratios = (1 + values).clamp(min=0.5)  # vᵀ T v of the vectors; 0.5 for w = -1
+    return values / ratios, vectors / ratios.sqrt()
+
+
+def _relative(values: Tensor) -> Tensor:
+    return TOLERANCE * values[0].abs()
+
+
+def _transformed(values: Tensor) -> Tensor:
+    # With T - B = R Rᵀ and vᵀ T v = 1, a residual of r means |R⁻¹ (B v - w T v)| = r / (1 + m)^(3/2).
+    return TOLERANCE * (1 + values.clamp(min=-0.5)) ** 1.5 + ROUNDING * values[0].abs()
 
 
 def _is_small(matrix: Tensor, count: int) -> bool:
@@ -74,7 +89,10 @@ def _is_small(matrix: Tensor, count: int) -> bool:
 def _lanczos(
     product: Callable[[Tensor], Tensor], like: Tensor, count: int, allowed: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """`leading_eigenvectors` of the linear map `product`, with residuals of at most `allowed(values)`."""
+    """`leading_eigenvectors` of `product`, a symmetric linear map of vectors `[D, n]` as long as those of `like`.
+
+    Stops when residuals are at most `allowed(values)`, or when the basis is complete.
+    """
     dimension, width = len(like), max(32, count // 4)
     generator = torch.Generator().manual_seed(0)
     block = torch.linalg.qr(torch.randn(dimension, width, generator=generator).to(like.device)).Q
@@ -87,7 +105,7 @@ def _lanczos(
             # New directions, if the rank of the matrix is used up and the block holds only rounding errors.
             noise = torch.randn(block.shape, generator=generator).to(block.device)
             block = block + noise * (NOISE * block.abs().max() + LEAST)
-            for _ in range(2):  # once leaves rounding errors that grow
+            for _ in range(3):  # once leaves rounding errors that grow, and twice too, of a block within the basis
                 block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
         values, inner = torch.linalg.eigh(basis.T @ products)
         values, inner = values[-count:].flip(0), inner[:, -count:].flip(1)

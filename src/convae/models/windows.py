@@ -269,9 +269,9 @@ def denoising_directions(covariance: Tensor, between: Tensor, count: int, ridge:
     regularized.diagonal().add_(ridge)
     try:
         kept, vectors = generalized_eigenvectors(between / unit, regularized, count)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ConvaeError(
             f"denoising: the covariance of {len(covariance)} values is singular in single precision; increase "
             "model.layers[].input.whitening.epsilon or features.code.ridge"
-        ) from None
+        ) from error
     return vectors.T, kept
