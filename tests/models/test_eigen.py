@@ -61,13 +61,15 @@ def test_generalized_eigenvectors_are_those_of_scipy(rank, ridge):
     found, vectors = generalized_eigenvectors(signal, signal + noise, 64)
     left, right = signal.double().numpy(), (signal + noise).double().numpy()
     expected = scipy.linalg.eigh(left, right, eigvals_only=True)[::-1][:64]
-    real = slice(min(64, rank))  # the others are a null space
-    np.testing.assert_allclose(found[real], expected[real], atol=1e-4)
-    np.testing.assert_allclose(found, expected, atol=0.01)
+    np.testing.assert_allclose(found[:rank], expected[:rank], atol=1e-5)
     vectors = vectors.double().numpy()
-    np.testing.assert_allclose(vectors.T @ right @ vectors, np.eye(64), atol=0.02)
-    residuals = left @ vectors - right @ vectors * found.double().numpy()
-    assert np.linalg.norm(residuals, axis=0).max() <= 2e-3
+    residuals = np.linalg.norm(left @ vectors - right @ vectors * found.double().numpy(), axis=0)
+    assert residuals[:rank].max() <= 1e-4
+    products = vectors.T @ right @ vectors
+    np.testing.assert_allclose(products[:rank, :rank], np.eye(min(64, rank)), atol=1e-4)
+    # The others lie in the null space of B. Rounding errors of the largest w / (1 - w), here 80 000, drown them.
+    np.testing.assert_allclose(found, expected, atol=0.1)
+    np.testing.assert_allclose(products, np.eye(64), atol=0.1)
 
 
 @pytest.mark.parametrize("ridge", [0.3, 1e-8])  # with the latter, T - B is nothing but rounding errors
