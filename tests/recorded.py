@@ -17,7 +17,7 @@ from convae.history.git import now
 from convae.history.git import workspace as workspace_now
 from convae.history.lock import begun, ended, load_stage
 from convae.params import Params, load_params
-from convae.tracking.context import context_tags, process_tags
+from convae.tracking.context import context_tags, process_tags, user_tags
 from convae.tracking.records import Records
 from convae.tracking.store import open_store
 
@@ -93,7 +93,7 @@ def record(uri: str) -> None:
     definition, place = load_stage("train"), workspace_now(now())
     execution = ended(begun(definition), definition)
     records = Records(uri, "convae")
-    run_id = records.begin(execution, place, process_tags() | context_tags())
+    run_id = records.begin(execution, place, process_tags() | user_tags() | context_tags())
     records.complete(run_id, execution, place, Path())
     records.client.set_terminated(run_id, "FINISHED")
 

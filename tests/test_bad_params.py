@@ -353,6 +353,7 @@ TWO_LAYERS = {
         by("epsilon: 0.1           # added", "epsilon: 1.0e-6 # added"),
         "model.layers[0].input.whitening.epsilon = 1e-06: must … 0.00001",
     ),
+    "a layer named twice": (by("[-1] ", "[1, -1] "), "features.layers = [1, -1]: it names a layer twice"),
     "frozen without an encoder": (
         by("freeze: none", "freeze: 1"),
         "train.freeze = 1: models/initial holds no encoder whose filters could be frozen",

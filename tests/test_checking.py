@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,24 @@ def test_one_odd_stack_does_not_decide_for_all(tmp_path: Path) -> None:
     assert found["refused"] == "files that can't be used: 1; remove them, or raise data.max_rejected"
     assert [file["path"] for file in found["description"]["rejected"]] == ["00.tif"]
     assert not any("skipped" in concern for concern in found["concerns"])
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (np.full((4, 9, 9), 7, np.uint16), {"data.color": "bands", "data.channels": 4, "data.scale": "percentile"}),
+        (np.full((3, 9, 9), 7, np.uint8), {"data.color": "bands", "data.channels": 3, "data.scale": None}),
+        (np.full((9, 9), 7, np.int16), {"data.color": "bands", "data.channels": 1, "data.scale": "percentile"}),
+        (np.full((9, 9), 7, np.uint8), {"data.color": "grey"}),
+        (np.full((9, 9, 3), (7, 8, 9), np.uint8), {"data.color": "rgb"}),
+    ],
+)
+def test_what_can_be_no_picture_is_read_as_bands(tmp_path: Path, values: np.ndarray, found: dict[str, Any]) -> None:
+    photometric: Any = "rgb" if values.shape[-1] == 3 else "minisblack"
+    for number in range(10):
+        tifffile.imwrite(tmp_path / f"{number}.tif", values + number, photometric=photometric)
+    params = survey(tmp_path)["params"]
+    assert {key: params.get(key) for key in found} == found
 
 
 def test_a_table_that_is_not_used_is_pointed_out(photos: Path) -> None:

@@ -81,6 +81,7 @@ def test_pictures_come_from_files_folders_patterns_and_standard_input(here):
         (["pictures/b/3.png", "pictures/a/0.png"], "", ["pictures/b/3.png", "pictures/a/0.png"]),
         (["pictures/**/[0-3].png"], "", [f"pictures/{name}.png" for name in ("a/0", "a/2", "b/1", "b/3")]),
         (["-"], "pictures/a/4.png\n\npictures/b/5.png\n", ["pictures/a/4.png", "pictures/b/5.png"]),
+        (["pictures/**"], "", sorted(["pictures/notes.txt", *all_files])),  # without the folders
         (["pictures/notes.txt"], "", ["pictures/notes.txt"]),  # named explicitly, it is used
     ):
         assert here("features", *arguments, "-o", "f.npy", "--force", text=text).split() == expected
@@ -251,4 +252,7 @@ def test_without_pyarrow_npy_is_still_written(models):
         done = subprocess.run(command, capture_output=True, text=True, cwd=models, env=os.environ)
         assert done.returncode == status
         assert ("Parquet needs pyarrow" in done.stderr) == (suffix == "parquet")
+    command = [sys.executable, "-c", code, "similar", "pictures/a/0.png", "pictures"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=models, check=False)
+    assert done.stderr == "convae: the index of a folder's pictures needs pyarrow; run `pip install pyarrow`\n"
     assert len(np.load("f.npy")) == 10

@@ -66,7 +66,7 @@ def test_every_kind_of_array_and_files_give_the_same_features(folder, tmp_path):
 
 def test_the_compact_code_is_an_option(folder):
     encoder = load_encoder(folder)
-    with pytest.raises(ConvaeError, match="this encoder has no compact code"):
+    with pytest.raises(ConvaeError, match="made without a compact code"):
         CAEFeatures(encoder, code=True).fit(IMAGES[:5])
     code = {"kind": "pca", "components": 6, "corruption": None, "ridge": 1e-6, "scale": "equal", "images": None}
     images = ImageSet(IMAGES[:50, None], None, (), "")
@@ -303,6 +303,22 @@ def test_tiny_images_and_few_or_many_filters(shape, filters):
     layers = own.encoder_.config["layers"]
     assert [bool(layer["output"]) for layer in layers] == [True] * (len(layers) - 1) + [False]
     assert [layer["kernel"] for layer in layers] == [[7, 7], [3, 3]][: len(layers)]
+
+
+def test_numbers_of_numpy_are_numbers():
+    images = np.random.default_rng(0).integers(256, size=(20, 8, 8), dtype=np.uint8)
+    plain = {"filters": (4,), "kernel": 3, "epochs": 1, "batch_size": 8, "grid": 2, "learning_rate": 0.01}
+    numpy = {name: np.asarray(value)[()] for name, value in plain.items()} | {"grid": (np.int64(2), np.int64(2))}
+    one, other = (ConvolutionalAutoencoderFeatures(**own, random_state=0).fit(images) for own in (plain, numpy))
+    np.testing.assert_array_equal(one.transform(images), other.transform(images))
+
+
+def test_a_window_of_one_value_is_refused_in_one_line():
+    images = np.random.default_rng(0).integers(256, size=(20, 8, 8), dtype=np.uint8)
+    with pytest.raises(
+        ConvaeError, match="all windows are flat; one value is, once it is centred; choose a larger kernel"
+    ):
+        ConvolutionalAutoencoderFeatures(filters=(4,), kernel=1).fit(images)
 
 
 def test_too_many_layers_for_the_images_are_refused_in_one_line():

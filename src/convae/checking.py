@@ -5,6 +5,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from convae.datasets.arrays import is_arrays, open_arrays
+from convae.datasets.arrays import is_arrays, missing_chunks, open_arrays
 from convae.datasets.catalogue import image_shape
 from convae.datasets.download import download
 from convae.datasets.listing import ListedFiles
@@ -165,7 +166,12 @@ def _look_at_arrays(root: Path, scratch: Path, found: dict[str, Any]) -> dict[st
         other = "channels_first" if is_last else "channels_last"
         found["concerns"].append(f"The shape {list(images.shape)} does not tell the channels: is it {other}?")
     of_image = max(1, math.prod(images.shape[1:]) * images.dtype.itemsize)
-    sample = np.asarray(images[:: max(1, -(-images.shape[0] // min(LOOKED_AT, max(1, SAMPLE_BYTES // of_image))))])
+    found["concerns"].extend(missing_chunks(arrays))
+    step = max(1, -(-images.shape[0] // min(LOOKED_AT, max(1, SAMPLE_BYTES // of_image))))
+    try:
+        sample = np.asarray(images[::step])
+    except Exception as error:  # a damaged chunk can make Zarr raise nearly anything
+        raise ConvaeError(f"data.root = {root}: images are not readable ({error})") from None
     is_fraction = images.dtype.kind == "f" and sample.size and 0 <= sample.min() <= sample.max() <= 1
     return {
         "dataset": "arrays",
@@ -208,7 +214,7 @@ def _look(root: Path, raw: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bands(path: Path) -> dict[str, Any]:
-    """Channels and scale of a TIFF that is neither grey nor colour; empty for other pictures."""
+    """Channels and scale of a TIFF that can't be read as grey or colour; empty for other pictures."""
     try:
         import tifffile
 
@@ -216,9 +222,10 @@ def _bands(path: Path) -> dict[str, Any]:
             axes, shape, dtype = file.series[0].axes, file.series[0].shape, file.series[0].dtype
     except Exception:  # not a TIFF, a damaged one, or no tifffile; `prepare` will say what is wrong
         return {}
-    count = math.prod(side for axis, side in zip(axes, shape, strict=True) if axis not in "YX")
-    if count in (1, 3, 4) and dtype != np.float32:
+    with suppress(UnusableError):
+        read_picture(path, Reading(3))
         return {}
+    count = math.prod(side for axis, side in zip(axes, shape, strict=True) if axis not in "YX")
     return {"channels": count, "scale": None if dtype == np.uint8 else "percentile"}
 
 

@@ -25,14 +25,14 @@ EXAMPLES = """examples:
   convae similar photo.jpg pictures/           the pictures most like it
   convae anomalies pictures/ --sheet odd.png   the most unusual pictures first
   convae info models/encoder                   layers, training data, accuracy
-  convae info                                  the encoders of the package, too
+  convae info                                  the encoders that come with the package
   convae export --onnx encoder.onnx            for runtimes without Python
   convae publish                               register encoder and classifier in MLflow
   convae push hf://owner/name                  upload them to the Hugging Face Hub
   convae ui                                    compare experiments in a browser
   convae search search.yaml                    vary parameters; start it again for more workers
   convae sync                                  after `git pull`, `dvc exp pull` or runs without MLflow
-  convae verify                                rerun everything and compare the results bit by bit
+  convae verify                                rerun everything and compare the results
   convae lineage models/encoder                the data, code, parameters and runs behind an encoder
 """
 IMAGES = f"""IMAGES are files, folders (every {FORMAT_NAMES} in them, at any depth), patterns such as
@@ -42,7 +42,7 @@ stack.npz, is a picture; arrays are not resized.
 """
 DETAILS = {
     "check": """Reads all pictures as a run would: counts, sizes, classes per part, files that can't be used, copies, an
-estimate of disk space and time, and the parameters that suit. Nothing is trained. The exit code is 1 if a run would
+estimate of disk space and time, and suggested parameters. Nothing is trained. The exit code is 1 if a run would
 refuse these pictures.
 
 examples:
@@ -75,8 +75,8 @@ example:
 """,
     "similar": f"""{IMAGES}
 Prints distances and files, the most similar first. A distance is 0 between equal pictures and at most 2: it compares
-the directions of features, or of compact codes if the encoder has them; then unrelated pictures have about 1.4. The
-features of FOLDER are kept in ~/.cache/convae; later only new or changed pictures are computed.
+the directions of features, or of compact codes if the encoder has them. By codes, unrelated pictures are about 1.4
+apart. The features of FOLDER are kept in ~/.cache/convae; later only new or changed pictures are computed.
 
 examples:
   convae similar photo.jpg pictures/
@@ -85,7 +85,7 @@ examples:
     "anomalies": f"""{IMAGES}
 The score compares a picture's features with the five nearest of a sample of training images: 3 means three standard
 deviations farther away than training images are from each other. Scores above 2 are rare: distances between directions
-have a limit, see `convae similar --help`.
+are bounded, see `convae similar --help`.
 
 examples:
   convae anomalies pictures/
@@ -136,7 +136,7 @@ example:
 """,
     "verify": """The pipeline runs in .convae/verify, on the files in git and in data/; nothing else changes. Files that
 differ are compared number by number, and changed parameters, code, processor and package versions are listed. The
-exit code is 1 if the metrics differ by more than the tolerance.
+exit code is 1 if the verdict is "different".
 
 example:
   convae verify
@@ -229,7 +229,12 @@ def _add_picture_commands(commands: Commands) -> None:
 
 
 def _add_comparing_commands(commands: Commands) -> None:
-    similar = _add(commands, "similar", "comparing:similar", "find the pictures in a folder that are most like others")
+    similar = _add(
+        commands,
+        "similar",
+        "comparing:similar",
+        "find the pictures in a folder that are most similar to the given ones",
+    )
     _add_images(similar)
     similar.add_argument("folder", metavar="FOLDER", help="the pictures to search")
     similar.add_argument("-k", type=int, default=5, metavar="N", help="how many to print (default: %(default)s)")

@@ -212,7 +212,7 @@ class Encoder:
         if self.readout is None:
             raise ConvaeError("this encoder has no readout; models/encoder, written by `dvc repro features`, has one")
         if code and self.code is None:
-            raise ConvaeError("this encoder has no compact code; set features.code in params.yaml and run `dvc repro`")
+            raise ConvaeError("this encoder was made without a compact code (features.code: null); use its features")
         trained_on = tuple(self.config["image_size"]) if resize else None
 
         def read_out(batch: Tensor) -> Tensor:

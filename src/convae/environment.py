@@ -1,4 +1,4 @@
-"""The hardware and software that may change the last bits of a result."""
+"""The hardware and software that a result's rounding depends on."""
 
 import platform
 from collections.abc import Iterable

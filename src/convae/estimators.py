@@ -307,7 +307,7 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         content = Params.default().model_dump()
         first, further = content["model"]["layers"]
         counts, whitening = filters.tolist(), further["input"]["whitening"]
-        layers = [first | {"filters": counts[0], "kernel": self.kernel}]
+        layers = [first | {"filters": counts[0], "kernel": _plain(self.kernel)}]
         for below, count in pairwise(counts):
             values = 2 * below * math.prod(further["kernel"])  # both signs of the maps below
             components = max(1, min(whitening["components"], values))
@@ -321,14 +321,14 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
         )
         content["train"] |= {
             "order": "greedy",
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
+            "epochs": _plain(self.epochs),
+            "batch_size": _plain(self.batch_size),
+            "learning_rate": _plain(self.learning_rate),
             "threads": torch.get_num_threads(),
             "accelerator": {"cuda": "gpu"}.get(found.type, found.type),
             "checkpoint_minutes": 60,
         }
-        content["features"] |= {"layers": list(range(len(layers))), "grid": self.grid, "code": None}
+        content["features"] |= {"layers": list(range(len(layers))), "grid": _plain(self.grid), "code": None}
         try:
             params = Params.model_validate(content)
         except ValidationError as error:
@@ -338,6 +338,13 @@ class ConvolutionalAutoencoderFeatures(_ImageTransformer):
             raise ConvaeError(f"{key} = {first['input']}: {first['msg'].removeprefix('Value error, ')}") from None
         # Only the name, for config.json; the shape is that of X.
         return params.model_copy(update={"data": params.data.model_copy(update={"dataset": "arrays"})})
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy, as searches of scikit-learn pass them, as those of Python."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:

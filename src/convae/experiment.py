@@ -140,8 +140,9 @@ def check_frozen(params: Params, kept: int) -> None:
         ConvaeError: there are no weights to keep, or nothing to learn.
     """
     freeze, frozen = f"train.freeze = {params.train.freeze}", params.frozen_layers
-    if frozen and not kept and not params.objective.pretraining:
-        raise ConvaeError(f"{freeze}: {params.model.initialize_from} holds no encoder whose filters could be frozen")
+    if frozen > kept and not params.objective.pretraining:
+        found = f"an encoder of {kept} layers only" if kept else "no encoder whose filters could be frozen"
+        raise ConvaeError(f"{freeze}: {params.model.initialize_from} holds {found}")
     greedy = params.objective.kind == "reconstruct" and params.train.order == "greedy"
     if greedy and frozen == len(params.model.layers):
         raise ConvaeError(f"{freeze}: no layer is left to learn")
@@ -196,6 +197,8 @@ def _check_memory(params: Params) -> None:
     """Check that one image, each layer's filters and its maps of one image fit into 1 GiB each, and check counts."""
     channels, height, width = image_shape(params.data)
     _check_values("data.image_size: an image", channels * height * width)
+    if whitening := params.preprocessing.whitening:
+        _check_values("preprocessing.whitening.window: a covariance", (channels * whitening.window**2) ** 2)
     if params.features.code:
         dimension = feature_dimension(params)
         if dimension**2 > MOST_VALUES:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import parquet
 
 from convae.encoder import Encoder
 from convae.errors import ConvaeError
@@ -21,6 +19,12 @@ from convae.images import Images
 from convae.named_pictures import Pictures, pictures_below
 from convae.names import printable
 from convae.remote import cache_folder
+
+try:
+    import pyarrow as pa
+    from pyarrow import parquet
+except ModuleNotFoundError:
+    raise ConvaeError("the index of a folder's pictures needs pyarrow; run `pip install pyarrow`") from None
 
 FORMAT = "2"
 # A picture's name, size in bytes, and times of its last modification and last change of status (by which a file under

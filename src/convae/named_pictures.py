@@ -148,7 +148,8 @@ def _named(argument: str) -> list[str]:
     if Path(argument).is_dir():
         return pictures_below(argument)
     if has_magic(argument) and not Path(argument).exists():
-        return sorted(glob(argument, recursive=True)) or [argument]  # noqa: PTH207 - pathlib globs only below a folder
+        found = glob(argument, recursive=True)  # noqa: PTH207 - pathlib globs only below a folder
+        return sorted(name for name in found if not (is_litter(Path(name).name) or Path(name).is_dir())) or [argument]
     return [argument]
 
 

@@ -196,6 +196,8 @@ class DataParams(Section):
         for key in ("channels", "scale"):
             if not self.any_depth and getattr(self, key) is not None:
                 raise ValueError(f"{key} must be null; it describes arrays, or an image_folder with color: bands")
+        if (self.any_depth or self.dataset != "image_folder") and self.white_level is not None:
+            raise ValueError("white_level must be null; it describes an image_folder in rgb or grey. See scale")
         for key in ("table", "group"):
             if self.dataset != "image_folder" and getattr(self, key) is not None:
                 raise ValueError(f"{key} must be null for {self.dataset}; it describes an image_folder")
@@ -603,6 +605,8 @@ class Params(Section):
                     f"features.layers = {layer}: model.layers has {len(self.model.layers)}, "
                     f"so {-count} to {count - 1} are allowed"
                 )
+        if len({layer % count for layer in self.features.layers}) < len(self.features.layers):
+            raise ValueError(f"features.layers = {list(self.features.layers)}: it names a layer twice")
         return self
 
     def _check_places(self) -> None:

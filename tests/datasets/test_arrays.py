@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
-from convae.datasets.arrays import copy_arrays
+from convae.checking import survey
+from convae.datasets.arrays import copy_arrays, open_arrays
 from convae.datasets.download import download
 from convae.datasets.image_set import ImageSet
 from convae.datasets.prepare import prepare
@@ -38,8 +40,6 @@ def prepared(tmp_path: Path, data_params: Callable[..., DataParams]) -> Callable
         if kind == "npz":
             np.savez(root, **arrays)
         elif kind == "zarr":
-            import zarr
-
             group = zarr.open_group(str(root), mode="w")
             for name, array in arrays.items():
                 group.create_array(name, data=array)
@@ -208,7 +208,8 @@ def test_one_file_of_grey_images_is_enough(tmp_path: Path, data_params: Callable
         ({"label": np.arange(N)}, {}, "it also holds label; only images, labels, groups, split are allowed"),
         ({"labels": np.array([b"\xff", b"a"] * 30)}, {}, "labels are not UTF-8"),
         ({"train_images": np.zeros((N, C, H, W), np.float32)}, {}, "either images or train_images is needed"),
-        ({"labels": np.array([{}] * N)}, {}, "Python objects in dtype"),
+        ({"labels": np.array([{}] * N)}, {}, r"labels.npy: Python objects; save it with .astype\(str\)"),
+        ({"labels": np.array(["a", "b", ""] * 20)}, {}, "labels are empty for 20 images, such as 2; leave these out"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["npz", "npy"])
@@ -226,6 +227,34 @@ def test_numbers_that_are_none_name_their_image(prepared: Callable[..., Path], b
     arrays["images"][17, 3, 2, 1] = bad
     with pytest.raises(ConvaeError, match="image 17 of the train part holds NaN or infinity"):
         prepared(arrays)
+
+
+def test_litter_beside_arrays_is_ignored(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", stack()["images"])
+    (tmp_path / "._images.npy").write_bytes(b"Mac OS X")
+    assert list(open_arrays(tmp_path, tmp_path)) == ["images"]
+
+
+@pytest.mark.parametrize("damaged", ["images", "labels"])
+def test_a_damaged_chunk_is_one_line(
+    tmp_path: Path, data_params: Callable[..., DataParams], damaged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "stack.zarr"
+    group = zarr.open_group(str(root), mode="w")
+    for name, array in stack().items():
+        group.create_array(name, data=array, chunks=(10, *array.shape[1:]))
+    chunk = root / f"{damaged}/c/1" / ("0/0/0" if damaged == "images" else "")
+    data = data_params(dataset="arrays", root=str(root), image_size=[H, W], channels=C, scale="range")
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConvaeError, match=f"{damaged}.* not readable"):
+        download(data, tmp_path / "raw", tmp_path)
+    assert damaged == "labels" or "images are not readable" in survey(root)["refused"]
+    chunk.unlink()
+    download(data, tmp_path / "raw", tmp_path)
+    said = "1 of 6 chunks are missing and read as 0"
+    assert f"{damaged}: {said}" in capsys.readouterr().err
+    assert any(concern.startswith(f"{damaged}: {said}") for concern in survey(root)["concerns"])
 
 
 @pytest.mark.parametrize(
@@ -257,6 +286,11 @@ def test_no_archive_is_one_line(
         ({"image_size": 8, "channels": 5, "shards": "s"}, "shards must be null for arrays"),
         ({"dataset": "digits", "channels": 1}, "channels must be null; it describes arrays"),
         ({"dataset": "digits", "scale": "range"}, "scale must be null; it describes arrays"),
+        (
+            {"image_size": 8, "channels": 5, "white_level": 4095},
+            "white_level must be null; it describes an image_folder",
+        ),
+        ({"dataset": "digits", "white_level": 4095}, "white_level must be null; it describes an image_folder"),
     ],
 )
 def test_impossible_parameters(data_params: Callable[..., DataParams], changes: dict[str, Any], message: str) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from convae.checking import survey
 from convae.datasets.download import download
 from convae.datasets.image_set import ImageSet
-from convae.datasets.pictures import UnusableError, decode
+from convae.datasets.pictures import UnusableError, decode, from_pillow
 from convae.datasets.prepare import prepare
 from convae.datasets.reading import Reading
 from convae.names import PARTS
@@ -80,6 +80,55 @@ def test_resizing_keeps_the_depth(fit: Any) -> None:
 def test_other_bands_are_refused(values: np.ndarray, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnusableError, match=message):
         decode(tiff(values), reading(**changes))
+
+
+def test_missing_bands_are_no_zeros(tmp_path: Path) -> None:
+    axes = {"axes": "CYX", "Channel": {"Name": list("abcde")}}
+    tifffile.imwrite(tmp_path / "whole.ome.tif", numbers("uint16"), photometric="minisblack", metadata=axes)
+    with tifffile.TiffFile(tmp_path / "whole.ome.tif") as file:
+        described, first = file.ome_metadata, file.pages[0].asarray()
+    content = tiff(first, description=described, metadata=None)
+    with pytest.raises(UnusableError, match=r"4 of 5 bands or pages are missing, or in other files; save all"):
+        decode(content, reading())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"extratags": [(42113, "s", 0, "-32768", True)]}, r"-32768, which stands for missing pixels \(GDAL_NODATA\)"),
+        ({"extratags": [(274, "H", 1, 6, True)]}, "turned by its orientation tag; save it upright"),
+    ],
+)
+def test_tags_that_change_what_numbers_mean_are_not_ignored(options: dict[str, Any], message: str) -> None:
+    values = numbers("int16")
+    values[0, 0, 0] = -32768
+    with pytest.raises(UnusableError, match=message):
+        decode(tiff(values, **options), reading())
+    fine = {"extratags": [(42113, "s", 0, "0", True), (274, "H", 1, 1, True)]}
+    np.testing.assert_array_equal(decode(tiff(values, **fine), reading()).pixels, values)
+
+
+def test_white_that_is_zero_is_refused() -> None:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, numbers("uint8"), photometric="miniswhite")
+    with pytest.raises(UnusableError, match="0 is white; save the intensities themselves"):
+        decode(stream.getvalue(), reading())
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused() -> None:
+    content = tiff(np.zeros((5, 9000, 9000), np.uint8), compression="zlib", tile=(4496, 4496))
+    assert len(content) < 2**20
+    with pytest.raises(UnusableError, match="405000000 numbers; at most 268435455 are allowed"):
+        decode(content, reading())
+
+
+def test_pillow_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.tif").write_bytes(tiff(numbers("uint16", (9, 7))))
+    with (
+        Image.open(tmp_path / "one.tif") as image,
+        pytest.raises(UnusableError, match="the TIFF file itself, is needed"),
+    ):
+        from_pillow(image, reading(channels=1))
 
 
 def test_other_files_are_refused() -> None:

@@ -103,7 +103,7 @@ def test_sixteen_bit_alpha_is_composited_on_white_at_any_white_level() -> None:
 
 EIGHT = RANDOM.integers(0, 256, (5, 7, 6)).astype(np.uint8)
 REFUSED = {
-    "four bands": (tiff(EIGHT[..., :4]), "^4 bands; save one as grey or three as RGB$"),
+    "four bands": (tiff(EIGHT[..., :4]), "^4 bands; save one as grey or three as RGB, or set data.color: bands$"),
     "four bands of 16 bits": (tiff(EIGHT[..., :4].astype(np.uint16)), "^4 bands"),
     "four bands, the last of no meaning": (tiff(EIGHT[..., :4], extra=[0]), "^4 bands"),
     "five bands": (tiff(EIGHT[..., :5], extra=[0, 0]), "^5 bands"),
@@ -114,7 +114,10 @@ REFUSED = {
     "two bands that nothing is said of": (tiff(EIGHT[..., :2], 1), "^2 bands"),
     "three bands of grey": (tiff(EIGHT[..., :3], 1, extra=[0, 0]), "^3 bands"),
     "signed": (tiff(EIGHT[..., :1].astype(np.int8), 1), "^signed numbers of 8 bits"),
-    "signed, 16 bits": (tiff(EIGHT[..., :1].astype(np.int16), 1), "^signed numbers of 16 bits; save them as unsigned"),
+    "signed, 16 bits": (
+        tiff(EIGHT[..., :1].astype(np.int16), 1),
+        "^signed numbers of 16 bits; save unsigned integers of 8 or 16 bits, or set",
+    ),
     "32 bits": (tiff(EIGHT[..., :1].astype("u4"), 1), "^32 bits per channel; 8 or 16 are allowed"),
     "10 bits": (tiff(EIGHT[..., :1], 1, bits=10), "^10 bits per channel; 8 or 16 are allowed"),
     "14 bits": (tiff(EIGHT[..., :1], 1, bits=14), "^14 bits per channel; 8 or 16 are allowed"),

@@ -111,6 +111,10 @@ LAYOUTS: dict[str, tuple[Damage, str]] = {
     "class that leads nowhere": (lambda root: dangling(root / "train/c"), "train/c: a link that leads nowhere"),
     "class in a circle": (lambda root: circle(root / "train/c"), "train/c: a link that leads nowhere"),
     "class that is all classes": (lambda root: (root / "train/c").symlink_to("."), "train/c: links to folders are not"),
+    "part that looks like a class": (
+        lambda root: (root / "train").rename(root / "Training"),
+        "Training: rename it to train, validation or test; if it is a class, list the pictures in a table (data.table)",
+    ),
     "class in a class": (lambda root: picture(root / "train/a/b/1.png"), "train/a/b: a folder inside a class folder;"),
     "one image": (
         lambda root: [shutil.rmtree(root / "train"), picture(root / "train/1.png")],
@@ -170,7 +174,9 @@ LEFT_OUT: dict[str, Damage] = {
 def test_a_folder_is_never_a_rejected_file(tmp_path: Path, data_params: Params, case: str) -> None:
     """No matter how many files may be rejected: rejecting a folder could lose a whole class."""
     LEFT_OUT[case](classes(tmp_path / "local", "a", "b"))
-    with pytest.raises(ConvaeError, match=r"links? (that leads|to folders)|a folder inside a class folder") as refusal:
+    with pytest.raises(
+        ConvaeError, match=r"links? (that leads|to folders)|a folder inside a class folder|if it is a class, list"
+    ) as refusal:
         run(data_params(**FOLDER, max_rejected=100), tmp_path)
     assert str(refusal.value).isprintable()
 

@@ -130,7 +130,7 @@ def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
 
 @pytest.mark.parametrize(("dtype", "numbers"), [(np.int32, "signed"), (np.float32, "floating-point")])
 def test_thirty_two_bits_are_refused(dtype: type, numbers: str) -> None:
-    with pytest.raises(UnusableError, match=f"{numbers} numbers of 32 bits; save them as unsigned integers of 8 or 16"):
+    with pytest.raises(UnusableError, match=f"{numbers} numbers of 32 bits; save unsigned integers of 8 or 16 bits"):
         decode(encoded(np.zeros((2, 2), dtype), "TIFF"), 1, (2, 2))
 
 

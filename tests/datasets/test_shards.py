@@ -123,6 +123,18 @@ def test_sharded_pictures_are_the_pictures(tmp_path: Path, data_params: Params) 
     assert (whole / "train/paths.txt").read_bytes() == (pieces / "train/paths.txt").read_bytes()
 
 
+def test_pictures_fitted_otherwise_have_shards_of_their_own(tmp_path: Path, data_params: Params) -> None:
+    (tmp_path / "local").mkdir()
+    for index, pixels in enumerate(PIXELS[:20, 0]):
+        Image.fromarray(pixels).save(tmp_path / f"local/{index:02}.png")
+    folder = {"dataset": "image_folder", "image_size": (4, 9), "color": "grey", "test_size": 3, "validation_size": 3}
+    train = {}
+    for fit in ("crop", "pad"):
+        prepared = run(data_params(**folder, fit=fit, shards=str(tmp_path / "shards")), tmp_path / fit)
+        train[fit] = ImageSet.load(prepared / "train")
+    assert not np.array_equal(train["crop"].images[:], train["pad"].images[:])
+
+
 def test_an_object_store_works_like_a_folder(
     tmp_path: Path, data_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:

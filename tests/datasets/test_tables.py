@@ -145,6 +145,21 @@ def test_paths_are_relative_to_the_table_and_links_inside_the_root_count(
     assert [file.path for file in ListedFiles(raw, "train")][4] == "more/day/film1_frame0.png"
 
 
+@pytest.mark.parametrize("through", ["linked", "films"])
+def test_absolute_paths_may_lead_through_a_link(
+    films: Path, tmp_path: Path, data_params: Callable[..., DataParams], through: str
+) -> None:
+    root = tmp_path / "linked"
+    root.symlink_to(films)
+    rows = frames()
+    for row in rows:
+        row["path"] = str(tmp_path / through / row["path"])
+    write(films / "labels.csv", rows)
+    folder: dict[str, Any] = {"dataset": "image_folder", "image_size": 8, "color": "grey"}
+    download(data_params(**folder, root=str(root), table={"file": "labels.csv"}), tmp_path / "raw", tmp_path)
+    assert next(iter(ListedFiles(tmp_path / "raw", "train"))).path == "0/day/film0_frame0.png"
+
+
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_group_never_lies_in_two_parts(films: Path, listed: Callable[..., Path], labelled: bool, seed: int) -> None:
@@ -191,6 +206,7 @@ def changed(row: int, **values: str) -> Callable[[Rows], object]:
         (changed(5, path=""), "row 7: it names no picture"),
         (changed(5, path="../secret.png"), "row 7: ../secret.png leads out of data.root"),
         (changed(5, path="/etc/hostname"), "row 7: /etc/hostname leads out of data.root"),
+        (changed(5, path="."), "row 7: . leads out of data.root"),
         (changed(5, split="val"), "row 7: split 'val'; train, validation, test or nothing is allowed"),
         (changed(5, label="a\x1bb"), "row 7: labels and groups must be UTF-8 without control characters"),
         (changed(5, split="test", label="strange"), "the test part has class 'strange', but the training part"),
@@ -223,6 +239,7 @@ def test_an_ambiguous_table_is_one_line(
         ("path,path\na.png,x\n", {}, "two columns are called 'path'"),
         ("path,label\na.png\n", {}, "row 2: 1 values for 2 columns"),
         ("path,label\na,b.png,cat\n", {}, "row 2: 3 values for 2 columns"),
+        ('path,label\na.png,"17 inch\nb.png,cat\nc.png,cat\n', {}, r"not a readable table \(unexpected end of data\)"),
         ("", {}, "labels.csv: it has no header"),
         ("path\n\xff", {}, r"not UTF-8 \(.*\); save it as CSV in UTF-8"),
         (None, {}, "labels.csv: No such file or directory"),

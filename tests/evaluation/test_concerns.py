@@ -69,7 +69,11 @@ def test_heavily_cropped_pictures_are_reported():
         "Cropping removes 80% of the area of the median picture. If it may remove what matters, data.fit"
     )
     (text,) = found(levels=(0, 15))
-    assert text.startswith("The training images use only the levels 0 to 15 of 0 to 255. If their files use fewer bits")
+    assert text.startswith("The training images use only the levels 0 to 15 of 0 to 255. data.scale: range stretches")
+    _, levels = found(levels=(0, 15), dim=6)
+    assert levels.startswith(
+        "The training images use only the levels 0 to 15 of 0 to 255. If their files use fewer bits"
+    )
 
 
 def test_skipped_and_dark_files_are_reported():

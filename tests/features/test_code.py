@@ -117,7 +117,7 @@ def test_without_a_code_there_is_none(extracted, tmp_path, digits):
     assert not [name for name in arrays if name.endswith("_code")]
     encoder.save(tmp_path / "encoder")
     loaded = load_encoder(tmp_path / "encoder")
-    with pytest.raises(ConvaeError, match="this encoder has no compact code"):
+    with pytest.raises(ConvaeError, match="made without a compact code"):
         loaded.features(np.load(digits / "test/images.npy"), code=True)
 
 

@@ -185,6 +185,37 @@ def test_one_trained_layer_can_start_two(shipped, train_set, validation_set, fre
     )
 
 
+@pytest.mark.parametrize("order", ["greedy", "end_to_end"])
+def test_layers_that_will_be_frozen_are_pretrained_first(experiment, train_set, validation_set, order):
+    one = experiment().model_dump()["model"]["layers"][0]
+    model = {"layers": [one, one], "initialize_from": "none"}
+    objective = {"kind": "classify", "pretraining": 1}
+    params = experiment(model=model, objective=objective, train={"order": order, "freeze": "all", "epochs": 1})
+    untrained = experiment(model=model, objective={"kind": "none"})
+    trained, start = (train_encoder(one, train_set, validation_set, print)[0] for one in (params, untrained))
+    for layer, begun in zip(trained.autoencoder.layers, start.autoencoder.layers, strict=True):
+        assert not torch.equal(layer.convolution.weight, begun.convolution.weight)
+
+
+def test_no_more_layers_are_frozen_than_the_saved_encoder_has(experiment, train_set, validation_set):
+    train_encoder(experiment(train={"epochs": 1}), train_set, validation_set, print)[0].save("saved")
+    one = experiment().model_dump()["model"]["layers"][0]
+    model = {"layers": [one, one, one], "initialize_from": "saved"}
+    params = experiment(model=model, train={"order": "greedy", "freeze": 2})
+    with pytest.raises(ConvaeError, match="freeze = 2: saved holds an encoder of 1 layers only"):
+        train_encoder(params, train_set, validation_set, print)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_frozen_layer_without_a_trained_decoder_leaves_no_decoder(experiment, train_set, validation_set, tied):
+    classify = experiment(model={"tied_weights": tied}, objective={"kind": "classify"}, train={"epochs": 1})
+    train_encoder(classify, train_set, validation_set, print)[0].save("saved")
+    one = experiment().model_dump()["model"]["layers"][0]
+    model = {"layers": [one, one], "initialize_from": "saved", "tied_weights": tied}
+    params = experiment(model=model, train={"order": "greedy", "freeze": 1, "epochs": 1})
+    assert not train_encoder(params, train_set, validation_set, print)[0].has_decoder
+
+
 def test_a_layer_below_one_that_was_fitted_to_it_must_not_learn(shipped, train_set, validation_set):
     start, _, _ = train_encoder(shipped(train={"epochs": 1}), train_set, validation_set, print)
     start.save(Path("saved"))

@@ -200,6 +200,28 @@ def test_bright_windows_of_little_contrast_are_as_exact_as_dark_ones(brightness)
     np.testing.assert_allclose(found, windows @ filters.double().numpy().T, atol=1e-3)
 
 
+def test_a_hot_pixel_spoils_no_other_window():
+    reading = {"normalization": {"centered": True, "floor": FLOOR}, "whitening": None}
+    made = EncoderLayer(1, layer(kernel=(3, 3), activation="linear", input=reading), SharedBatch())
+    torch.nn.init.normal_(made.convolution.weight, generator=RANDOM)
+    images = torch.rand(1, 1, 20, 20, generator=RANDOM)
+    hot = images.clone()
+    hot[0, 0, 0, 0] = 1000
+    maps, others = (made(one).detach()[..., 5:-5, 5:-5] for one in (images, hot))
+    np.testing.assert_allclose(others, maps, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pca", "zca", "denoising"])
+def test_channels_that_are_always_zero_are_no_obstacle(kind):
+    for seed in range(12):
+        random = torch.Generator().manual_seed(seed)
+        windows = torch.randn(2000, 200, generator=random)
+        windows[:, torch.randperm(200, generator=random)[:160]] = 0
+        reading = WindowInput(200, LayerGeometry((1, 1)), None, whitening(kind, None if kind == "zca" else 10))
+        reading.fit(moments_of((windows, windows + 0.1 * windows.roll(1, 0))))
+        assert reading.whiten(windows).isfinite().all()
+
+
 def test_moments_far_from_zero_keep_small_variances():
     windows = (correlated(900, 6) * 1e-3 + 500).float()
     covariance, _ = moments_of((windows, None)).second()

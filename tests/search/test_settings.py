@@ -61,7 +61,17 @@ MISTAKES = {
     "losses of another kind": (
         "train.batch_size: .*",
         "preprocessing.whitening.epsilon: {choices: [0.1, 0.01]}",
-        "pruning compares validation losses, but preprocessing.whitening.epsilon changes their definition",
+        "validation losses of the same epoch, but preprocessing.whitening.epsilon changes their definition",
+    ),
+    "losses of other windows": (
+        "train.batch_size: .*",
+        "model.layers.1.input.whitening.epsilon: {choices: [0.1, 0.01]}",
+        "model.layers.1.input.whitening.epsilon changes their definition; set pruning to null",
+    ),
+    "losses of other layers": (
+        "train.batch_size: .*",
+        "train.epochs: {low: 1, high: 3}",
+        "train.epochs changes which layer learns then; set pruning to null",
     ),
 }
 

@@ -21,7 +21,7 @@ from convae.params import load_params
 from convae.search.settings import SearchSettings
 from convae.search.study import open_study
 settings = SearchSettings.model_validate(json.loads(sys.argv[1]))
-study = open_study(Path("search.yaml"), settings, load_params(Path(sys.argv[2])))
+study = open_study(Path("search.yaml"), settings, load_params(Path(sys.argv[2])), "HEAD")
 for _ in range(2):
     trial = study.ask()
     study.tell(trial, trial.suggest_categorical("train.batch_size", ["32", "64"]) == "64")
@@ -47,21 +47,40 @@ def git(*arguments):
 
 def test_a_study_resumes_only_with_the_same_search(search, experiment):
     settings = SearchSettings.model_validate(SEARCH)
-    open_study(search, settings, experiment()).enqueue_trial({"train.batch_size": "32"})
-    assert len(open_study(search, settings, experiment()).trials) == 1
+    open_study(search, settings, experiment(), "HEAD").enqueue_trial({"train.batch_size": "32"})
+    assert len(open_study(search, settings, experiment(), "HEAD").trials) == 1
     with pytest.raises(ConvaeError, match=r"study small began with params.yaml.train.epochs = 3, now 4"):
-        open_study(search, settings, experiment(train={"epochs": 4}))
+        open_study(search, settings, experiment(train={"epochs": 4}), "HEAD")
     wider = settings.model_copy(update={"space": {"train.batch_size": Values(choices=[32, 64, 128])}})
     with pytest.raises(ConvaeError, match=r"space.train.batch_size.choices = \[32, 64\], now \[32, 64, 128\]"):
-        open_study(search, wider, experiment())
+        open_study(search, wider, experiment(), "HEAD")
     other = wider.model_copy(update={"study": "wider"})
-    assert open_study(search, other, experiment(train={"epochs": 4})).trials == []
+    assert open_study(search, other, experiment(train={"epochs": 4}), "HEAD").trials == []
+
+
+def test_a_study_resumes_only_with_the_same_code(search, experiment):
+    def commit(name):
+        path = search.parent / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        git("add", name)
+        git("commit", "--quiet", "--message", name)
+
+    settings = SearchSettings.model_validate(SEARCH)
+    git("init", "--quiet")
+    commit("src/code.py")
+    open_study(search, settings, experiment(), "HEAD")
+    commit("README.md")
+    open_study(search, settings, experiment(), "HEAD")
+    commit("src/more.py")
+    with pytest.raises(ConvaeError, match=r"study small began with code\.src = "):
+        open_study(search, settings, experiment(), "HEAD")
 
 
 def test_an_invalid_storage_is_refused_in_one_line(search, experiment):
     search.with_name("search.db").write_text("no database at all, but long enough to look like a header of one" * 9)
     with pytest.raises(ConvaeError, match=r"search.yaml: storage: ") as refusal:
-        open_study(search, SearchSettings.model_validate(SEARCH), experiment())
+        open_study(search, SearchSettings.model_validate(SEARCH), experiment(), "HEAD")
     assert "\n" not in str(refusal.value)
 
 

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from helpers import wait_for
 
+from convae.history.git import git as read
 from convae.params import load_params
 from convae.search.trial import Trial, base_of_workspace
 
@@ -90,6 +91,22 @@ def test_a_trial_is_stopped_even_if_the_worker_ignores_ctrl_c(pipeline, tmp_path
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended.exists()
+
+
+def test_pictures_that_git_does_not_track_stay_out_of_the_trials_commit(pipeline):
+    pipeline("ls pictures > reports/list.txt")
+    Path("reports").mkdir()
+    Path("reports/list.txt").touch()
+    Path("pictures").mkdir()
+    Path("pictures/me.png").touch()
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("root: data/local", "root: pictures"))
+    git("add", "reports")
+    git("commit", "--quiet", "--message", "A list")
+    commit = Trial("trial", base_of_workspace(load_params(), Path("search.yaml")), {}).run(lambda: None)
+    assert read("show", f"{commit}:reports/list.txt") == "me.png"
+    names = read("ls-tree", "-r", "--name-only", commit).split()
+    assert {"dvc.lock", "params.yaml"} <= {*names}
+    assert "pictures/me.png" not in names
 
 
 def test_a_killed_workers_trial_resumes_unless_the_repository_was_moved(pipeline, tmp_path, monkeypatch):

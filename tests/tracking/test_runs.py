@@ -200,14 +200,21 @@ def test_the_next_run_closes_one_whose_processes_vanished(
 def test_an_interrupted_stage_resumes_in_the_same_run(
     client: MlflowClient, params: Params, start_stage: StartStage
 ) -> None:
-    kill_with_recorder(start_stage("run.log_row({'point': 0, 'train_loss': 0.5})\ntime.sleep(600)"), client)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_EXP_NAME", "first-try")
+        kill_with_recorder(start_stage("run.log_row({'point': 0, 'train_loss': 0.5})\ntime.sleep(600)"), client)
+    (killed,) = recorded(client)
+    assert (killed.info.run_name, killed.data.tags["dvc.experiment"]) == ("train fashion_mnist first-try", "first-try")
     for _ in range(2):
         with start_run("train", params) as run:
             run.log_row({"point": 0, "train_loss": 0.5})
             run.log_row({"point": 1, "train_loss": 0.25})
     resumed, again = recorded(client)
     assert resumed.info.status == again.info.status == "FINISHED"
+    assert resumed.info.run_id == killed.info.run_id
     assert int(resumed.data.tags["process.pid"]) == os.getpid()
+    assert resumed.info.run_name == "train fashion_mnist"
+    assert "dvc.experiment" not in resumed.data.tags
     for train in (resumed, again):
         history = client.get_metric_history(train.info.run_id, "train_loss")
         assert sorted((entry.step, entry.value) for entry in history) == [(0, 0.5), (1, 0.25)]

@@ -122,6 +122,14 @@ def test_denoising_stacked_reconstructions_all_target_the_clean_image():
     torch.testing.assert_close(loss, expected)
 
 
+def test_decoders_that_classification_reads_through_learn_too():
+    network = Autoencoder(1, {}, [layer(), layer()], tied_weights=False, stacked_on="reconstructions")
+    objective = Classification(network, None, (8, 8), 10, seed=0)
+    learning = set(objective.trained())
+    assert set(network.decoder[0].parameters()) <= learning
+    assert not set(network.decoder[1].parameters()) & learning
+
+
 def test_classification_trains_the_encoder_and_not_the_decoder():
     torch.manual_seed(0)
     labels = torch.arange(6) % 3

@@ -368,6 +368,12 @@ def some(image_set, count):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_an_encoder_that_could_not_be_loaded_is_not_trained(experiment, train_set, validation_set, monkeypatch):
+    monkeypatch.setattr("convae.models.limits.MOST_WORK", 1000)
+    with pytest.raises(ConvaeError, match=r"8×8 pixels would take \d\.\d\de\+04 multiplications"):
+        train_encoder(experiment(), train_set, validation_set, ignore)
+
+
 def test_a_missing_gpu_is_reported(experiment, train_set, validation_set):
     with pytest.raises(ConvaeError, match=r"^train\.accelerator = gpu, .*: ") as refusal:
         train_encoder(experiment(train={"accelerator": "gpu"}), train_set, validation_set, ignore)

@@ -10,6 +10,7 @@ single `.npy` file or Zarr array is taken for `images`.
 """
 
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from convae.datasets.catalogue import image_shape
+from convae.datasets.foreign import is_litter
 from convae.datasets.image_folder import is_clean
 from convae.datasets.reading import SCALE_HINT, TYPES
 from convae.errors import ConvaeError
@@ -54,6 +56,8 @@ def copy_arrays(data: DataParams, folder: Path) -> None:
     scratch = folder / "unpacked"
     scratch.mkdir()
     arrays = open_arrays(Path(data.root), scratch)
+    for gap in missing_chunks(arrays):
+        print(f"data.root = {data.root}: {gap}", file=sys.stderr)
     parts = dict(_parts(data, arrays))
     if "train" not in parts:
         raise ConvaeError(f"data.root = {data.root}: no image of the training part")
@@ -123,11 +127,35 @@ def _open(root: Path, scratch: Path) -> Arrays:
 
         opened = zarr.open(str(root), mode="r")
         return {"images": opened} if isinstance(opened, zarr.Array) else dict(opened.arrays())
-    files = sorted(root.glob("*.npy")) if root.is_dir() else [root]
-    arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in files}
+    files = sorted(file for file in root.glob("*.npy") if not is_litter(file.name)) if root.is_dir() else [root]
+    arrays = {path.stem: _open_npy(path) for path in files}
     if root.is_file() or set(arrays) == {"arr_0"}:  # as `np.savez` calls an array without a name
         return {"images": next(iter(arrays.values()))}
     return arrays
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        objects = "Python objects; save it with .astype(str) or as whole numbers"
+        raise ValueError(f"{path.name}: {objects if 'Python objects' in str(error) else error}") from None
+    return array
+
+
+def missing_chunks(arrays: Arrays) -> Iterator[str]:
+    """Yield a sentence for each Zarr array that lacks chunks, which read as numbers of one value.
+
+    Writers may omit chunks that hold nothing else, so this need not be a mistake.
+
+    Example:
+        >>> list(missing_chunks({"images": np.zeros((4, 1, 8, 8), np.uint8)}))
+        []
+    """
+    for name, array in arrays.items():
+        if hasattr(array, "nchunks_initialized") and (missing := array.nchunks - array.nchunks_initialized):
+            what = f"{missing} of {array.nchunks} chunks are missing and read as {array.fill_value}"
+            yield f"{printable(name)}: {what}. If a copy was interrupted, copy them again."
 
 
 def _parts(data: DataParams, arrays: Arrays) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -177,7 +205,10 @@ def _check_images(data: DataParams, name: str, images: Any) -> None:
 
 def _of_each(where: str, name: str, array: Any, count: int) -> np.ndarray:
     """Labels, groups or parts, one for each image."""
-    values = np.asarray(array[...])
+    try:
+        values = np.asarray(array[...])
+    except Exception as error:  # a damaged chunk can make Zarr raise nearly anything
+        raise ConvaeError(f"{where}: {name} are not readable ({error})") from None
     if values.dtype.kind == "T":  # text of NumPy 2, as Zarr reads it
         values = values.astype(str)
     if values.shape != (count,):
@@ -190,6 +221,8 @@ def _of_each(where: str, name: str, array: Any, count: int) -> np.ndarray:
         raise ConvaeError(f"{where}: {name} are not UTF-8 ({error.reason})") from None
     if values.dtype.kind == "U" and (unclean := next((text for text in values if not is_clean(text)), "")):
         raise ConvaeError(f"{where}: {name} hold {printable(unclean)}; control characters are not allowed")
+    if values.dtype.kind == "U" and len(empty := np.flatnonzero(values == "")):
+        raise ConvaeError(f"{where}: {name} are empty for {len(empty)} images, such as {empty[0]}; leave these out")
     return values
 
 

@@ -2,12 +2,17 @@
 
 import io
 import logging
+import math
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from convae.datasets.reading import SCALE_HINT, TYPES, Reading
+from convae.datasets.reading import MOST_PIXELS, SCALE_HINT, TYPES, Reading
+
+# TIFF tags
+ORIENTATION, NO_DATA = 274, 42113
+MEANINGS = {0: "0 is white", 3: "numbers of a palette"}  # values of PhotometricInterpretation
 
 
 def read_bands(content: bytes, reading: Reading) -> np.ndarray:
@@ -37,10 +42,16 @@ def read_bands(content: bytes, reading: Reading) -> np.ndarray:
         if len(file.series) != 1:
             raise ValueError(f"{len(file.series)} series of images; save each as a separate file")
         series = file.series[0]
+        if math.prod(series.shape) > 3 * MOST_PIXELS:
+            raise ValueError(f"{math.prod(series.shape)} numbers; at most {3 * MOST_PIXELS} are allowed")
+        _check_tags(series.keyframe)
         if series.dataoffset is not None:  # in one piece; looking at each page would take longer than reading it
             pieces = [(series.dataoffset, series.nbytes)]
         else:
-            pages: Any = filter(None, series.pages)
+            pages: list[Any] = list(series.pages)
+            if None in pages:
+                missing = f"{pages.count(None)} of {len(pages)} bands or pages are missing"
+                raise ValueError(f"{missing}, or in other files; save all of them in one file")
             pieces = [piece for page in pages for piece in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if any(start + count > len(content) for start, count in pieces):
             raise ValueError("truncated; get it again")
@@ -50,6 +61,9 @@ def read_bands(content: bytes, reading: Reading) -> np.ndarray:
             if "imagecodecs" in str(error):
                 raise ValueError("compressed in a way that needs `pip install imagecodecs`") from None
             raise
+        # Zero is what dark or missing pixels have anyway; any other number would stretch the scale.
+        if NO_DATA in series.keyframe.tags and (gap := series.keyframe.nodata) and (values == gap).any():
+            raise ValueError(f"{gap:g}, which stands for missing pixels (GDAL_NODATA); fill them with other numbers")
     others = [index for index, axis in enumerate(axes) if axis not in "YX"]
     if len(others) > 1 or not {"Y", "X"} <= {*axes}:
         raise ValueError(f"axes {axes} of {list(values.shape)}; one axis of bands or pages is allowed")
@@ -67,6 +81,14 @@ def read_bands(content: bytes, reading: Reading) -> np.ndarray:
         return values if values.dtype == np.uint8 else values.astype(np.float32)
     fitted = np.stack([_fit(band, reading) for band in values.astype(np.float32)])
     return np.rint(fitted).astype(np.uint8) if values.dtype == np.uint8 else fitted
+
+
+def _check_tags(page: Any) -> None:
+    """Reject numbers or an order of pixels that mean something else than they seem to."""
+    if page.photometric in MEANINGS:
+        raise ValueError(f"{MEANINGS[page.photometric]}; save the intensities themselves, with 0 as black")
+    if page.tags.valueof(ORIENTATION, 1) != 1:
+        raise ValueError("turned by its orientation tag; save it upright")
 
 
 def _fit(band: np.ndarray, reading: Reading) -> np.ndarray:

@@ -20,11 +20,13 @@ from tqdm import tqdm
 
 from convae.datasets.foreign import FORMAT_NAMES, HEAD_BYTES, is_litter, is_picture, what_it_is
 from convae.datasets.pictures import UnusableError
+from convae.datasets.reading import MOST_BYTES
 from convae.errors import ConvaeError
 from convae.names import PARTS, printable
 
+# Names that mean a part, not a class, but are spelt otherwise.
+LIKE_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LAYOUT = "expected: train/<class>/<image> or, without labels, train/<image>; the same for validation/ and test/"
-MOST_BYTES = 1 << 30  # per file; `prepare` reads each file whole, to hash and decode the same bytes
 
 Place = tuple[str, str]
 """Part and class; the class is '' for a picture without a label."""
@@ -152,10 +154,13 @@ def _part_folders(root: Path) -> dict[str, Path]:
     for folder in folders.values():
         if folder.is_symlink():
             raise ConvaeError(f"{folder}: links to folders are not followed; set data.root to the real folder")
-    if "train" in folders:
-        for entry in _entries(root):
-            if entry.is_dir() and entry.name not in PARTS:
+    for entry in _entries(root):
+        if entry.is_dir() and entry.name not in PARTS:
+            if "train" in folders:
                 raise _misplaced(entry, "only validation/ and test/ are allowed next to train/")
+            if entry.name.casefold() in LIKE_PARTS:
+                remedy = "rename it to train, validation or test; if it is a class, list the pictures in a table"
+                raise _misplaced(entry, f"{remedy} (data.table)")
     return {"train": root} | folders
 
 

@@ -101,7 +101,8 @@ def _csv(path: Path) -> Iterator[list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
         header = stream.readline()
         stream.seek(0)
-        yield from csv.reader(stream, delimiter=max(SEPARATORS, key=header.count))
+        # Strict, or a quote that is never closed would swallow the rows that follow.
+        yield from csv.reader(stream, delimiter=max(SEPARATORS, key=header.count), strict=True)
 
 
 def _parquet(path: Path) -> Iterator[list[str]]:
@@ -144,11 +145,13 @@ def _relative(root: Path, folder: Path, path: str, where: str) -> str:
         raise ConvaeError(f"{where}: it names no picture")
     try:
         home = root.resolve()
-        relative = os.path.relpath(folder / path, home if Path(path).is_absolute() else root)
+        relative = os.path.relpath(folder / path, root)
+        if Path(path).is_absolute() and relative.startswith(os.pardir):  # root may be a link, or lie below one
+            relative = os.path.relpath(path, home)
         is_inside = (root / relative).resolve().is_relative_to(home)
     except (OSError, RuntimeError, ValueError) as error:  # a link in a circle, or a zero byte
         raise ConvaeError(f"{where}: {printable(path)}: {error}") from None
-    if Path(relative).parts[0] == os.pardir or not is_inside:
+    if Path(relative).parts[:1] in ((), (os.pardir,)) or not is_inside:
         raise ConvaeError(f"{where}: {printable(path)} leads out of data.root = {root}, on which runs depend")
     return Path(relative).as_posix()
 

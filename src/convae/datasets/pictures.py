@@ -17,10 +17,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from convae.datasets.bands import read_bands
 from convae.datasets.foreign import FORMAT_NAMES, FORMATS, what_it_is
-from convae.datasets.reading import Reading
+from convae.datasets.reading import MOST_BYTES, MOST_PIXELS, Reading
 from convae.names import printable
-
-MOST_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
 
 # TIFF tags, and the number of channels for each PhotometricInterpretation: white is zero, black is zero, RGB, palette,
 # CMYK, YCbCr.
@@ -32,6 +30,8 @@ DEPTHS = {1, 2, 4, 8, 12, 16}
 CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, PALETTE: 1, 5: 4, 6: 3}
 TRANSPARENCY = ((1,), (2,))  # values of ExtraSamples that mean one alpha channel
 NUMBERS = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
+
+BANDS = ", or set data.color: bands"
 
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -81,8 +81,12 @@ def read_picture(path: str | os.PathLike[str], reading: Reading) -> np.ndarray:
     """
     _check_reading(reading)
     try:
+        if Path(path).is_dir():
+            raise UnusableError("a folder; name the files in it")
         if not Path(path).is_file() and Path(path).exists():  # reading a pipe might never end
             raise UnusableError("a pipe or a device; save it as a file first")
+        if (size := Path(path).stat().st_size) > MOST_BYTES:
+            raise UnusableError(f"{size} bytes; at most {MOST_BYTES} are allowed")
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         raise UnusableError(getattr(error, "strerror", None) or str(error)) from None
@@ -154,6 +158,8 @@ def from_pillow(image: Image.Image, reading: Reading) -> Picture:
         (1, 30, 40)
     """
     _check_reading(reading)
+    if reading.bands:  # Pillow keeps three bands at most, and not always their depth
+        raise UnusableError("an array, or the TIFF file itself, is needed: Pillow does not keep all bands")
     with _one_line_errors():
         _check_single(image)
         tags = getattr(image, "tag_v2", {})
@@ -209,7 +215,11 @@ def _tiff_tags(content: bytes) -> Mapping[int, Any]:
 def _check_single(image: Image.Image) -> None:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
-        raise UnusableError(f"{frames} frames or pages; save each as a separate file")
+        raise UnusableError(f"{frames} frames or pages; save each as a separate file{BANDS if _is_tiff(image) else ''}")
+
+
+def _is_tiff(image: Image.Image) -> bool:
+    return image.format == "TIFF"
 
 
 def _check_padding(content: bytes, image: Image.Image) -> None:
@@ -233,9 +243,9 @@ def _check_tiff(tags: Mapping[int, Any]) -> None:
         raise UnusableError(f"a TIFF of photometric interpretation {photometric}; save it as grey or RGB")
     for kind in tags.get(SAMPLE_FORMAT, ()):
         if kind in NUMBERS:
-            raise UnusableError(f"{NUMBERS[kind]} of {max(bits)} bits; save them as unsigned integers of 8 or 16 bits")
+            raise UnusableError(f"{NUMBERS[kind]} of {max(bits)} bits; save unsigned integers of 8 or 16 bits{BANDS}")
     if bands != CHANNELS[photometric] + (tags.get(EXTRA_SAMPLES) in TRANSPARENCY):
-        raise UnusableError(f"{bands} bands; save one as grey or three as RGB")
+        raise UnusableError(f"{bands} bands; save one as grey or three as RGB{BANDS}")
     if not set(bits) <= DEPTHS:
         raise UnusableError(f"{max(bits)} bits per channel; 8 or 16 are allowed")
     if max(bits) > 8 and bands > 1 and tags.get(PLANAR) == 2:

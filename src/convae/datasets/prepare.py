@@ -183,8 +183,9 @@ def _from_folder(data: DataParams, raw: Path, scratch: Path, processes: Processe
             continue
         shape = (len(labels), channels, height, width)
         if data.shards and name in SHARDED:
-            # Other files get another address, because an object store can't replace a whole array at once.
-            key = content_sha256({"shape": shape}, (raw / FILES).read_bytes())[:20]
+            # Other pixels get another address, because an object store can't replace a whole array at once.
+            how = {"shape": shape, "fit": data.fit, "white_level": data.white_level}
+            key = content_sha256(how, (raw / FILES).read_bytes())[:20]
             address = f"{data.shards}/{key}/{name}"
             images, share, mine = _decode_into_shards(root, files, address, shape, reading, processes)
         else:

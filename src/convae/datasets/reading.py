@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 
 Fit = Literal["crop", "pad", "stretch"]
+MOST_PIXELS = 89_478_485  # of a picture: Pillow's own threshold for a decompression bomb
+MOST_BYTES = 1 << 30  # of a file, which is read whole, so that the same bytes are hashed and decoded
 TYPES = ("uint8", "uint16", "int16", "float32")  # of arrays and bands
 SCALE_HINT = "set data.scale to range, percentile or standard, or to [low, high], the numbers that become 0 and 1"
 

@@ -99,7 +99,7 @@ def load_reference(folder: Path, encoder: Encoder) -> Reference:
         reference = Reference(load_arrays(content)["features"], **about)
         dimension = encoder.features([], code=reference.code).shape[1]
     except Exception as error:  # a forged file can make the reader raise nearly anything
-        advice = "`dvc repro evaluate` writes one"
+        advice = "`dvc repro evaluate` writes one; the encoders of the package have none"
         raise ConvaeError(
             f"{folder}: not a reference for anomalies: {' '.join(str(error).split())}; {advice}"
         ) from None

@@ -19,6 +19,7 @@ LACKING = {
     "test": "The accuracy says next to nothing about these classes; a larger data.test_size helps",
 }
 FEWER_BITS = "If their files use fewer bits than they could, data.white_level (4095 for 12 bits in 16) stretches them."
+FEW_OF_8_BITS = "data.scale: range stretches arrays; pictures must be saved with levels from 0 to 255."
 MOSTLY = {
     "dead": "a smaller train.learning_rate or more winners (objective.sparsity) may keep them alive",
     "duplicates": "fewer filters, or winners that compete (objective.sparsity), would do",
@@ -152,7 +153,8 @@ def _of_pixels(description: Mapping[str, Any]) -> Iterator[str]:
         )
     darkest, brightest = description["parts"]["train"].get("levels", (0, 255))
     if brightest - darkest <= FEW_LEVELS:
-        yield (f"The training images use only the levels {darkest} to {brightest} of 0 to 255. {FEWER_BITS}")
+        remedy = FEWER_BITS if description["dim"] else FEW_OF_8_BITS
+        yield f"The training images use only the levels {darkest} to {brightest} of 0 to 255. {remedy}"
 
 
 def _named(names: Sequence[str]) -> str:

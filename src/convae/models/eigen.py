@@ -1,13 +1,14 @@
 """Leading eigenvectors of large symmetric matrices."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 EXACT = 2048  # up to this dimension, all eigenvectors take seconds
 TOLERANCE = 1e-3  # largest residual, relative to the largest eigenvalue
-ROUNDING = 1e-6  # residuals that single precision can't undercut, likewise
+ROUNDING = 1e-6  # residuals that single precision can't undercut, relative to the largest eigenvalue
 NOISE, LEAST = 1e-7, 1e-12  # relative to a block, and absolute
 BLOCKS = 8  # between two looks at the residuals
 
@@ -25,17 +26,34 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         ([3.0, 2.0], [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     """
     if _is_small(matrix, count):
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = symmetric_eigenvectors(matrix)
         return values[-count:].flip(0), vectors[:, -count:].flip(1)
     return _lanczos(matrix.matmul, matrix, count, _relative)
+
+
+def symmetric_eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """All eigenvalues of a symmetric matrix `float32 [D, D]`, ascending, and vectors `[D, D]`.
+
+    If many rows are zero, as those of dead maps are, single precision may fail or give NaN; then double precision.
+
+    Example:
+        >>> symmetric_eigenvectors(torch.diag(torch.tensor([3.0, 1.0])))[0].tolist()
+        [1.0, 3.0]
+    """
+    with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        values, vectors = torch.linalg.eigh(matrix)
+        if vectors.isfinite().all():
+            return values, vectors
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)
 
 
 def generalized_eigenvectors(matrix: Tensor, metric: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest w for which B v = w T v, descending, and their v `[D, count]` with vᵀ T v = 1.
 
     For large matrices, block Lanczos iterates on B v = m (T - B) v, which has the same vectors and m = w / (1 - w): the
-    w that crowd below 1 move apart, which took a third of the steps for the default's features (Ericsson & Ruhe 1980,
-    "The spectral transformation Lanczos method"). No product of D×D matrices is formed.
+    w that crowd below 1 move apart, which takes fewer steps (Ericsson & Ruhe 1980, "The spectral transformation Lanczos
+    method"). No product of D×D matrices is formed.
 
     Args:
         matrix: B, symmetric `float32 [D, D]`, with all w between -1 and 1.
@@ -66,11 +84,10 @@ def generalized_eigenvectors(matrix: Tensor, metric: Tensor, count: int) -> tupl
         return outer
 
     values, vectors = _lanczos(product, matrix, count, _relative if failed else _transformed)
-    vectors = torch.linalg.solve_triangular(triangle.T, vectors, upper=True)
-    if failed:
-        return values, vectors
-    ratios = (1 + values).clamp(min=0.5)  # vᵀ T v of the vectors; 0.5 for w = -1
-    return values / ratios, vectors / ratios.sqrt()
+    if not failed:
+        ratios = (1 + values).clamp(min=0.5)  # 1 + m = vᵀ T v; 0.5 for w = -1
+        values, vectors = values / ratios, vectors / ratios.sqrt()
+    return values, torch.linalg.solve_triangular(triangle.T, vectors, upper=True)
 
 
 def _relative(values: Tensor) -> Tensor:
@@ -107,7 +124,7 @@ def _lanczos(
             block = block + noise * (NOISE * block.abs().max() + LEAST)
             for _ in range(3):  # once leaves rounding errors that grow, and twice too, of a block within the basis
                 block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
-        values, inner = torch.linalg.eigh(basis.T @ products)
+        values, inner = symmetric_eigenvectors(basis.T @ products)
         values, inner = values[-count:].flip(0), inner[:, -count:].flip(1)
         vectors = basis @ inner
         residuals = (products @ inner - vectors * values).norm(dim=0)

@@ -98,10 +98,10 @@ def fit_layer(autoencoder: Autoencoder, index: int, kind: str, images: Tensor, s
             if kind in ("patches", "kmeans"):
                 kept.append(windows[torch.randperm(len(windows), generator=generator)[: -(-PATCHES // len(chosen))]])
         if not moments.count:
-            raise ConvaeError(
-                f"model.layers[{index}].input: all windows are flat; are the training images blank? Otherwise lower "
-                "normalization.floor"
-            )
+            reason = "are the training images blank? Otherwise lower normalization.floor"
+            if math.prod(layer.input.window) == 1:
+                reason = "one value is, once it is centred; choose a larger kernel"
+            raise ConvaeError(f"model.layers[{index}].input: all windows are flat; {reason}")
         layer.input.fit(moments)
         if kind in ("patches", "kmeans"):
             patches = layer.input.whiten(torch.cat(kept))

@@ -67,7 +67,7 @@ def check_effort(network: Autoencoder, config: dict[str, Any], weight_bytes: int
         >>> network = Autoencoder(1, {}, [], tied_weights=False)
         >>> check_effort(network, {"image_size": [10**7, 10**7], "layers": [], "readout": None}, weight_bytes=0)
         Traceback (most recent call last):
-        convae.errors.ConvaeError: an image of 10000000×10000000 pixels would take 1e+14 multiplications and ...
+        convae.errors.ConvaeError: an image of 10000000×10000000 pixels would take 1.00e+14 multiplications and ...
     """
     if sum(value.nbytes for value in network.state_dict().values()) > 2 * weight_bytes:  # tied weights are stored once
         raise ValueError("there are fewer weights than described")
@@ -77,12 +77,12 @@ def check_effort(network: Autoencoder, config: dict[str, Any], weight_bytes: int
     least_work, least_maps, patches = effort(network, smallest)
     if work > MOST_WORK or 4 * maps > MOST_BYTES:
         raise ConvaeError(
-            f"an image of {height}×{width} pixels would take {work:.0e} multiplications and {4 * maps:.0e} bytes; "
-            f"at most {MOST_WORK:.0e} and {MOST_BYTES:.0e} are allowed"
+            f"an image of {height}×{width} pixels would take {work:.2e} multiplications and {4 * maps:.2e} bytes; "
+            f"at most {MOST_WORK:.2e} and {MOST_BYTES:.2e} are allowed"
         )
     folded = max((len(layer.convolution.weight) * _values(layer) for layer in network.layers), default=0)
     if 4 * folded > MOST_MAP_BYTES:  # filters and whitening are small, but their product need not be
-        raise ConvaeError(f"the filters of a layer would take {4 * folded:.0e} bytes; {MOST_MAP_BYTES} are allowed")
+        raise ConvaeError(f"the filters of a layer would take {4 * folded:.2e} bytes; {MOST_MAP_BYTES} are allowed")
     if least_work > MOST_TRIAL_WORK or 4 * (least_maps + patches) > MOST_TRIAL_BYTES:
         raise ConvaeError(f"even the smallest image, {show(smallest)} pixels, would take too much time or memory")
     readout = config["readout"]

@@ -10,6 +10,7 @@ single-layer networks in unsupervised feature learning", section 3.1, normalise 
 W on v are one convolution of the input with W S, so that the number of whitened channels costs nothing in inference.
 """
 
+from math import prod
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convae.errors import ConvaeError
-from convae.models.eigen import generalized_eigenvectors, leading_eigenvectors
+from convae.models.eigen import generalized_eigenvectors, leading_eigenvectors, symmetric_eigenvectors
 from convae.models.geometry import LayerGeometry
 
+OUTLIER = 4.0  # magnitude beyond which a pixel does not decide what is subtracted; images are about 0 to 1
 LEAST_VARIANCE = 1e-12
 
 
@@ -76,7 +78,7 @@ class WindowInput(nn.Module):
         if self.normalization and self.normalization["centered"]:
             # Changes no centred window, but the variance of a bright one would drown in rounding errors. Unlike a mean,
             # the middle of the range does not depend on the order of summation.
-            values = incoming.flatten(1)
+            values = incoming.flatten(1).clamp(-OUTLIER, OUTLIER)  # one hot pixel must not move it
             padded = padded - ((values.amin(1) + values.amax(1)) / 2)[:, None, None, None]
         maps = F.conv2d(padded, weight, stride=self.geometry.stride)
         if self.normalization:
@@ -112,7 +114,9 @@ class WindowInput(nn.Module):
         inside = (inside + torch.arange(width, device=places.device)).flatten()
         # Whole pixels are copied, whose channels lie side by side in memory.
         pixels = padded.permute(0, 2, 3, 1).reshape(-1, depth)
-        windows: Tensor = pixels.index_select(0, (corners[:, None] + inside).flatten()).view(len(corners), -1)
+        windows: Tensor = pixels.index_select(0, (corners[:, None] + inside).flatten()).view(
+            len(corners), prod(self.window)
+        )
         if not self.normalization:
             return windows
         if self.normalization["centered"]:
@@ -155,7 +159,7 @@ class WindowInput(nn.Module):
             variance = ((directions @ covariance) * directions).sum(1).mean()
             directions = directions / variance.clamp(min=LEAST_VARIANCE).sqrt()
         else:
-            variances, vectors = torch.linalg.eigh(covariance)
+            variances, vectors = symmetric_eigenvectors(covariance)
             scales = (variances.clamp(min=0) + epsilon).rsqrt()
             whole = (vectors * scales).T.flip(0)  # the largest variance first
             directions = vectors * scales @ vectors.T if self.whitening["kind"] == "zca" else whole[:count]

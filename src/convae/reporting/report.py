@@ -97,7 +97,8 @@ def write_report(
         concerns=concerns(metrics, description),
         classifier=read_json(classifier / "classifier.json"),
         per_class=_read_table(reports / "per_class.csv").to_dict("records"),
-        origin=_origin(params, history["epoch"].nunique()),
+        is_rgb=not params.data.any_depth,
+        origin=_origin(params, history["epoch"].nunique(), encoder.config["initialized_from"]),
         first_layer=_first_layer(encoder),
         parameters=_parameters(params),
         versions={"python": platform.python_version(), **versions(LIBRARIES)},
@@ -114,22 +115,25 @@ UNTRAINED = {
     "normal": "The encoder was not trained: its filters are as they were drawn at random.",
     "patches": "The encoder was not trained: its filters are patches of the preprocessed training images.",
     "kmeans": "The encoder was not trained by gradient: its filters are what k-means found among image patches.",
-    "filter_bank": "The encoder was not trained: its filters are made by hand.",
+    "filter_bank": "The encoder was not trained: the filters of its first layer are made by hand.",
 }
 
 
-def _origin(params: Params, epochs: int) -> str:
-    """A sentence on the origin of the filters."""
+def _origin(params: Params, epochs: int, saved: object) -> str:
+    """A sentence on the origin of the filters; `saved` describes the saved encoder that they started from, if any."""
     objective = params.objective
     if not params.model.layers:
         return "There are no filters: the features are the preprocessed pixels."
     if objective.kind == "none":
+        if saved:
+            return f"The encoder was not trained: its first filters come from {params.model.initialize_from}."
         return UNTRAINED[params.model.initialization]
     labels = "without labels" if objective.kind == "reconstruct" else "with labels"
     if objective.kind == "classify" and objective.pretraining:
         labels = "first without and then with labels,"
     trained = f"The encoder was trained {labels} for {epochs} epoch{'' if epochs == 1 else 's'}"
-    return f"{trained}, then frozen."
+    begun = f"{trained}, starting from the filters in {params.model.initialize_from}," if saved else f"{trained},"
+    return f"{begun} then frozen."
 
 
 def _read_table(path: Path) -> pd.DataFrame:

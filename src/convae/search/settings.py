@@ -1,5 +1,6 @@
 """`search.yaml` as typed, validated models: which keys of `params.yaml` a search varies, and over which values."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,10 +10,12 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from convae.errors import ConvaeError
 from convae.experiment import load_experiment
-from convae.params import PARAMS_FILE, Place, Positive, Section, parse_sections, read_text
+from convae.params import PARAMS_FILE, Params, Place, Positive, Section, load_params, parse_sections, read_text
 
 # Keys that change the definition of the loss, so that losses of two trials can't be compared.
-MEANING_OF_LOSS = ("data.", "preprocessing.", "objective.", "model.stacked_on.", "train.order.")
+MEANING_OF_LOSS = re.compile(
+    r"(data|preprocessing|objective|model\.stacked_on|model\.layers\.\d+\.(input|output)|train\.order)(\.|$)"
+)
 
 
 def _study_name(value: str) -> str:
@@ -103,13 +106,25 @@ def load_search(path: Path) -> SearchSettings:
     params = PARAMS_FILE.read_bytes()
     settings = parse_sections(path, read_text(path), SearchSettings)
     for key, values in settings.space.items():
-        if settings.pruning and f"{key}.".startswith(MEANING_OF_LOSS):
+        changed = _changed_loss(key, load_params()) if settings.pruning else None
+        if changed:
             raise ConvaeError(
-                f"{path}: pruning compares validation losses, but {key} changes their definition; set pruning to null"
+                f"{path}: pruning compares validation losses of the same epoch, but {key} changes {changed}; "
+                "set pruning to null"
             )
         for value in values.ends:
             check_changes(path, params, {key: value})
     return settings
+
+
+def _changed_loss(key: str, params: Params) -> str | None:
+    """What about the validation loss of an epoch depends on a key, so that two trials can't be compared."""
+    if MEANING_OF_LOSS.match(key):
+        return "their definition"
+    phases = params.train.order == "greedy_then_end_to_end" or len(params.model.layers) > 1
+    if key == "train.epochs" and params.train.order.startswith("greedy") and phases:
+        return "which layer learns then"
+    return None
 
 
 def check_changes(path: Path, params: bytes, changes: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from convae.errors import ConvaeError
+from convae.history.git import git
 from convae.history.lock import differences
 from convae.names import flatten
 from convae.params import Params
@@ -24,19 +25,23 @@ DATABASE = f"{SQLITE}search.db"
 HEARTBEAT_SECONDS = 20
 GRACE_SECONDS = 3 * HEARTBEAT_SECONDS  # without a heartbeat; then another worker takes over the trial
 ATTEMPTS = 5  # to open a database while another worker creates its tables
-VARIED = "varied"  # attribute of a study: the parameters and the space that it began with
+VARIED = "varied"  # attribute of a study: the code, the parameters and the space that it began with
 
 
-def open_study(path: Path, settings: SearchSettings, params: Params) -> optuna.Study:
+def open_study(path: Path, settings: SearchSettings, params: Params, commit: str) -> optuna.Study:
     """Open the study, or create it.
 
     Raises:
-        ConvaeError: the storage can't be used, or the study began with other parameters or another space.
+        ConvaeError: the storage can't be used, or the study began with other code, other parameters or another space.
     """
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if settings.pruning:
         pruner = optuna.pruners.MedianPruner(settings.pruning.startup_trials, settings.pruning.warmup_epochs)
-    varied = {"params.yaml": params.model_dump(mode="json"), "space": settings.model_dump(mode="json")["space"]}
+    varied = {
+        "code": {name: git("rev-parse", f"{commit}:./{name}") for name in ("src", "pipeline", "dvc.yaml")},
+        "params.yaml": params.model_dump(mode="json"),
+        "space": settings.model_dump(mode="json")["space"],
+    }
     del varied["params.yaml"]["tracking"]
     with store_errors(f"{path}: storage"):
         storage = _open_storage(settings.storage or DATABASE)

@@ -108,7 +108,7 @@ class Trial:
             self._prepare()
             if not self._is_saved(reference):
                 self._execute(log, *DVC, "repro", watch=watch)
-                self._execute(log, "git", "add", "--all")
+                self._execute(log, "git", "add", "--all", "--", str(PARAMS_FILE), "dvc.lock", "reports")
                 self._execute(log, *DVC, "exp", "save", "--force", "--name", self.name)
                 self._execute(log, "git", "push", "--quiet", "origin", reference)
         return git("rev-parse", reference)

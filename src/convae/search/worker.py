@@ -62,7 +62,7 @@ class Worker:
         self._settings = load_search(path)
         self._base = base_of_workspace(params, path)
         self._figure = params.classifier.select_by
-        self._study = open_study(path, self._settings, params)
+        self._study = open_study(path, self._settings, params, self._base.commit)
         if self._settings.pruning:
             with store_errors():
                 self._records = Records(known_store(params.tracking), params.tracking.experiment)

@@ -4,7 +4,6 @@ import getpass
 import os
 import platform
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,18 +11,25 @@ import psutil
 from convae.environment import PACKAGES, versions
 from convae.history.git import git
 
+USER, EXPERIMENT = "mlflow.user", "dvc.experiment"
+
 
 def process_tags() -> dict[str, str]:
-    """Return tags for user and process.
+    """Return tags for the process.
 
     Process id and start time show later whether a run that never ended can still be running: ids alone may be reused.
     """
     process = psutil.Process()
     started = f"{process.create_time():.2f}"
-    tags = {"process.host": this_host(), "process.pid": str(process.pid), "process.started": started}
-    with suppress(KeyError, OSError):  # this user id has no name, as in many containers
-        tags["mlflow.user"] = getpass.getuser()
-    return tags
+    return {"process.host": this_host(), "process.pid": str(process.pid), "process.started": started}
+
+
+def user_tags() -> dict[str, str]:
+    """Return a tag for the user, unless this user id has no name, as in many containers."""
+    try:
+        return {USER: getpass.getuser()}
+    except (KeyError, OSError):
+        return {}
 
 
 def this_host() -> str:
@@ -35,7 +41,7 @@ def this_host() -> str:
 def context_tags() -> dict[str, str]:
     """Return tags for the code, package versions and DVC experiment."""
     name = os.environ.get("DVC_EXP_NAME")
-    experiment = {"dvc.experiment": name} if name else {}
+    experiment = {EXPERIMENT: name} if name else {}
     found = {"python": platform.python_version(), **versions((*PACKAGES, "convae", "dvc", "mlflow"))}
     return experiment | {f"version.{name}": number for name, number in found.items() if number} | _git()
 

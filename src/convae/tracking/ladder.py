@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-CHANGING = ("commit", "training_seconds", "extraction_seconds")
+CHANGING = ("commit", "training_seconds", "extraction_seconds", "protocol", "note", "control")
 
 
 def ladder_cells() -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def record(uri: str, experiment: str, cells: Sequence[Mapping[str, Any]]) -> int
 
 
 def _key(cell: Mapping[str, Any]) -> str:
-    """A hash of the row without its commit and seconds: the same numbers measured again are not another row."""
+    """A hash of the row's numbers: the same ones measured again, or described in other words, are not another row."""
     return content_hash({name: value for name, value in cell.items() if name not in CHANGING})
 
 

@@ -1,6 +1,6 @@
 """The progress of a training run in another process."""
 
-from convae.tracking.context import this_host
+from convae.tracking.context import EXPERIMENT, this_host
 from convae.tracking.records import Records
 
 
@@ -10,7 +10,7 @@ def running_losses(records: Records, experiment: str) -> dict[int, float]:
     Raises:
         Exception: any error of MLflow or its database.
     """
-    conditions = {"tags.`dvc.experiment`": experiment, "tags.`dvc.stage`": "train", "tags.`process.host`": this_host()}
+    conditions = {f"tags.`{EXPERIMENT}`": experiment, "tags.`dvc.stage`": "train", "tags.`process.host`": this_host()}
     running = " and ".join(f"{name} = '{value}'" for name, value in conditions.items())
     runs = records.client.search_runs([records.stages], f"attributes.status = 'RUNNING' and {running}", max_results=1)
     if not runs:

@@ -12,7 +12,7 @@ import psutil
 from convae.history.git import Place
 from convae.history.lock import CODE, REPORTS, Execution, chain, written
 from convae.names import PARTS, code
-from convae.tracking.context import process_tags, this_host
+from convae.tracking.context import EXPERIMENT, USER, process_tags, this_host
 from convae.tracking.facts import Fact, facts_in, files_in
 from convae.tracking.moving import REPOSITORY
 from convae.tracking.store import ending, every_run, open_store, store_root
@@ -68,17 +68,20 @@ class Records:
             "dvc.stage": execution.stage,
             COMMAND: place.command,
             NOTE: self.note(execution, place),
+            REPOSITORY: this_repository(),
             **hash_tags("input", execution.inputs),
             **tags,
         }
-        run_id = self._stopped(execution) if origin == EXECUTED else None
-        if run_id:
-            self.client.update_run(run_id, "RUNNING")
+        name = f"{execution.stage} {dataset}" + (f" {place.name}" if place.command.startswith("dvc exp") else "")
+        stopped = self._stopped(execution) if origin == EXECUTED else None
+        if stopped:
+            run_id = str(stopped.info.run_id)
+            self.client.update_run(run_id, "RUNNING", name)
+            if EXPERIMENT in stopped.data.tags.keys() - about.keys():
+                self.client.delete_tag(run_id, EXPERIMENT)
             self.log(run_id, tags=about)
         else:
-            experiment = f" {place.name}" if place.command.startswith("dvc exp") else ""
-            run = self.client.create_run(self.stages, place.time, about, f"{execution.stage} {dataset}{experiment}")
-            run_id = str(run.info.run_id)
+            run_id = str(self.client.create_run(self.stages, place.time, about, name).info.run_id)
         self.log(run_id, params=written(execution.params))
         self._log_datasets(run_id, _datasets(execution.inputs, dataset))
         return run_id
@@ -114,6 +117,9 @@ class Records:
     def add_row(self, report: Execution, place: Place, folder: Path) -> None:
         """Add a row for the experiment behind `report`: all parameters, final metrics and curves."""
         tags = {**process_tags(), REPOSITORY: this_repository()}
+        writer = self.find(self.stages, report.key)
+        if writer and USER in writer.data.tags:
+            tags[USER] = writer.data.tags[USER]
         run_id = str(self.client.create_run(self.rows, place.time, tags).info.run_id)
         self.describe_row(run_id, report, place)
         self.log(run_id, params=written(all_params(place.executions, report)))
@@ -137,11 +143,11 @@ class Records:
         """Update a stage's run: note how to restore its results now."""
         self.log(run_id, tags={COMMAND: place.command, NOTE: self.note(execution, place)})
 
-    def forget_place(self, row: "Recorded") -> None:
-        """Note on a row that no commit or experiment has its results any more."""
-        tags = row.data.tags
+    def forget_place(self, run: "Recorded") -> None:
+        """Note on a run that no commit or experiment has its results any more."""
+        tags = run.data.tags
         note = tags.get(NOTE, "").replace(way_back(tags.get(COMMAND, "")), way_back(GONE))
-        self.log(row.info.run_id, tags={COMMAND: GONE, NOTE: note})
+        self.log(run.info.run_id, tags={COMMAND: GONE, NOTE: note})
 
     def note(self, execution: Execution, place: Place) -> str:
         """Write a note in Markdown: how to restore an execution, and which runs wrote its inputs."""
@@ -164,7 +170,7 @@ class Records:
         return runs[0] if runs else None
 
     def close_vanished(self) -> None:
-        """Close the runs of this host whose process is gone but which are still marked as running.
+        """Close the runs of this repository whose process is gone but which are still marked as running.
 
         Such a stage was killed, unless it left a file with its status because the store was out of reach. Incomplete
         runs that dvc.lock can restore are removed, so that the next sync writes them again.
@@ -172,7 +178,9 @@ class Records:
         of_this_host = f"attributes.status = 'RUNNING' and tags.`process.host` = '{this_host()}'"
         for run in [run for table in (self.stages, self.rows) for run in every_run(self.client, table, of_this_host)]:
             tags = run.data.tags
-            if _is_alive(int(tags["process.pid"]), float(tags["process.started"])):
+            # Words left by stages of another repository are there. Runs of older versions don't say where they ran.
+            elsewhere = tags.get(REPOSITORY, this_repository()) != this_repository()
+            if elsewhere or _is_alive(int(tags["process.pid"]), float(tags["process.started"])):
                 continue
             word = ending(tags)
             status = (word.exists() and word.read_text("utf-8")) or "KILLED"
@@ -208,10 +216,10 @@ class Records:
                 return
             self.client.log_batch(run_id, **batch, synchronous=True)
 
-    def _stopped(self, execution: Execution) -> str | None:
+    def _stopped(self, execution: Execution) -> "Recorded | None":
         killed = f"tags.`{ATTEMPT}` = '{execution.attempt_key}' and attributes.status = 'KILLED'"
         runs = self.client.search_runs([self.stages], killed, max_results=1)
-        return str(runs[0].info.run_id) if runs else None
+        return runs[0] if runs else None
 
     def _log_datasets(self, run_id: str, datasets: Sequence[Input]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

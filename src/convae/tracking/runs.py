@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from convae.errors import ConvaeError
 from convae.history.git import now
 from convae.params import Params
-from convae.tracking.context import process_tags
+from convae.tracking.context import process_tags, user_tags
 from convae.tracking.store import SQLITE, WARNING, ending, store_uri
 
 # Seconds that a stage waits for its recorder to end. A server may be dead; creating a database's tables takes a while.
@@ -58,7 +58,7 @@ class Run:
         self._messages = cast("IO[bytes]", self._recorder.stdin)
         self._signs = cast("IO[bytes]", self._recorder.stdout)
         # Through the pipe, not as arguments, which every user can read: the address may contain a password.
-        tags = {**self._process, "threads": str(params.train.threads)}
+        tags = {**self._process, **user_tags(), "threads": str(params.train.threads)}
         experiment = params.tracking.experiment
         self._tell(uri=uri, experiment=experiment, stage=stage, params=text, began=now(), tags=tags)
         os.set_blocking(self._messages.fileno(), False)

@@ -50,10 +50,11 @@ def sync(records: Records) -> tuple[int, int]:
         for report in reports_in(place.executions):
             kept_rows[report.experiment_key].append((report, place))
     added = _bring(records, stages, kept_stages), _bring(records, rows, kept_rows)
-    for key, row in rows.known.items():
-        tags = row.data.tags
-        if key not in kept_rows and tags.get(REPOSITORY) == this_repository() and tags.get(COMMAND) != GONE:
-            records.forget_place(row)
+    for table, kept in ((stages, kept_stages), (rows, kept_rows)):
+        for key in table.known.keys() - kept.keys():
+            tags = table.known[key].data.tags
+            if tags.get(REPOSITORY) == this_repository() and tags.get(COMMAND) != GONE:
+                records.forget_place(table.known[key])
     return added
 
 

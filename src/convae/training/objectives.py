@@ -112,8 +112,9 @@ class Reconstruction(Objective):
         return reconstruction_error(self.autoencoder(corrupted), preprocessed, counted, self.batch)
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """See `Objective.trained`; only the last layer's maps are made sparse."""
-        unused = set(self.autoencoder.sparsity[:-1].parameters())
+        """See `Objective.trained`; only maps that are decoded are made sparse."""
+        network = self.autoencoder
+        unused = set(network.sparsity[:-1].parameters()) if network.stacked_on == "maps" else set()
         return (parameter for parameter in super().trained() if parameter not in unused)
 
 
@@ -194,7 +195,7 @@ class PlaceReconstruction(LayerReconstruction):
         filters = layer.unit_filters
         code = network.sparsity[self.frozen](windows @ filters.T)
         errors = (code @ filters - windows).square()
-        return self.batch.mean(errors.sum(), len(preprocessed), errors.numel() // len(preprocessed))
+        return self.batch.mean(errors.sum(), len(preprocessed), self.places * windows.shape[1])
 
 
 class SimultaneousReconstruction(Objective):
@@ -268,9 +269,12 @@ class Classification(Objective):
         return self.batch.mean(F.cross_entropy(scores, labels, reduction="sum"), len(labels))
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """The parameters of the head and of the layers that are not frozen."""
-        yield from self.autoencoder.layers[self.frozen :].parameters()
-        yield from self.head.parameters()
+        """The parameters of the head and of the layers that are not frozen, and of decoders that they read through."""
+        network = self.autoencoder
+        learning = nn.ModuleList([network.layers[self.frozen :], self.head])
+        if network.stacked_on == "reconstructions":
+            learning += [network.decoder[self.frozen : -1], network.sparsity[self.frozen : -1]]
+        return learning.parameters()
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the head."""

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -38,6 +39,7 @@ from convae.models.compatibility import check_source
 from convae.models.corruption import Corruption
 from convae.models.geometry import resolve_kernels
 from convae.models.initialization import fit_layer, set_filters
+from convae.models.limits import check_effort
 from convae.params import Params, TrainParams
 from convae.processes import ALONE, PATIENCE, Processes
 from convae.training.batches import Batches, ImageBatches, StreamedBatches
@@ -126,13 +128,14 @@ def train_encoder(
     _check(params, training)
     torch.set_num_threads(params.train.threads)
     network, config, start = _initial_network(params, training, processes)
-    phases = _phases(params, network, training)
+    kept = len(start.config["layers"]) if start else 0
+    phases = _phases(params, network, training, kept)
     folder = checkpoints / training_key(params, training, validation, start)
     if phases and not processes.rank:
         prune(checkpoints, folder)
     history: list[Row] = []
     device = "cpu"
-    fitted = len(start.config["layers"]) if start else 0
+    fitted = kept
     batches = _batches(params, training, validation, processes)  # once, so that a GPU gets the images once
     probe = Probe(validation) if params.train.probe_every and Probe.suits(validation) else None
     points = max(1, round(POINTS / sum(epochs for _, epochs in phases))) if phases else 1
@@ -168,9 +171,10 @@ def _initial_network(
     network = build_autoencoder(config, processes)
     _set_first_weights(network, params, training)
     source = Path(params.model.initialize_from)
+    check_effort(network, config, sys.maxsize)  # what can't be loaded need not be trained
     start = load_encoder(source) if (source / CONFIG).exists() else None
     if start:
-        take_over(network, config, start, params.objective.kind)
+        take_over(network, config, start, params)
         config["initialized_from"] = {"sha256": start.sha256, "trained_on": start.config["trained_on"]}
     check_frozen(params, len(start.autoencoder.layers) if start else 0)
     return network, config, start
@@ -230,10 +234,13 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tuple[Objective, int]]:
-    """The objectives to minimise in turn, each with its maximum number of epochs; each starts where the last ended."""
+def _phases(params: Params, network: Autoencoder, training: ImageSet, kept: int) -> list[tuple[Objective, int]]:
+    """The objectives to minimise in turn, each with its maximum number of epochs; each starts where the last ended.
+
+    The first `kept` layers come from a saved encoder. Pretraining includes the others, even if they are frozen later.
+    """
     phases: list[tuple[Objective, int]] = []
-    objective, train, frozen = params.objective, params.train, params.frozen_layers
+    objective, train, frozen = params.objective, params.train, min(params.frozen_layers, kept)
     corruption = Corruption(**objective.corruption.model_dump(), batch=network.batch) if objective.corruption else None
     augmentation = train.augmentation.model_dump() if train.augmentation else None
     of_images = augmentation if objective.kind == "reconstruct" else None  # pretraining for `classify` has none
@@ -250,7 +257,7 @@ def _phases(params: Params, network: Autoencoder, training: ImageSet) -> list[tu
         phases.append((SimultaneousReconstruction(network, corruption, of_images, frozen), epochs))
     if objective.kind == "classify":
         size = (training.images.shape[2], training.images.shape[3])
-        head = Classification(network, augmentation, size, len(training.classes), params.seed, frozen)
+        head = Classification(network, augmentation, size, len(training.classes), params.seed, params.frozen_layers)
         phases.append((head, train.epochs))
     return phases
 
@@ -287,16 +294,17 @@ def encoder_config(params: Params, training: ImageSet) -> dict[str, Any]:
     }
 
 
-def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, objective: str) -> None:
+def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, params: Params) -> None:
     """Replace the network's preprocessing and first layers by those of a saved encoder.
 
     Decoder and sparsity are replaced too if they are of the same kind. The remaining layers stay as they are.
 
     Args:
         network: changed in place.
-        config: the network's `encoder_config`; `decoder` becomes true if a trained decoder is kept without training.
+        config: the network's `encoder_config`; `decoder` becomes true if a trained decoder is kept without training,
+            and false if the decoders of frozen layers never learn.
         source: the saved encoder, with at most as many layers.
-        objective: the kind of objective to be minimised.
+        params: the experiment.
 
     Raises:
         ConvaeError: the saved encoder is incompatible.
@@ -307,7 +315,9 @@ def take_over(network: Autoencoder, config: dict[str, Any], source: Encoder, obj
         both.append("decoder")
         # Without training, the layers and this decoder reconstruct as before.
         whole = len(source.config["layers"]) == len(config["layers"])
-        config["decoder"] = config["decoder"] or (objective == "none" and whole)
+        config["decoder"] = config["decoder"] or (params.objective.kind == "none" and whole)
+    elif params.train.order == "greedy" and params.frozen_layers:
+        config["decoder"] = False
     if _with_new_keys(source.config["sparsity"]) == config["sparsity"]:
         both.append("sparsity")
     network.preprocessing.load_state_dict(source.autoencoder.preprocessing.state_dict())
