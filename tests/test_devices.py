@@ -198,7 +198,7 @@ def test_a_system_computes_on_one_device(path: Path):
     image_set = ImageSet(images, np.arange(40) % 10, tuple("0123456789"), "")
     network, _, _ = train._initial_network(params, image_set, ALONE)
     readout = Readout(**params.features.model_dump(exclude={"mirror", "code"}))
-    objectives = [objective for objective, _ in train._phases(params, network, image_set)]
+    objectives = [objective for objective, _ in train._phases(params, network, image_set, kept=0)]
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         batch = (
             torch.empty(8, *images.shape[1:], dtype=torch.uint8, device="cuda"),

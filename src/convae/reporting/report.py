@@ -98,7 +98,7 @@ def write_report(
         classifier=read_json(classifier / "classifier.json"),
         per_class=_read_table(reports / "per_class.csv").to_dict("records"),
         is_rgb=not params.data.any_depth,
-        origin=_origin(params, history["epoch"].nunique(), encoder.config["initialized_from"]),
+        origin=_origin(params, history["epoch"].nunique(), encoder.config.get("initialized_from")),
         first_layer=_first_layer(encoder),
         parameters=_parameters(params),
         versions={"python": platform.python_version(), **versions(LIBRARIES)},
