@@ -366,7 +366,7 @@ TWO_LAYERS = {
         by("corruption: {flip: false, shift: 1}}", "corruption: {flip: false, shift: 28}}"),
         "model.layers[1].input.whitening.corruption.shift = 28: images are 28×28; a shift must be smaller",
     ),
-    "images of the code": (by("images: 20000", "images: 1"), "features.code.images = 1: must … 2"),
+    "images of the code": (by("images: null ", "images: 1 "), "features.code.images = 1: must … 2"),
     "copies that are equal": (
         several(
             by("mirror: null ", "mirror: average "),

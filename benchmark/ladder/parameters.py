@@ -94,6 +94,9 @@ def experiment(settings: dict[str, Any], dataset: str, system: str) -> Experimen
     of_dataset, shortened = settings["data"][dataset], settings["shortened"].get(system, {})
     params = _changed(file, {**of_dataset, **variant["set"], **shortened}, variant.get("layers"))
     common = _changed(default, of_dataset).features
+    if common.code:
+        code = common.code.model_copy(update={"images": settings["code_images"]})
+        common = common.model_copy(update={"code": code})
     trained = params.objective.kind != "none"
     stated = common.model_dump(mode="json", include={"pooling", "grid", "power", "mirror", "code"})
     return Experiment(
