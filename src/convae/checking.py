@@ -40,7 +40,7 @@ LEAST_STEPS = 300  # of training, per layer
 NAMED = 10
 TABLES = (".csv", ".parquet")
 DESCRIBING = ("table", "group", "image_size", "channels", "layout", "scale", "color", "fit", "white_level", "shards")
-# Seconds on two cores that Fashion-MNIST takes: to train, to compute features, to accumulate the moments of 9408 features
+# Seconds on two cores that Fashion-MNIST takes: to train, to compute features, to sum up the moments of 9408 features
 # for the code, and for the rest; then those that do not depend on the number of images: to solve for that code, and to
 # start processes.
 TRAIN_SECONDS, FEATURE_SECONDS, MOMENT_SECONDS, OTHER_SECONDS = 50, 60, 80, 60
