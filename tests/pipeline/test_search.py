@@ -11,6 +11,7 @@ from chaos import find_stage
 from helpers import ROWS, STAGES, recorded, wait_for
 from mlflow import MlflowClient
 from optuna.trial import TrialState
+from ruamel.yaml import YAML
 
 SEARCH = """\
 study: tiny
@@ -36,6 +37,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def clone(finished):
     """A finished pipeline whose images the trials share, with an experiment that trains and scores faster."""
+    path = finished.folder / "params.yaml"
+    yaml = YAML()
+    content = yaml.load(path)
+    del content["model"]["layers"][1]  # pruning compares numbers of epochs in one layer only
+    content["model"]["layers"][0]["output"] = None
+    yaml.dump(content, path)
     finished.set("model.layers.0.filters=4", "train.schedule=constant", "classifier.kind=ridge")
     finished.commit("An experiment for a search")
     return finished

@@ -96,7 +96,7 @@ def test_machines_that_start_together_share_a_study_on_postgresql(search, reposi
             workers.append(subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=folder))
         assert [worker.wait() for worker in workers] == [0, 0, 0]
         params = load_params(repository / "params.yaml")
-        study = open_study(search, SearchSettings.model_validate(settings), params)
+        study = open_study(search, SearchSettings.model_validate(settings), params, "HEAD")
         assert [trial.number for trial in study.trials] == list(range(6))
         assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 

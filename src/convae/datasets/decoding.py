@@ -25,7 +25,7 @@ from convae.terminal import warn_beside_bars
 
 MOST_AT_ONCE = 1000  # pictures per step; the Python objects of a small picture are larger than its pixels
 TASKS_AT_ONCE = 32  # tasks per step; handing out single files would make the threads wait for each other
-MOST_THREADS = 8  # each may hold a picture of `pictures.MOST_PIXELS`
+MOST_THREADS = 8  # each may hold a picture of `reading.MOST_PIXELS`
 
 
 def decode_files(

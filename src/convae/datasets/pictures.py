@@ -30,7 +30,6 @@ DEPTHS = {1, 2, 4, 8, 12, 16}
 CHANNELS = {WHITE_IS_ZERO: 1, 1: 1, 2: 3, PALETTE: 1, 5: 4, 6: 3}
 TRANSPARENCY = ((1,), (2,))  # values of ExtraSamples that mean one alpha channel
 NUMBERS = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
-
 BANDS = ", or set data.color: bands"
 
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -215,11 +214,8 @@ def _tiff_tags(content: bytes) -> Mapping[int, Any]:
 def _check_single(image: Image.Image) -> None:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
-        raise UnusableError(f"{frames} frames or pages; save each as a separate file{BANDS if _is_tiff(image) else ''}")
-
-
-def _is_tiff(image: Image.Image) -> bool:
-    return image.format == "TIFF"
+        bands = BANDS if image.format == "TIFF" else ""
+        raise UnusableError(f"{frames} frames or pages; save each as a separate file{bands}")
 
 
 def _check_padding(content: bytes, image: Image.Image) -> None:
