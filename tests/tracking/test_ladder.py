@@ -32,6 +32,7 @@ def test_a_cell_is_recorded_once_and_again_after_a_change(tmp_path, monkeypatch)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert record(uri, "convae", [CELL, {**CELL, "seed": 1}]) == 2
     assert record(uri, "convae", [CELL, {**CELL, "seed": 1}]) == 0
+    assert record(uri, "convae", [{**CELL, "protocol": "in other words", "note": "shortened"}]) == 0
     assert record(uri, "convae", [{**CELL, "test_accuracy": 0.97}]) == 1
     found = rows(uri)
     assert {run.info.run_name for run in found} == {"default digits seed 0", "default digits seed 1"}

@@ -197,6 +197,16 @@ def test_the_next_run_closes_one_whose_processes_vanished(
     assert (vanished.info.status, train.info.status) == ("KILLED", "FINISHED")
 
 
+def test_runs_of_another_clone_are_left_to_it(client: MlflowClient, params: Params, start_stage: StartStage) -> None:
+    kill_with_recorder(start_stage("run.log_metrics({'train_loss': 0.5})\ntime.sleep(600)"), client)
+    (run,) = recorded(client)
+    client.set_tag(run.info.run_id, "convae.repository", "another clone")
+    Path("data/prepared/train/images.npy").write_text("others")
+    with start_run("train", params):
+        pass
+    assert [run.info.status for run in recorded(client)] == ["RUNNING", "FINISHED"]
+
+
 def test_an_interrupted_stage_resumes_in_the_same_run(
     client: MlflowClient, params: Params, start_stage: StartStage
 ) -> None:

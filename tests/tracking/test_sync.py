@@ -394,6 +394,9 @@ def test_an_unreachable_row_is_marked(tracked: Path, client: MlflowClient) -> No
     assert notes["4"].endswith("No longer reachable from any commit or experiment.")
     assert notes["5"].endswith("Restore it with `dvc exp apply mine`")
     assert notes["2"].endswith("&& dvc checkout`")
+    gone = [run for run in recorded(client) if "No longer reachable" in run.data.tags["mlflow.note.content"]]
+    assert {run.data.params.get("train.epochs", "4") for run in gone} == {"4"}
+    assert {run.data.tags["dvc.stage"] for run in gone} == {"train", "report"}
 
 
 def test_numbers_come_from_the_commit_that_has_them(computed: Path, client: MlflowClient) -> None:
