@@ -195,7 +195,8 @@ def test_interrupted_training_is_a_killed_run_that_resumes(finished, tmp_path):
         return sum(len(client.get_metric_history(run.info.run_id, "validation_loss")) for run in trainings())
 
     repro = repository.start("dvc", "repro")
-    wait_for(lambda: any({"validation_loss", CPU_LOAD} <= set(run.data.metrics) for run in trainings()))
+    # An epoch is recorded a moment before its checkpoint is saved; once there are two, the first is sure to be saved.
+    wait_for(lambda: epochs() >= 2 and CPU_LOAD in trainings()[0].data.metrics)
     (train,) = trainings()
     assert train.info.status == "RUNNING"
     os.kill(int(train.data.tags["process.pid"]), signal.SIGKILL)
