@@ -1,5 +1,6 @@
 """Careless and malicious edits of params.yaml: one line for each mistake."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -382,7 +383,7 @@ TWO_LAYERS = {
     "former components": (
         by("  mirror: null ", "  pca: 256\n  mirror: null "),
         "features: features.pca is now features.code; write code: {kind: pca, components: 256, corruption: null, "
-        "ridge: 1.0e-6, scale: equal, images: null}. The classifier then reads the features, not the code",
+        "ridge: 1.0e-6, scale: equal, images: null} and classifier.reads: code",
     ),
     "code of copies": (
         by("kind: denoising              #", "kind: pca #"),
@@ -399,6 +400,10 @@ TWO_LAYERS = {
     "too many features for a code": (
         by("grid: 7 ", "grid: 14 "),
         "features.code: a covariance of 37632 features would take 5.3 GiB; at most 1 GiB is allowed; lower",
+    ),
+    "a code to read that is not there": (
+        lambda text: re.sub(r"  code:  .*\n(    .*\n)+", "  code: null\n", by("reads: features", "reads: code")(text)),
+        "classifier.reads = code: features.code is null; describe the code, or let it read features",
     ),
     "mirror": (by("mirror: null ", "mirror: true "), "features.mirror = True: must be 'average'"),
 }  # fmt: skip

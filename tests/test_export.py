@@ -44,6 +44,7 @@ KINDS = {
     "on reconstructions": ({"layers": [layer(filters=4)] * 2, "stacked_on": "reconstructions"}, {}),
     "principal components": ({}, {}),  # of formats 3 and 4
     "maxima": ({}, {"pooling": "max"}),
+    "maxima of unequal cells": ({}, {"pooling": "max", "grid": [5, 4]}),
     "pixels": (
         {"layers": [], "preprocessing": {"local_contrast": None, "whitening": None}, "decoder": False},
         {"divisive_normalization": None, "rectification": "none", "power": 1.0},

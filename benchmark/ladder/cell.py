@@ -66,9 +66,7 @@ def run_cell(dataset: str, system: str, seed: int) -> None:
             start = time.monotonic()
             encoder = train(params, prepared, Path(f"encoder-{cell.key[:12]}"))
             training = round(time.monotonic() - start, 1) if fresh else None  # not of the last attempt alone
-            measured, extraction = measure_cell(
-                params, prepared, encoder, curves=cell.curves, first=seed == 0, read_code=cell.read_code
-            )
+            measured, extraction = measure_cell(params, prepared, encoder, curves=cell.curves, first=seed == 0)
         written = {
             "dataset": dataset,
             "system": system,

@@ -86,9 +86,11 @@ class Features:
 
 
 def measure_cell(
-    params: Params, prepared: Path, encoder: Path, curves: bool, first: bool, read_code: bool = False
+    params: Params, prepared: Path, encoder: Path, curves: bool, first: bool
 ) -> tuple[dict[str, Any], float]:
     """Extract the features and the compact code of a trained encoder and measure how well they can be classified.
+
+    Where the classifier reads the code, the row measures it in place of the features.
 
     Works in the current folder, with scratch folders that it removes.
 
@@ -98,7 +100,6 @@ def measure_cell(
         encoder: the folder with the encoder.
         curves: measure with few labels, too.
         first: with `curves`, measure with more labels, too.
-        read_code: measure the code in place of the features.
 
     Returns:
         The numbers of the row, and the seconds that extraction took.
@@ -107,7 +108,7 @@ def measure_cell(
     saved = extract_features(params, encoder, prepared, FEATURES)
     seconds = time.monotonic() - start
     code = Features.load_code(FEATURES, prepared)
-    features = code if read_code else Features.load(FEATURES, prepared)
+    features = code if params.classifier.reads == "code" else Features.load(FEATURES, prepared)
     validation, test = features.accuracies(params)
     row = {
         "test_accuracy": test,

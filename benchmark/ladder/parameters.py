@@ -41,7 +41,6 @@ class Experiment:
         recipe_epochs: epochs in the system's own file.
         protocol: the readout that all systems share. Only cells with the same protocol are compared.
         curves: whether to measure with few labels, too.
-        read_code: whether the row measures the compact code instead of the features.
         versions: of each component of the code that the row depends on.
     """
 
@@ -49,7 +48,6 @@ class Experiment:
     recipe_epochs: int
     protocol: dict[str, Any]
     curves: bool
-    read_code: bool
     versions: dict[str, int]
 
     @property
@@ -58,7 +56,8 @@ class Experiment:
         # Without keys that have their default value, a new key with a default leaves every cell valid. The systems'
         # files omit no key (a test asserts it), so that a default can change without changing what they compute.
         params = self.params.model_dump(mode="json", exclude=NOT_COMPARED, exclude_defaults=True)
-        return digest([params, self.protocol, self.curves, self.read_code, self.versions])
+        reads_code = self.params.classifier.reads == "code"
+        return digest([params, self.protocol, self.curves, reads_code, self.versions])
 
     @property
     def images_key(self) -> str:
@@ -104,7 +103,6 @@ def experiment(settings: dict[str, Any], dataset: str, system: str) -> Experimen
         load_params(file).train.epochs,
         {**stated, "held_out": params.data.dataset == "image_folder"},
         system in settings["curves"],
-        system in settings["read_code"],
         {name: version for name, version in settings["versions"].items() if trained or name != "training"},
     )
 

@@ -1,4 +1,4 @@
-"""The image classifier: an encoder, and a scikit-learn classifier that reads its features.
+"""The image classifier: an encoder, and a scikit-learn classifier that reads its features or its compact code.
 
 Needs torch, NumPy and safetensors; Pillow to read pictures; scikit-learn and skops unless the classifier is logistic
 regression, the default.
@@ -23,7 +23,8 @@ class ImageClassifier:
 
     Args:
         encoder: an encoder with a readout.
-        estimator: a scikit-learn classifier fitted on its features; for logistic regression a `LogisticScores`.
+        estimator: a scikit-learn classifier fitted on what `reads_code` says; for logistic regression a
+            `LogisticScores`.
         description: the content of `classifier.json`.
 
     Example:
@@ -45,6 +46,11 @@ class ImageClassifier:
         return list(self.description["classes"])
 
     @property
+    def reads_code(self) -> bool:
+        """Whether the classifier reads the compact code rather than the features."""
+        return self.description.get("reads") == "code"
+
+    @property
     def has_probabilities(self) -> bool:
         """Whether `scores` returns probabilities rather than decision values."""
         return has_probabilities(self.estimator)
@@ -64,7 +70,7 @@ class ImageClassifier:
     def score_batches(self, images: Images) -> Iterator[np.ndarray]:
         """Yield the rows of `scores` in batches, so that memory does not grow with N."""
         none = np.zeros((0, len(self.classes)))  # scikit-learn refuses to classify zero rows
-        for features in self.encoder.feature_batches(images):
+        for features in self.encoder.feature_batches(images, code=self.reads_code):
             check_finite(features, "given")
             yield class_scores(self.estimator, features, len(self.classes)) if len(features) else none
 
@@ -110,6 +116,7 @@ def _try(classifier: ImageClassifier) -> None:
     encoder = classifier.encoder
     # The smallest image that the encoder accepts keeps even a forged model from taking long.
     image = np.zeros((1, encoder.config["channels"], *encoder.minimum_size), np.uint8)
-    scores = class_scores(classifier.estimator, encoder.features(image, resize=False), len(classifier.classes))
+    features = encoder.features(image, resize=False, code=classifier.reads_code)
+    scores = class_scores(classifier.estimator, features, len(classifier.classes))
     if np.isnan(scores).any():
         raise ValueError("a score is not a number")

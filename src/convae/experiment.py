@@ -141,7 +141,11 @@ def check_frozen(params: Params, kept: int) -> None:
     """
     freeze, frozen = f"train.freeze = {params.train.freeze}", params.frozen_layers
     if frozen > kept and not params.objective.pretraining:
-        found = f"an encoder of {kept} layers only" if kept else "no encoder whose filters could be frozen"
+        found = (
+            f"an encoder with only {kept} layer{'s' if kept > 1 else ''}"
+            if kept
+            else "no encoder whose filters could be frozen"
+        )
         raise ConvaeError(f"{freeze}: {params.model.initialize_from} holds {found}")
     greedy = params.objective.kind == "reconstruct" and params.train.order == "greedy"
     if greedy and frozen == len(params.model.layers):

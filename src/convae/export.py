@@ -1,6 +1,7 @@
 """Export of an encoder and its readout to ONNX, for runtimes without Python."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from convae.files import check_free, new_file
 from convae.models.readout import Readout
 
 OPSET = 18
+Cell = TypeVar("Cell", int, Tensor)
 TOLERANCE = 1e-4  # relative to the length of all features; a square root magnifies single rounding errors near zero
 
 
@@ -39,20 +41,32 @@ class _FeatureModel(nn.Module):
 
 
 class _AnySizeReadout(Readout):
-    """Averages over grid cells by matrix products, because ONNX pools only over windows of fixed size."""
+    """Averages over grid cells by matrix products, because ONNX pools only over windows of fixed size.
+
+    Maxima are taken along one side at a time, over slices whose ends are fixed in the exported file.
+    """
 
     def _pool(self, maps: Tensor) -> Tensor:
         if self.pooling == "max":
-            return super()._pool(maps)
+            for axis, cells in zip((2, 3), self.grid, strict=True):
+                spans = (_span(cell, maps.shape[axis], cells) for cell in range(cells))
+                slices = [maps.narrow(axis, start, end - start) for start, end in spans]
+                maps = torch.cat([one.amax(axis, keepdim=True) for one in slices], axis)
+            return maps
         rows, columns = (_cells(side, cells) for side, cells in zip(maps.shape[2:], self.grid, strict=True))
         return rows @ maps @ columns.T
 
 
 def _cells(side: int, cells: int) -> Tensor:
     """Weights `[cells, side]` that average along one side as `adaptive_avg_pool2d` does."""
-    pixel, cell = torch.arange(side), torch.arange(cells)[:, None]
-    start, end = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
+    pixel = torch.arange(side)
+    start, end = _span(torch.arange(cells)[:, None], side, cells)
     return ((pixel >= start) & (pixel < end)) / (end - start)
+
+
+def _span(cell: Cell, side: int, cells: int) -> tuple[Cell, Cell]:
+    """The first pixel of a cell along one side, and the first after it; adaptive pooling has the same cells."""
+    return cell * side // cells, ((cell + 1) * side + cells - 1) // cells
 
 
 def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None:

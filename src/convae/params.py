@@ -449,7 +449,7 @@ class FeaturesParams(Section):
         if isinstance(content, Mapping) and "pca" in content:
             found = content["pca"]
             section = f"{{kind: pca, components: {found}, corruption: null, ridge: 1.0e-6, scale: equal, images: null}}"
-            written = f"write code: {section}. The classifier then reads the features, not the code"
+            written = f"write code: {section} and classifier.reads: code"
             now = "remove the line" if found is None else written
             raise ValueError(f"features.pca is now features.code; {now}")
         return content
@@ -492,7 +492,7 @@ class BoostingSettings(Section):
 
 
 class ClassifierParams(Section):
-    """The scikit-learn classifier trained on the features, and its settings to try on the validation images.
+    """The scikit-learn classifier, what it reads of an image, and its settings to try on the validation images.
 
     Example:
         >>> Params.default().classifier.model_copy(update={"kind": "ridge"}).candidates.keys()
@@ -502,6 +502,7 @@ class ClassifierParams(Section):
     kind: Literal[
         "logistic_regression", "linear_svm", "ridge", "k_nearest_neighbors", "rbf_svm", "mlp", "gradient_boosting"
     ]
+    reads: Literal["features", "code"] = "features"
     class_weight: Literal["balanced"] | None = None
     select_by: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
     logistic_regression: InverseRegularization
@@ -607,6 +608,10 @@ class Params(Section):
                 )
         if len({layer % count for layer in self.features.layers}) < len(self.features.layers):
             raise ValueError(f"features.layers = {list(self.features.layers)}: it names a layer twice")
+        if self.classifier.reads == "code" and not self.features.code:
+            raise ValueError(
+                "classifier.reads = code: features.code is null; describe the code, or let it read features"
+            )
         return self
 
     def _check_places(self) -> None:

@@ -6,12 +6,14 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from convae.classifier import load_image_classifier
 from convae.errors import ConvaeError
 from convae.evaluation import evaluate as module
 from convae.evaluation.anomalies import load_reference
 from convae.evaluation.evaluate import evaluate
 from convae.evaluation.principal_components import principal_components
 from convae.evaluation.saving import load_classifier
+from convae.features.extract import extract_features
 
 RECONSTRUCTION = {"reconstruction_mse", "linear_reconstruction_mse"}
 
@@ -221,6 +223,21 @@ def test_a_code_is_measured_and_reconstructed(run, digits, tmp_path):
     assert np.array_equal(pictures[0], images[[int(np.argmax(labels == digit)) for digit in range(10)]])
     errors = [np.square((one.astype(float) - pictures[0]) / 255).mean() for one in pictures[1:]]
     assert errors[0] > errors[1]
+
+
+def test_a_classifier_that_reads_the_code_is_measured_and_saved_as_one(run, experiment, encoder, digits, tmp_path):
+    code = {"kind": "pca", "components": 12, "corruption": None, "ridge": 0.1, "scale": "equal"}
+    plain = {"local_contrast": None, "whitening": None}
+    params = experiment(preprocessing=plain, features={"code": code}, classifier={"kind": "rbf_svm", "reads": "code"})
+    coded = extract_features(params, tmp_path / "trained", digits, tmp_path / "features")
+    encoder.sha256 = coded.sha256
+    metrics, out = run(params=params)
+    assert (metrics["features"]["dimension"], metrics["code"]["dimension"]) == (32, 12)
+    for part, name in (("test", "accuracy"), ("validation", "validation_accuracy")):
+        assert metrics["code"][name] == metrics[part]["accuracy"] > 0.5
+    coded.save(out / "encoder")
+    found = load_image_classifier(out).predict(np.load(digits / "test/images.npy"))
+    assert found == pd.read_parquet(out / "test.parquet")["prediction"].astype(str).tolist()
 
 
 def test_a_damaged_code_is_refused(run, tmp_path):

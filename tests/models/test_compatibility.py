@@ -202,7 +202,7 @@ def test_no_more_layers_are_frozen_than_the_saved_encoder_has(experiment, train_
     one = experiment().model_dump()["model"]["layers"][0]
     model = {"layers": [one, one, one], "initialize_from": "saved"}
     params = experiment(model=model, train={"order": "greedy", "freeze": 2})
-    with pytest.raises(ConvaeError, match="freeze = 2: saved holds an encoder of 1 layers only"):
+    with pytest.raises(ConvaeError, match=r"freeze = 2: saved holds an encoder with only 1 layer$"):
         train_encoder(params, train_set, validation_set, print)
 
 

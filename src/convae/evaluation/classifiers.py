@@ -86,8 +86,10 @@ def fit_best(
     best, highest, tried = None, -1.0, []
     figure = f"validation_{params.select_by}"
     fitted = _fit_in_turn(params, train, y, seed)
+    size = f"{len(train)} images, {train.shape[1]} numbers each"
     for settings in _grid(params):
         name = ", ".join([params.kind, *(f"{key} = {value}" for key, value in settings.items())])
+        print(f"{name}: fitting ({size})", file=sys.stderr, flush=True)
         try:
             estimator, converged = next(fitted)
             scores = class_scores(estimator, validation, int(y.max()) + 1)

@@ -134,11 +134,18 @@ def evaluate(
         "encoder": {"parameters": encoder.parameter_count},
     }
     if _labelled(parts, prepared):
-        estimator, description = _choose(params, encoder, parts["train"], parts["validation"])
-        per_class, rows = _measure(estimator, parts, metrics)
+        of_code = params.classifier.reads == "code"
+        read = {name: part.of_code() if of_code else part for name, part in parts.items()}
+        estimator, description = _choose(params, encoder, read["train"], read["validation"])
+        per_class, rows = _measure(estimator, read, metrics)
         metrics["classifier"] = {"kind": description["kind"], **description["settings"]}
         description |= {part: {name: metrics[part][name] for name in names} for part, names in HEADLINES.items()}
-        if parts["train"].code is not None:
+        if of_code:
+            metrics["code"] = {
+                "accuracy": metrics["test"]["accuracy"],
+                "validation_accuracy": metrics["validation"]["accuracy"],
+            }
+        elif parts["train"].code is not None:
             metrics["code"] = _code_accuracies(params, parts)
     else:
         estimator, description = None, {"kind": None, "reason": "the images have no labels"}
@@ -305,6 +312,7 @@ def _choose(
     settings = estimator.get_params()
     description = {
         "kind": params.classifier.kind,
+        "reads": params.classifier.reads,
         "settings": {name: settings[name] for name in params.classifier.candidates},
         "class_weight": params.classifier.class_weight,
         "select_by": params.classifier.select_by,
