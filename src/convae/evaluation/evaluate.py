@@ -186,8 +186,8 @@ def _measure_neighbors(test: FeatureSet, train: FeatureSet, metrics: dict[str, A
     looked_at = spread_rows(len(test.compact), LOOKED_AT)
     among = spread_rows(len(train.compact), max(1, AMONG_VALUES // train.compact.shape[1]))
     features, others = directions(test.compact[looked_at]), directions(train.compact[among])
-    distances, rows = nearest(features, others, min(NEIGHBORS, len(others)))
-    copies = near_copies(distances[:, 0], features, others)
+    _, rows = nearest(features, others, min(NEIGHBORS, len(others)))
+    copies = near_copies(features, others, rows[:, 0])
     metrics["features"]["near_copies"] = {"looked_at": len(features), "images": copies}
     metrics["neighbors"] = {"k": rows.shape[1], "looked_at": len(features), "among": len(others)}
     if "classifier" in metrics:
