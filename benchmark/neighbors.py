@@ -57,8 +57,8 @@ def _print_copies(train: FeatureSet, validation: FeatureSet) -> None:
         ("altered copies", encoder.features(stacked, code=train.code is not None)),
         ("validation images", validation.compact[spread_rows(len(validation.labels), IMAGES)]),
     ):
-        distances = nearest(directions(features), others, 1)[0][:, 0]
-        counts[name] = near_copies(distances, directions(features), others) / len(features)
+        own = directions(features)
+        counts[name] = near_copies(own, others, nearest(own, others, 1)[1][:, 0]) / len(features)
     print(pd.Series(counts, name="taken for near-copies").round(4).to_markdown())
 
 

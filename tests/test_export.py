@@ -73,7 +73,7 @@ def test_onnxruntime_gives_the_features(kind, tmp_path):
     for any_size in (False, True):
         sizes = [(12, 14), (9, 31)] if any_size else [(12, 14)]
         if any_size and readout.pooling == "max":
-            with pytest.raises(ConvaeError, match="--any-size: ONNX takes maxima over windows of one size"):
+            with pytest.raises(ConvaeError, match="--any-size: the cells over which maxima are taken are fixed"):
                 export_onnx(str(tmp_path / "encoder"), tmp_path / "e.onnx", any_size, force=True)
             return
         export_onnx(str(tmp_path / "encoder"), tmp_path / "e.onnx", any_size, force=True)

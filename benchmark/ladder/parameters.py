@@ -23,11 +23,13 @@ CELLS, COMMITS, SECONDS = HOME / "cells", HOME / "commits.json", HOME / "seconds
 SYSTEMS = Path("systems")
 GROUPS = ("main", "colour", "controls", "deterministic", "others", "quick")
 
-# The seed is in the cell's name; the other keys change how a cell runs, and at most the rounding of its numbers.
+# The seed is in the cell's name, and the key says by itself what the classifier reads; the other keys change how a cell
+# runs, and at most the rounding of its numbers.
 NOT_COMPARED: Any = {
     "seed": True,
     "report": True,
     "tracking": True,
+    "classifier": {"reads"},
     "train": {"accelerator", "devices", "nodes", "strategy", "checkpoint_minutes", "probe_every"},
 }
 

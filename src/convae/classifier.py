@@ -23,8 +23,8 @@ class ImageClassifier:
 
     Args:
         encoder: an encoder with a readout.
-        estimator: a scikit-learn classifier fitted on what `reads_code` says; for logistic regression a
-            `LogisticScores`.
+        estimator: a scikit-learn classifier fitted on its features, or on its code if `reads_code`; for logistic
+            regression a `LogisticScores`.
         description: the content of `classifier.json`.
 
     Example:

@@ -292,7 +292,8 @@ def _about(encoder: Encoder, classifier: Path) -> Iterator[tuple[str, str]]:
     if about.get("encoder") == encoder.sha256:
         test = about["test"]
         interval = f"95 % interval {100 * test['accuracy_low']:.2f} to {100 * test['accuracy_high']:.2f}"
-        yield "test accuracy", f"{100 * test['accuracy']:.2f} % ({interval}), of the {_words(about['kind'])} next to it"
+        kind = _words(about["kind"]) + (" of the code" if about.get("reads") == "code" else "")
+        yield "test accuracy", f"{100 * test['accuracy']:.2f} % ({interval}), of the {kind} next to it"
         if "balanced_accuracy" in test:  # older versions did not measure it
             yield "", beside_accuracy(test)
         yield "validation", f"{100 * about['validation']['accuracy']:.2f} %"

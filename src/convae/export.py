@@ -95,7 +95,7 @@ def export_onnx(encoder: str, output: Path, any_size: bool, force: bool) -> None
     if loaded.code:
         expected.append(loaded.features(images, code=True))
     if any_size and loaded.config["readout"]["pooling"] == "max":
-        raise ConvaeError("--any-size: ONNX takes maxima over windows of one size; omit the option")
+        raise ConvaeError("--any-size: the cells over which maxima are taken are fixed in the file; omit the option")
     with new_file(output) as scratch:
         try:
             _export(loaded, images, scratch, any_size)

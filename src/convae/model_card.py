@@ -48,12 +48,19 @@ def _rows(encoder: Encoder, classifier: Mapping[str, Any] | None, size: str) -> 
     yield "trained on", f"{data['images']} images of {size}, hash `{data['sha256'][:12]}`"
     if classifier:
         test, validation = classifier["test"], classifier["validation"]
-        yield "classifier", f"{classifier['kind'].replace('_', ' ')}, {len(classifier['classes'])} classes"
+        yield (
+            "classifier",
+            f"{classifier['kind'].replace('_', ' ')}, {len(classifier['classes'])} classes{_of_code(classifier)}",
+        )
         interval = f"95 % interval {100 * test['accuracy_low']:.2f} to {100 * test['accuracy_high']:.2f}"
         accuracy = f"test {100 * test['accuracy']:.2f} % ({interval}), validation {100 * validation['accuracy']:.2f} %"
         yield "accuracy", accuracy
         yield "other metrics", code(beside_accuracy(test)) if "balanced_accuracy" in test else "not measured"
     yield "versions", ", ".join(f"{name} {number}" for name, number in config["versions"].items())
+
+
+def _of_code(classifier: Mapping[str, Any]) -> str:
+    return ", reads the compact code" if classifier.get("reads") == "code" else ""
 
 
 def _reading(reading: Reading) -> str:

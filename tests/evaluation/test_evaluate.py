@@ -14,6 +14,7 @@ from convae.evaluation.evaluate import evaluate
 from convae.evaluation.principal_components import principal_components
 from convae.evaluation.saving import load_classifier
 from convae.features.extract import extract_features
+from convae.tracking.registry import ENCODER, _signature
 
 RECONSTRUCTION = {"reconstruction_mse", "linear_reconstruction_mse"}
 
@@ -236,8 +237,16 @@ def test_a_classifier_that_reads_the_code_is_measured_and_saved_as_one(run, expe
     for part, name in (("test", "accuracy"), ("validation", "validation_accuracy")):
         assert metrics["code"][name] == metrics[part]["accuracy"] > 0.5
     coded.save(out / "encoder")
+    signature = _signature(load_image_classifier(out), ENCODER)
+    assert [one.shape for one in signature.outputs] == [(-1, 32)]  # of the features, which the encoder returns
     found = load_image_classifier(out).predict(np.load(digits / "test/images.npy"))
     assert found == pd.read_parquet(out / "test.parquet")["prediction"].astype(str).tolist()
+
+
+def test_a_code_that_was_never_computed_is_refused(run, experiment):
+    code = {"kind": "pca", "components": 4, "corruption": None, "ridge": 0.1, "scale": "equal"}
+    with pytest.raises(ConvaeError, match="no compact code beside them; rerun `dvc repro features`"):
+        run(params=experiment(features={"code": code}, classifier={"reads": "code"}))
 
 
 def test_a_damaged_code_is_refused(run, tmp_path):

@@ -70,3 +70,11 @@ def test_images_that_agree_in_the_number_that_varies_most_are_no_copies():
     features = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32)
     features[:, 0] *= 100
     assert copies(features[:200], features[200:]) == 0
+
+
+def test_a_number_that_varies_among_one_part_only_does_not_decide():
+    random = np.random.default_rng(0)
+    features, others = (random.normal(size=(count, 16)).astype(np.float32) for count in (1000, 5000))
+    others[:, 0] = 0
+    others[7, 0] = 1e-3
+    assert copies(features, others) == 0

@@ -283,6 +283,12 @@ def test_an_absurd_number_of_classes_is_refused(tmp_path):
         load_classifier(tmp_path / "c")
 
 
+def test_a_classifier_that_reads_something_unknown_is_refused(tmp_path):
+    save_classifier(tmp_path / "c", make_classifier("ridge", 0), {"kind": "ridge", "reads": "pixels"})
+    with pytest.raises(ConvaeError, match=r"classifier.json: reads pixels; features or code is allowed"):
+        load_classifier(tmp_path / "c")
+
+
 def other_version(folder, **attributes):
     """A classifier as saved by another scikit-learn, without some attributes."""
     x, y = digits()

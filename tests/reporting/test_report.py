@@ -293,6 +293,17 @@ def test_layers_that_read_windows_are_reported_with_code_and_linear_reconstructi
     assert "this encoder 54 54 dense layer" in health_of(experiment)  # 6 filters of 3×3 windows, no biases
 
 
+def test_the_report_says_that_the_classifier_reads_the_code(evaluated):
+    code = {"kind": "pca", "components": 4, "corruption": None, "ridge": 0.1, "scale": "equal"}
+    experiment = evaluated(features={"code": code}, classifier={"reads": "code"})
+    text = " ".join(" ".join(Page(read(experiment.write())).text).split())
+    metrics = read_json(experiment.root / "reports/metrics.json")
+    assert "Logistic regression reads the compact code; its settings" in text
+    assert f"features {metrics['features']['dimension']} – –" in text
+    assert f"compact code 4 {100 * metrics['test']['accuracy']:.2f} %" in text
+    assert "The classifier reads it; none reads the features." in text
+
+
 @needs_chromium
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1300, 2000])

@@ -70,8 +70,13 @@ class FeatureSet:
         return self.image_set.labels
 
     def of_code(self) -> "FeatureSet":
-        """The same images with the compact code in place of the features."""
-        assert self.code is not None
+        """The same images with the compact code in place of the features.
+
+        Raises:
+            ConvaeError: there is no code.
+        """
+        if self.code is None:
+            raise ConvaeError("the features have no compact code beside them; rerun `dvc repro features`")
         return FeatureSet(self.code, self.image_set)
 
     @property

@@ -95,13 +95,13 @@ def near_copies(features: np.ndarray, others: np.ndarray, rows: np.ndarray) -> i
     Returns:
         How many distances are less than 0.25 times the median distance between rows of both.
     """
-    deviations = others.std(axis=0)
+    deviations = np.maximum(features.std(axis=0), others.std(axis=0))
     deviations[deviations == 0] = 1
-    features, others = features / deviations, others / deviations
-    distances = np.linalg.norm(features - others[rows], axis=1)
+    distances = np.linalg.norm((features - others[rows]) / deviations, axis=1)
     generator = np.random.default_rng(0)
-    one, other = (generator.integers(len(rows), size=PAIRS) for rows in (features, others))
-    return int((distances < NEAR * np.median(np.linalg.norm(features[one] - others[other], axis=1))).sum())
+    one, other = (generator.integers(len(images), size=PAIRS) for images in (features, others))
+    usual = np.median(np.linalg.norm((features[one] - others[other]) / deviations, axis=1))
+    return int((distances < NEAR * usual).sum())
 
 
 def spread_rows(rows: int, most: int) -> np.ndarray:

@@ -145,6 +145,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise ConvaeError(f"{folder}: not a classifier: {error}") from None
     if format_ != FORMAT:
         raise ConvaeError(f"{folder}/classifier.json: format {format_!r}; this version of convae reads format {FORMAT}")
+    if description.get("reads", "features") not in ("features", "code"):
+        raise ConvaeError(
+            f"{folder}/classifier.json: reads {printable(str(description['reads'])[:100])}; features or code is allowed"
+        )
     if isinstance(description.get("classes"), list) and len(description["classes"]) > MOST_CLASSES:
         raise ConvaeError(f"{folder}/classifier.json: more than {MOST_CLASSES} classes")
     if kind is None:

@@ -112,7 +112,7 @@ def _signature(classifier: ImageClassifier, name: str) -> "ModelSignature":
     # Python; `convae.serving` checks them.
     images = Schema([TensorSpec(np.dtype(object), (-1,))])
     if name == ENCODER:
-        dimension = classifier.description["dimension"]
+        dimension = classifier.encoder.features([]).shape[1]
         features = Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))])
         if classifier.encoder.code:
             return ModelSignature(images, features, ParamSchema([ParamSpec("code", "boolean", False)]))
