@@ -23,7 +23,7 @@ CELLS, COMMITS, SECONDS = HOME / "cells", HOME / "commits.json", HOME / "seconds
 SYSTEMS = Path("systems")
 GROUPS = ("main", "colour", "controls", "deterministic", "others", "quick")
 
-# The seed is in the cell's name, and the key says by itself what the classifier reads; the other keys change how a cell
+# The seed is in the cell's name, and `Experiment.key` adds what the classifier reads. The other keys change how a cell
 # runs, and at most the rounding of its numbers.
 NOT_COMPARED: Any = {
     "seed": True,
