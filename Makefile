@@ -15,7 +15,7 @@ run: $(BIN)/.installed  ## install, run the stages that a change affects, show t
 # With more threads, workers on the same cores would wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
-test: $(BIN)/.installed  ## run the quick tests: eight minutes on two cores
+test: $(BIN)/.installed  ## run the quick tests: 13 minutes on two cores
 	$(PYTEST) -m 'not slow'
 
 test-slow: $(BIN)/.installed  ## run the slow tests: interruptions, searches, several processes, a team, the ladder, PostgreSQL, a browser

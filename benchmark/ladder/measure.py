@@ -179,7 +179,10 @@ def _by_labels(params: Params, prepared: Path, features: Features, first: bool) 
 
 def _learn_from(params: Params, prepared: Path, known: np.ndarray) -> float:
     """Test accuracy of an encoder trained on these training images and their labels alone."""
-    params = params.model_copy(update={"features": params.features.model_copy(update={"code": None})})
+    load = Features.load_code
+    if params.classifier.reads == "features":  # the code would be fitted for nothing
+        params = params.model_copy(update={"features": params.features.model_copy(update={"code": None})})
+        load = Features.load
     whole = ImageSet.load(prepared / "train")
     assert whole.labels is not None
     images, labels = whole.images[known], whole.labels[known]
@@ -193,6 +196,6 @@ def _learn_from(params: Params, prepared: Path, known: np.ndarray) -> float:
     encoder, _, _ = train_encoder(params, training, ImageSet.load(prepared / "validation"), lambda row: None)
     encoder.save(scratch / "encoder")
     extract_features(params, scratch / "encoder", scratch, scratch / "features")
-    accuracy = Features.load(scratch / "features", scratch).accuracies(params)[1]
+    accuracy = load(scratch / "features", scratch).accuracies(params)[1]
     shutil.rmtree(scratch)
     return accuracy
