@@ -367,7 +367,8 @@ TWO_LAYERS = {
         by("corruption: {flip: false, shift: 1}}", "corruption: {flip: false, shift: 28}}"),
         "model.layers[1].input.whitening.corruption.shift = 28: images are 28×28; a shift must be smaller",
     ),
-    "images of the code": (by("images: null ", "images: 1 "), "features.code.images = 1: must … 2"),
+    "images of the code": (by("images: null ", "images: 2 "), "features.code.images = 2: must … 3"),
+    "a code of one number": (by("components: 256  ", "components: 1  "), "features.code.components = 1: must … 2"),
     "copies that are equal": (
         several(
             by("mirror: null ", "mirror: average "),
@@ -403,7 +404,7 @@ TWO_LAYERS = {
     ),
     "a code to read that is not there": (
         lambda text: re.sub(r"  code:  .*\n(    .*\n)+", "  code: null\n", by("reads: features", "reads: code")(text)),
-        "classifier.reads = code: features.code is null; describe the code, or let it read features",
+        "classifier.reads = code: features.code is null; describe a code there, or read features",
     ),
     "mirror": (by("mirror: null ", "mirror: true "), "features.mirror = True: must be 'average'"),
 }  # fmt: skip

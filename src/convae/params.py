@@ -411,11 +411,11 @@ class CodeParams(Section):
     """The compact code: a linear map of the features that is fitted to training images."""
 
     kind: Literal["pca", "denoising"]
-    components: Positive
+    components: Annotated[int, Field(ge=2, lt=2**31)]  # codes are compared by direction: of one number, all are alike
     corruption: AugmentationParams | None = None
     ridge: Real = Field(gt=0)
     scale: Literal["equal", "shrunk"]
-    images: Annotated[int, Field(ge=2)] | None = None
+    images: Annotated[int, Field(ge=3)] | None = None  # for two directions
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "CodeParams":
@@ -609,9 +609,7 @@ class Params(Section):
         if len({layer % count for layer in self.features.layers}) < len(self.features.layers):
             raise ValueError(f"features.layers = {list(self.features.layers)}: it names a layer twice")
         if self.classifier.reads == "code" and not self.features.code:
-            raise ValueError(
-                "classifier.reads = code: features.code is null; describe the code, or let it read features"
-            )
+            raise ValueError("classifier.reads = code: features.code is null; describe a code there, or read features")
         return self
 
     def _check_places(self) -> None:

@@ -62,6 +62,12 @@ def test_every_metric_follows_from_the_predictions(run, encoder, digits):
     assert pd.read_csv(out / "reports/per_class.csv")["support"].sum() == 100
 
 
+def test_near_copies_are_counted_only_among_vectors_long_enough_to_tell(run, monkeypatch):
+    assert "near_copies" not in run()[0]["features"]  # of 32 numbers
+    monkeypatch.setattr(module, "TELLING", 32)
+    assert run("again")[0]["features"]["near_copies"]["looked_at"] == 100
+
+
 def test_neighbors_and_anomalies_follow_from_the_features(run, encoder, digits, tmp_path):
     metrics, out = run()
     train, test = (np.load(tmp_path / f"features/{part}.npy") for part in ("train", "test"))

@@ -11,8 +11,10 @@ from convae.encoder import load_encoder
 from convae.errors import ConvaeError
 from convae.features import extract
 from convae.features.extract import extract_features, fit_compact_code, fit_readout
+from convae.models.code import fit_code
 from convae.models.draws import augment, random_seed
 from convae.models.shared_batch import SharedBatch
+from convae.models.windows import Moments
 from convae.training.train import train_encoder
 
 PCA_CODE = {"kind": "pca", "components": 5, "corruption": None, "ridge": 1e-6, "scale": "equal", "images": None}
@@ -57,6 +59,29 @@ def moments(features, copies):
     total, between = np.cov(both.T, bias=True), (left.T @ right + right.T @ left) / (2 * len(features))
     unit = total.trace() / len(total)
     return total / unit, between / unit, mean, unit
+
+
+def test_a_shrunk_code_has_no_directions_that_do_not_survive():
+    random = torch.Generator().manual_seed(0)
+    signal, noise = (torch.randn(2000, count, generator=random) for count in (3, 5))
+    moments = Moments()
+    # The copies of five features are mirrored, so their correlation with the originals is negative.
+    moments.add(torch.cat([signal, noise], 1), torch.cat([signal, -noise], 1))
+    assert fit_code(moments, 6, 0.1, "equal").out_features == 6
+    code = fit_code(moments, 6, 0.1, "shrunk")
+    assert code.out_features == 3
+    assert code(torch.cat([signal, noise], 1)).std(0).min() > 0.5
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 1e-6, 1e-9])
+def test_shrunk_principal_components_keep_their_deviations_whatever_the_ridge(ridge):
+    random = np.random.default_rng(0)
+    features = (random.normal(size=(500, 4)) * [8, 4, 2, 1]).astype(np.float32)
+    moments = Moments()
+    moments.add(torch.from_numpy(features))
+    found = fit_code(moments, 3, ridge, "shrunk")(torch.from_numpy(features)).numpy().std(0)
+    expected = PCA(3).fit_transform(features).std(0)
+    np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=0.05)
 
 
 @pytest.mark.parametrize("scale", ["equal", "shrunk"])

@@ -45,7 +45,7 @@ def concerns(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list
     return [
         *_of_accuracy(metrics["test"]),
         *image_concerns(description),
-        *_of_neighbors(metrics["features"].get("near_copies")),  # absent from older results
+        *_of_neighbors(metrics["features"].get("near_copies")),  # absent if too few numbers could tell
         *_of_encoder(metrics["health"]),
     ]
 
@@ -81,8 +81,8 @@ def _of_accuracy(test: Mapping[str, Any]) -> Iterator[str]:
     if test["accuracy"] <= test["majority_accuracy"]:
         yield (
             f"The accuracy is no higher than by always guessing the commonest class: {_percent(test['accuracy'])} "
-            f"against {_percent(test['majority_accuracy'])}. The features say nothing about the classes, or the "
-            "classifier favours rare classes, as with classifier.class_weight: balanced."
+            f"against {_percent(test['majority_accuracy'])}. What the classifier reads says nothing about the "
+            "classes, its penalty is too large, or it favours rare classes, as with classifier.class_weight: balanced."
         )
     if test["never_found"]:
         yield f"No test image of {_named(test['never_found'])} is recognised; {advice}."
@@ -129,7 +129,7 @@ def _of_neighbors(found: Mapping[str, int] | None) -> Iterator[str]:
     """Test images that are nearly the same to the encoder as training images."""
     if found and found["images"] > OFTEN * found["looked_at"]:
         yield (
-            "Test images whose features are nearly those of a training image: "
+            "Test images that the encoder hardly tells from a training image: "
             f"{found['images']} of {found['looked_at']}. If they show the same thing, as frames of a film do, scores "
             "are too high: data.group, or the column group of a table, keeps such images together."
         )

@@ -35,6 +35,7 @@ from convae.evaluation.neighbors import (
     AMONG_VALUES,
     LOOKED_AT,
     NEIGHBORS,
+    TELLING,
     directions,
     near_copies,
     nearest,
@@ -192,8 +193,9 @@ def _measure_neighbors(test: FeatureSet, train: FeatureSet, metrics: dict[str, A
     among = spread_rows(len(train.compact), max(1, AMONG_VALUES // train.compact.shape[1]))
     features, others = directions(test.compact[looked_at]), directions(train.compact[among])
     _, rows = nearest(features, others, min(NEIGHBORS, len(others)))
-    copies = near_copies(features, others, rows[:, 0])
-    metrics["features"]["near_copies"] = {"looked_at": len(features), "images": copies}
+    if features.shape[1] >= TELLING:
+        copies = near_copies(features, others, rows[:, 0])
+        metrics["features"]["near_copies"] = {"looked_at": len(features), "images": copies}
     metrics["neighbors"] = {"k": rows.shape[1], "looked_at": len(features), "among": len(others)}
     if "classifier" in metrics:
         said = vote(train.labels[among[rows]], len(train.image_set.classes))

@@ -12,6 +12,7 @@ AMONG_VALUES = 1 << 25  # 128 MiB of features, which takes seconds
 # Of the usual distance between two images. In Fashion-MNIST, 0.15 % of the validation images have a training image that
 # near, and of copies shifted by up to a pixel and up to 10 % brighter, 17 % (`python -m benchmark.neighbors`).
 NEAR = 0.25
+TELLING = 64  # numbers; among vectors of fewer, such as the codes of digits, unlike images are that near, too
 BATCH_VALUES = 1 << 24  # 64 MiB
 
 

@@ -271,7 +271,8 @@ def _neighbors(prepared: Path, predictions: Path, metrics: dict[str, Any], paint
     other_class = np.zeros(found.shape, bool)
     measured = metrics["neighbors"]
     some = f"{measured['among']} of the {len(train)}" if measured["among"] < len(train) else "the"
-    caption = f"Test images, and below each those of {some} training images whose features are nearest to its own."
+    compared = "codes" if "code" in metrics else "features"
+    caption = f"Test images, and below each those of {some} training images whose {compared} are nearest to its own."
     if test.labels is not None and train.labels is not None:
         other_class = train.labels[found] != test.labels[rows]
         caption += (
@@ -287,8 +288,9 @@ def _strangest(encoder: Encoder, prepared: Path, predictions: Path, paint: Paint
     """The most unusual test images."""
     test, rows = ImageSet.load(prepared / "test"), pd.read_parquet(predictions)
     names = [test.classes[label] for label in test.labels] if test.labels is not None else None
+    compared = "features" if encoder.code is None else "codes"
     caption = (
-        "Test images whose features are farthest from those of the nearest among a sample of training images. Above "
+        f"Test images whose {compared} are farthest from those of the nearest among a sample of training images. Above "
         "each: by how many standard deviations that distance exceeds the mean distance between training images. Below: "
         f"its {'class' if names else 'row'}."
     )
