@@ -302,6 +302,8 @@ def test_the_report_says_that_the_classifier_reads_the_code(evaluated):
     assert f"features {metrics['features']['dimension']} – –" in text
     assert f"compact code 4 {100 * metrics['test']['accuracy']:.2f} %" in text
     assert "The classifier reads it; none reads the features." in text
+    assert "training images whose codes are nearest to its own" in text
+    assert "Test images whose codes are farthest" in text
 
 
 @needs_chromium
